@@ -1,0 +1,60 @@
+"""What every command shares: users' mistakes as one line each and exit code 2, and the final line of JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import dreamprvr_ray
+from dreamprvr_ray.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser with `--version` and `--json`, whose errors are one line."""
+
+    def __init__(self, command: str, description: str) -> None:
+        super().__init__(prog=f"python -m dreamprvr_ray.{command}", description=description, allow_abbrev=False)
+        self.add_argument("--version", action="version", version=f"dreamprvr_ray {dreamprvr_ray.__version__}")
+        self.add_argument("--json", action="store_true", help="end with one line of JSON on stdout")
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+    def add_overrides(self) -> None:
+        """Adds `--set key=value`, which may be given several times or with several pairs."""
+        self.add_argument(
+            "--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="a configuration key by its dotted name, as in model.registers=6"
+        )
+
+
+def run(main: Callable[[list[str]], int | None]) -> NoReturn:
+    """Runs a command and exits: 0, 2 for a user's mistake, 130 when interrupted, else `main`'s own code (a traceback exits 1)."""
+    try:
+        code = main(sys.argv[1:]) or 0
+    except UserError as error:
+        for mistake in error.mistakes:
+            print(f"error: {mistake}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:  # the reader of our output went away, as in `| head`
+        sys.stderr.close()
+        code = 1
+    sys.exit(code)
+
+
+def print_json(values: dict[str, Any]) -> None:
+    """One line of JSON on stdout, the last thing that a command with `--json` prints. Not-a-numbers become null."""
+    print(json.dumps(_plain(values)), flush=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and value != value else value

@@ -1,0 +1,29 @@
+"""Mistakes that a user can mend: shown as one line each, with exit code 2 and no traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """One or several mistakes of the user's.
+
+    Each of `mistakes` is one line that names what is wrong, where, and what is allowed.
+    """
+
+    def __init__(self, *mistakes: str) -> None:
+        super().__init__("\n".join(mistakes))
+        self.mistakes = mistakes
+
+    def __reduce__(self) -> tuple[type[UserError], tuple[str, ...]]:
+        return type(self), self.mistakes
+
+
+def near_miss(name: str, allowed: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the allowed name nearest to `name`, else an empty string."""
+    allowed = list(allowed)
+    close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.6)
+    if not close:  # a key written without its section: 'registers' for 'model.registers'
+        close = [full for full in allowed if full.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]][:1]
+    return f"; did you mean '{close[0]}'?" if close else ""
