@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -53,6 +53,9 @@ class ModelConfig(Section):
         if self.hidden_size % self.heads or self.hidden_size % 2:
             raise ValueError(f"hidden_size {self.hidden_size} must be even and divisible by heads {self.heads}")
         return self
+
+
+S = TypeVar("S", bound=Section)
 
 
 class LossWeights(Section):
@@ -196,15 +199,21 @@ def load_experiment(name: str | Path, overrides: Mapping[str, Any] | None = None
 
 def build_experiment(values: Mapping[str, Any], where: str) -> Experiment:
     """An `Experiment` from nested values. Raises `UserError` with every mistake in them, each naming `where`."""
+    return validated(Experiment, values, where)
+
+
+def validated(section: type[S], values: Mapping[str, Any], where: str) -> S:
+    """A section from nested values. Raises `UserError` with every mistake in them, each naming `where`."""
     try:
-        return Experiment.model_validate(dict(values))
+        return section.model_validate(dict(values))
     except ValidationError as error:
-        raise UserError(*(f"{where}: {line}" for line in _mistakes(error))) from None
+        known = [key for key, _ in _known(section, "")]
+        raise UserError(*(f"{where}: {line}" for line in _mistakes(error, known))) from None
 
 
-def known_keys() -> dict[str, Any]:
-    """Every dotted key of `Experiment` with its field's annotation."""
-    return dict(_known(Experiment, ""))
+def known_keys() -> list[str]:
+    """Every dotted key of `Experiment`."""
+    return [key for key, _ in _known(Experiment, "")]
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -269,9 +278,8 @@ def _known(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", field
 
 
-def _mistakes(error: ValidationError) -> Iterator[str]:
+def _mistakes(error: ValidationError, known: list[str]) -> Iterator[str]:
     """One line for each mistake that pydantic found."""
-    known = known_keys()
     sections = {key.rsplit(".", 1)[0] for key in known}
     for mistake in error.errors():
         key = ".".join(str(part) for part in mistake["loc"])

@@ -1,0 +1,142 @@
+"""Checkpoint directories: `weights.safetensors`, `state.pt`, `experiment.yaml`, `metrics.json`.
+
+They hold tensors and plain values: loading one never executes code. A directory is written under a temporary name and renamed when
+it is whole, so that one which exists can be loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from dreamprvr_ray.config import Experiment, load_experiment
+from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.model.authors import read_authors_checkpoint
+from dreamprvr_ray.model.dreamprvr import DreamPRVR
+
+WEIGHTS, STATE, EXPERIMENT, METRICS = "weights.safetensors", "state.pt", "experiment.yaml", "metrics.json"
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model in evaluation mode with the experiment that trained it and what was measured then."""
+
+    model: DreamPRVR
+    experiment: Experiment
+    metrics: dict[str, Any]
+
+
+def write_checkpoint(directory: Path, model: DreamPRVR, experiment: Experiment, metrics: dict[str, Any], state: dict[str, Any] | None) -> None:
+    """Writes the files of a checkpoint into `directory`, which exists; `state` is what resuming needs besides the weights."""
+    # Stacked branches may be views of one storage: safetensors wants each tensor by itself.
+    safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, directory / WEIGHTS)
+    if state is not None:
+        torch.save(state, directory / STATE)
+    (directory / EXPERIMENT).write_text(experiment.to_yaml(), encoding="utf-8")
+    (directory / METRICS).write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def replacing(directory: Path) -> Iterator[Path]:
+    """A temporary directory that takes the place of `directory` when the block ends well, and vanishes when it does not."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)  # mkdtemp's are for the owner alone
+        old = temporary.with_name(temporary.name + "-old")
+        if directory.exists():
+            os.replace(directory, old)
+        os.replace(temporary, directory)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_state(directory: Path) -> dict[str, Any]:
+    """What resuming needs besides the weights. Raises `UserError` where it is missing or damaged."""
+    try:
+        state: dict[str, Any] = torch.load(directory / STATE, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{directory}: has no {STATE}: it can be evaluated, but training cannot resume from it") from None
+    except Exception as error:  # torch.load raises many types for damaged files
+        raise UserError(f"{directory / STATE}: damaged: {_first_line(error)}") from None
+    return state
+
+
+def read_weights(directory: Path) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint, on the CPU. Raises `UserError` where they are missing or damaged."""
+    try:
+        return safetensors.torch.load_file(directory / WEIGHTS)
+    except FileNotFoundError:
+        raise UserError(f"{directory}: no checkpoint: it has no {WEIGHTS}") from None
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{directory / WEIGHTS}: damaged: {_first_line(error)}") from None
+
+
+def load_model(path: Path) -> TrainedModel:
+    """The model of a checkpoint directory, or of a checkpoint file of the authors' release.
+
+    Raises `UserError` where the path is neither, where a file is damaged, or where weights do not fit the configuration.
+    """
+    if path.is_file():
+        theirs = read_authors_checkpoint(path)
+        experiment, weights, metrics = theirs.experiment, theirs.weights, {"epoch": theirs.epoch}
+    elif path.is_dir():
+        weights = read_weights(path)
+        experiment = load_experiment(path / EXPERIMENT)
+        metrics = read_json(path / METRICS)
+    else:
+        raise UserError(f"{path}: no such checkpoint")
+    with torch.random.fork_rng(devices=[]):  # the initial weights are replaced: leave the caller's generator alone
+        model = DreamPRVR(experiment.model, experiment.data.video_size, experiment.data.text_size)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"{path}: the weights do not fit its {EXPERIMENT}: {' '.join(str(error).split())[:300]}") from None
+    return TrainedModel(model.eval(), experiment, metrics)
+
+
+def copy_checkpoint(source: Path, target: Path) -> dict[str, Any]:
+    """Copies a checkpoint directory, whole or not at all; returns its metrics."""
+    if not source.is_dir():
+        raise UserError(f"{source}: no such checkpoint")
+    with replacing(target) as directory:
+        shutil.copytree(source, directory, dirs_exist_ok=True)
+    return read_json(target / METRICS)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises `UserError` where it is missing or damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: damaged: {_first_line(error)}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: must hold an object")
+    return value
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,114 @@
+"""The command that turns a source tree into shards.
+
+    python -m dreamprvr_ray.convert --source DIR --collection tvr --out shards/tvr
+
+`dreamprvr_ray.data.source` shows the layout of DIR, `dreamprvr_ray.data.shards` that of the shards. Killed, it goes on when run again.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from dreamprvr_ray import command_line
+from dreamprvr_ray.data.conversion import Conversion, ConversionSettings, Progress, convert
+from dreamprvr_ray.data.source import Source
+from dreamprvr_ray.errors import UserError
+
+LINE_SECONDS = 5.0  # between two lines of progress where stderr is no terminal
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the command. Raises `UserError` for what the user can mend, `KeyboardInterrupt` having said how to go on."""
+    options = _parser().parse_args(arguments)
+    if options.workers < 1:
+        raise UserError(f"--workers {options.workers}: must be 1 or more")
+    settings = ConversionSettings(dtype=options.dtype, protocol=options.protocol, dev_fraction=options.dev_fraction, seed=options.seed)
+    source = Source.open(options.source, options.collection, options.features)
+    try:
+        conversion = convert(source, options.out, settings, options.workers, _Display())
+    except KeyboardInterrupt:
+        print(f"\nstopped; the finished shards are kept in {options.out}: the same command goes on from there", file=sys.stderr)
+        raise
+    except OSError as error:
+        raise UserError(f"{options.out}: {error.strerror or error}; finished shards are kept: run the same command again") from None
+    print(_summary(options.out, conversion), file=sys.stderr)
+    if options.json:
+        command_line.print_json(_values(options.out, conversion))
+
+
+def _parser() -> command_line.Parser:
+    parser = command_line.Parser("convert", "Pool, normalise, check and shard a benchmark's features.")
+    parser.add_argument("--source", type=Path, required=True, help="the root that holds the collection, or the collection's own folder")
+    parser.add_argument("--collection", required=True, help="such as tvr: the prefix of its caption files")
+    parser.add_argument("--out", type=Path, required=True, help="the folder for the shards")
+    parser.add_argument("--features", help="a folder under FeatureData, where there are several")
+    parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the stored features (float16)")
+    parser.add_argument(
+        "--protocol", choices=("dev", "paper"), default="dev",
+        help="without a test split of its own: carve a val split from train (dev) or choose on the test split as the authors do (paper)",
+    )  # fmt: skip
+    parser.add_argument("--dev-fraction", type=float, default=0.1, help="of the train videos that become the val split (0.1)")
+    parser.add_argument("--seed", type=int, default=0, help="of that choice (0)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (one a core)")
+    return parser
+
+
+class _Display:
+    """Progress on stderr: one line that is rewritten on a terminal, else a line now and then."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._last = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        finished = progress.videos == progress.all_videos
+        if not self._terminal and not finished and time.monotonic() - self._last < LINE_SECONDS:
+            return
+        self._last = time.monotonic()
+        line = _progress_line(progress)
+        if self._terminal:
+            print(f"\r{line:<78}", end="\n" if finished else "", file=sys.stderr, flush=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+
+def _progress_line(progress: Progress) -> str:
+    left = (progress.all_videos - progress.videos) * progress.seconds / progress.converted_videos
+    rate = progress.raw_bytes / 1e6 / progress.seconds
+    return f"{progress.videos:,}/{progress.all_videos:,} videos, {rate:,.0f} MB/s, {left:,.0f} s left"
+
+
+def _summary(out: Path, conversion: Conversion) -> str:
+    manifest = conversion.manifest
+    counts = ", ".join(f"{name} {split.videos:,} videos and {split.queries:,} queries" for name, split in manifest.splits.items())
+    protocol = {
+        "own splits": "val and test as distributed",
+        "dev": "val carved from train, test as distributed",
+        "paper": "protocol paper: val IS test, as in the authors' release",
+    }[manifest.protocol]
+    what = "already converted" if conversion.already_converted else "converted"
+    return f"{out}: {what}: {counts} ({protocol})"
+
+
+def _values(out: Path, conversion: Conversion) -> dict[str, object]:
+    manifest = conversion.manifest
+    return {
+        "shards": str(out),
+        "collection": manifest.collection,
+        "features": manifest.features,
+        "protocol": manifest.protocol,
+        "dtype": manifest.dtype,
+        "splits": {name: {"videos": split.videos, "queries": split.queries} for name, split in manifest.splits.items()},
+        "bytes": sum(record.bytes for record in manifest.files.values()),
+        "already_converted": conversion.already_converted,
+        "kept_shards": conversion.kept_shards,
+        "raw_bytes": conversion.progress.raw_bytes,
+        "seconds": round(conversion.progress.seconds, 3),
+    }
+
+
+if __name__ == "__main__":
+    command_line.run(main)

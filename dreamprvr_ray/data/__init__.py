@@ -1,0 +1,1 @@
+"""From the distributed features to training batches: source trees, pooling, Arrow shards, batches, and the demo's data."""

@@ -1,0 +1,136 @@
+"""What crosses between the workers of one training: queries travel, videos stay.
+
+Every worker encodes its own videos and queries. Query embeddings are gathered, every worker scores all queries against its own
+videos, the score columns are gathered, and every worker computes the same loss of the global batch. Video tokens never cross.
+
+After the backward pass every worker holds its part of the gradient, and `Workers.sum_gradients` adds the parts up; for that each
+term must be counted once:
+
+- what each worker uses for *different* parts of the loss (queries, against its own videos) sends its gradient back from all of
+  them: `gather_for_own_part`;
+- what all workers use for the *same* loss (score columns, sums over videos) already holds the whole gradient on its owner:
+  `gather_for_same_loss` and `sum_for_same_loss` keep it there.
+
+Shapes: Q queries and B videos of the global batch, `Q_r` and `B_r` of one worker, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dreamprvr_ray.data.batches import worker_slice
+
+GRADIENT_BUCKET = 16 * 2**20  # entries that are summed in one message
+
+
+@dataclass(frozen=True)
+class Division:
+    """How a global batch is divided: `owner` (Q,) is each query's video in the global batch; counts are per worker."""
+
+    owner: Tensor
+    videos: tuple[int, ...]
+    queries: tuple[int, ...]
+
+    @classmethod
+    def alone(cls, owner: Tensor, videos: int) -> Division:
+        """The division of a batch that one worker holds whole."""
+        return cls(owner, (videos,), (len(owner),))
+
+
+@dataclass(frozen=True)
+class Workers:
+    """This process among those that train one model; `Workers()` is a worker alone and communicates with nobody.
+
+    With several workers `torch.distributed` must be initialised (Ray Train does that).
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    def divide(self, items: np.ndarray) -> list[np.ndarray]:
+        """Each worker's part of `items`."""
+        return [worker_slice(items, rank, self.count) for rank in range(self.count)]
+
+    def division(self, queries_per_video: np.ndarray) -> Division:
+        """How a global batch is divided, from the number of queries of each of its videos (B,)."""
+        parts = self.divide(queries_per_video)
+        owner = np.repeat(np.arange(len(queries_per_video)), queries_per_video)
+        return Division(torch.from_numpy(owner), tuple(map(len, parts)), tuple(int(part.sum()) for part in parts))
+
+    def gather_for_own_part(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
+        """Everybody's rows (`sum(counts)`, ...), in the order of ranks; the gradient is summed over the workers."""
+        return rows if self.count == 1 else _Gather.apply(rows, self.rank, tuple(counts), True)
+
+    def gather_for_same_loss(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
+        """Everybody's rows; the gradient of the own rows is what this worker's own backward pass says."""
+        return rows if self.count == 1 else _Gather.apply(rows, self.rank, tuple(counts), False)
+
+    def sum_for_same_loss(self, values: Tensor) -> Tensor:
+        """The sum of everybody's values; its gradient goes to the own values unchanged."""
+        return values if self.count == 1 else _Sum.apply(values)
+
+    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Adds up every parameter's gradient over the workers, in place; a missing gradient counts as zero."""
+        if self.count == 1:
+            return
+        bucket: list[Tensor] = []
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            bucket.append(parameter.grad)
+            if sum(gradient.numel() for gradient in bucket) > GRADIENT_BUCKET:
+                _sum_in_place(bucket)
+                bucket = []
+        _sum_in_place(bucket)
+
+    def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrites every tensor by the first worker's."""
+        if self.count > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(context, rows: Tensor, rank: int, counts: tuple[int, ...], sum_gradient: bool) -> Tensor:  # type: ignore[no-untyped-def]
+        context.start, context.count, context.sum_gradient = sum(counts[:rank]), counts[rank], sum_gradient
+        # Workers may hold different numbers of rows, which gloo's gather does not take: pad to the largest.
+        padded = rows.new_zeros(max(counts), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        gathered = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(gathered, padded)
+        return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)])
+
+    @staticmethod
+    def backward(context, gradient: Tensor):  # type: ignore[no-untyped-def]
+        if context.sum_gradient:
+            gradient = gradient.contiguous().clone()
+            dist.all_reduce(gradient)
+        return gradient[context.start : context.start + context.count], None, None, None
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(context, values: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context, gradient: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        return gradient
+
+
+def _sum_in_place(tensors: list[Tensor]) -> None:
+    if not tensors:
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(total.view_as(tensor))

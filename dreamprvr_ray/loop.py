@@ -1,0 +1,207 @@
+"""The training loop: knows torch and a `Reporter`, not Ray.
+
+Resuming is exact without saved random states, because every random choice is a function of the seed and the step: the epoch's plan,
+the negatives and the perturbation's noise (the same on every worker) and dropout (of this worker's rank).
+
+    fit(load_experiment("demo"), ShardSet.open(Path("shards")), DirectoryReporter(Path("run"), print))
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dreamprvr_ray.checkpoints import read_state, read_weights, write_checkpoint
+from dreamprvr_ray.config import Experiment
+from dreamprvr_ray.data.batches import collate, plan_epoch, prefetch
+from dreamprvr_ray.data.shards import ShardSet, Split
+from dreamprvr_ray.distributed import Workers
+from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.losses import Losses
+from dreamprvr_ray.model.dreamprvr import DreamPRVR
+from dreamprvr_ray.objective import StepRandomness, stream_seed, training_losses
+from dreamprvr_ray.optimizer import PartwiseAdam, build_optimizer
+from dreamprvr_ray.reporter import EpochReport, Reporter
+from dreamprvr_ray.retrieval import evaluate
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is not a number any more."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training is: finished epochs, the best of them by val SumR, and how many since failed to exceed it."""
+
+    epoch: int = 0
+    best_sumr: float = -math.inf
+    best_epoch: int = 0
+    stale_epochs: int = 0
+    finished: bool = False
+
+    def after(self, sumr: float, experiment: Experiment) -> Progress:
+        """The progress after one more epoch with this SumR."""
+        better = sumr > self.best_sumr
+        epoch, stale = self.epoch + 1, 0 if better else self.stale_epochs + 1
+        return Progress(
+            epoch,
+            sumr if better else self.best_sumr,
+            epoch if better else self.best_epoch,
+            stale,
+            epoch >= experiment.training.epochs or stale > experiment.training.patience,
+        )
+
+
+def best_device() -> torch.device:
+    """The GPU of this process where there is one, else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Mixed precision as configured: `auto` is bf16 on a GPU that has it, else fp32."""
+    bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
+
+
+def fitted(experiment: Experiment, shards: ShardSet) -> Experiment:
+    """The experiment with the feature sizes of the shards."""
+    sizes = {"data.video_size": shards.manifest.video_size, "data.text_size": shards.manifest.text_size}
+    return experiment.with_values(sizes, str(shards.directory))
+
+
+def fit(experiment: Experiment, shards: ShardSet, reporter: Reporter, workers: Workers | None = None, device: torch.device | None = None) -> EpochReport | None:
+    """Trains to the end or until patience is used up, from the reporter's latest checkpoint if it has one.
+
+    Returns the last epoch's report; None where the checkpoint was of a finished training.
+    Raises `TrainingDiverged` when an epoch's loss is not a number.
+    """
+    workers = workers or Workers()
+    device = device or best_device()
+    experiment = fitted(experiment, shards)
+    training = experiment.training
+    train, val = shards.split("train"), shards.split("val")
+    steps_per_epoch = math.ceil(len(train) / training.batch_videos)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(training.seed, 0, "weights"))
+        model = DreamPRVR(experiment.model, experiment.data.video_size, experiment.data.text_size).to(device)
+    optimizer = build_optimizer(model, experiment.optimizer, training.epochs * steps_per_epoch)
+    progress = Progress()
+    with reporter.latest_checkpoint() as checkpoint:
+        if checkpoint:
+            progress = _restore(checkpoint, model, optimizer)
+    workers.copy_from_first(model.state_dict().values())
+
+    report, started = None, time.perf_counter()
+    first_epoch = progress.epoch
+    while not progress.finished:
+        epoch_started = time.perf_counter()
+        epoch = _train_epoch(model, optimizer, experiment, train, progress.epoch, workers, device)
+        with autocast(device, training.precision):
+            retrieval = evaluate(model, val, experiment.evaluation.clip_weight, workers)
+        progress = progress.after(retrieval.recall.sumr, experiment)
+        now = time.perf_counter()
+        per_epoch = (now - started) / (progress.epoch - first_epoch)
+        report = EpochReport(
+            epoch=progress.epoch,
+            epochs=training.epochs,
+            losses=epoch.losses,
+            metrics=retrieval.named(),
+            sumr=retrieval.recall.sumr,
+            best_sumr=progress.best_sumr,
+            best_epoch=progress.best_epoch,
+            learning_rate=epoch.learning_rate,
+            videos_per_second=len(train) / epoch.seconds,
+            seconds=now - epoch_started,
+            seconds_left=0.0 if progress.finished else per_epoch * (training.epochs - progress.epoch),
+            waited=epoch.waited / epoch.seconds,
+            finished=progress.finished,
+        )
+        reporter.report(report, _checkpoint_writer(model, optimizer, experiment, progress, report, shards))
+    return report
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    losses: dict[str, float]
+    learning_rate: float
+    seconds: float
+    waited: float
+
+
+def _train_epoch(
+    model: DreamPRVR,
+    optimizer: PartwiseAdam,
+    experiment: Experiment,
+    train: Split,
+    epoch: int,
+    workers: Workers,
+    device: torch.device,
+) -> _Epoch:
+    training = experiment.training
+    plan = plan_epoch(len(train), training.batch_videos, training.seed, epoch)
+    hard = epoch >= experiment.loss.hard_negative_start_epoch
+    names = [field.name for field in fields(Losses)]
+    totals = torch.zeros(len(names), device=device)
+    started, waited = time.perf_counter(), 0.0
+    model.train()
+    queries_per_video = np.diff(train.first_query)
+    batches = prefetch(collate(train, workers.divide(videos)[workers.rank]) for videos in plan)
+    for step, videos in enumerate(plan, start=epoch * len(plan)):
+        asked = time.perf_counter()
+        batch = next(batches).to(device)
+        waited += time.perf_counter() - asked
+        division = workers.division(queries_per_video[videos])
+        torch.manual_seed(stream_seed(training.seed, step, "dropout", workers.rank))
+        with autocast(device, training.precision):
+            losses = training_losses(
+                model,
+                batch,
+                experiment.loss,
+                hard_negatives=hard,
+                randomness=StepRandomness.draw(
+                    training.seed,
+                    step,
+                    sum(division.videos),
+                    sum(division.queries),
+                    experiment.model.registers,
+                    experiment.model.hidden_size,
+                ),
+                workers=workers,
+                division=division,
+            )
+        optimizer.zero_grad()
+        losses.total.backward()
+        workers.sum_gradients(model.parameters())
+        optimizer.step()
+        totals += torch.stack([getattr(losses, name).detach().float() for name in names])
+    means = dict(zip(names, (totals / len(plan)).tolist(), strict=True))
+    if not math.isfinite(means["total"]):
+        bad = ", ".join(name for name in names if not math.isfinite(means[name]))
+        raise TrainingDiverged(f"epoch {epoch + 1}: the loss is not a number ({bad}); a lower optimizer.learning_rate may help")
+    return _Epoch(means, optimizer.param_groups[0]["lr"], time.perf_counter() - started, waited)
+
+
+def _checkpoint_writer(
+    model: DreamPRVR, optimizer: PartwiseAdam, experiment: Experiment, progress: Progress, report: EpochReport, shards: ShardSet
+) -> Callable[[Path], None]:
+    metrics: dict[str, Any] = report.named() | {"collection": shards.manifest.collection, "protocol": shards.manifest.protocol}
+    state = {"progress": asdict(progress), "optimizer": optimizer.state_dict()}
+    return lambda directory: write_checkpoint(directory, model, experiment, metrics, state)
+
+
+def _restore(checkpoint: Path, model: DreamPRVR, optimizer: PartwiseAdam) -> Progress:
+    try:
+        model.load_state_dict(read_weights(checkpoint))
+        state = read_state(checkpoint)
+        optimizer.load_state_dict(state["optimizer"])
+        return replace(Progress(), **state["progress"])
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{checkpoint}: does not fit this experiment: {' '.join(str(error).split())[:300]}") from None

@@ -1,0 +1,229 @@
+"""How registers are made: condition, probabilistic sampler, truncated diffusion (model page, section 2, 'Video context').
+
+All of it computes in float32 or better, under autocast too: the first reverse steps amplify the denoiser's rounding some fifty times.
+
+B videos, M clip tokens, K registers, T diffusion steps, D hidden size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dreamprvr_ray.model.attention import CrossAttention
+
+POSITION_SIZE = 32  # of the position codes and the GRU that weigh the sorted channels
+POOLING_TEMPERATURE = 0.1
+COSINE_OFFSET = 0.008
+
+
+def perturbed_start(query_mean: Tensor, alpha_noise: Tensor, beta_noise: Tensor) -> Tensor:
+    """The textual perturbation sampler: x_0 = alpha * IN(q_mean) + beta, (B, K, D).
+
+    query_mean (B, D), a video's mean query; both noises (B, K, D), standard normal. alpha ~ N(1, 0.1 s) and beta ~ N(m, 0.1 s), where m
+    and s (unbiased) are the row's mean and deviation and carry no gradient.
+    """
+    row = query_mean.unsqueeze(1)
+    mean = row.detach().mean(-1, keepdim=True)
+    spread = 0.1 * ((row.detach() - mean).square().sum(-1, keepdim=True) / (row.shape[-1] - 1)).sqrt()
+    standardised = F.layer_norm(row, row.shape[-1:])
+    return (1 + spread * alpha_noise) * standardised + (mean + spread * beta_noise)
+
+
+def variational_divergences(mu: Tensor, logvar: Tensor) -> Tensor:
+    """-1/2 sum_D (1 + logvar - mu^2 - exp(logvar)) of every video: (B, D) twice -> (B,)."""
+    return -0.5 * (1 + logvar - mu.square() - logvar.exp()).sum(-1)
+
+
+def sinusoid(rows: int, size: int) -> Tensor:
+    """Codes (rows, size): sin in even and cos in odd columns, frequencies exp(-ln(10000) * i / size), i = 0, 2, 4, .."""
+    frequencies = torch.exp(-math.log(10000.0) * torch.arange(0, size, 2, dtype=torch.float64) / size)
+    angles = torch.arange(rows, dtype=torch.float64).unsqueeze(1) * frequencies
+    return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1).float()
+
+
+class Condition(nn.Module):
+    """K learned tokens that read the video's context: (B, M, D) -> (B, K, D)."""
+
+    def __init__(self, registers: int, size: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(torch.empty(1, registers, size))
+        self.attention = CrossAttention(size, heads, dropout)
+
+    def forward(self, context: Tensor) -> Tensor:
+        """context (B, M, D) -> (B, K, D)."""
+        condition: Tensor = self.attention(self.tokens.expand(len(context), -1, -1), context, None)
+        return condition
+
+
+class SortedPooling(nn.Module):
+    """Every channel sorted in descending order over positions and averaged with weights that depend on the position alone."""
+
+    def __init__(self, positions: int) -> None:
+        super().__init__()
+        self.register_buffer("codes", sinusoid(positions, POSITION_SIZE).unsqueeze(0), persistent=False)
+        self.codes: Tensor
+        self.gru = nn.GRU(POSITION_SIZE, POSITION_SIZE, batch_first=True, bidirectional=True)
+        self.score = nn.Linear(POSITION_SIZE, 1, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens (B, M, D) -> (B, D)."""
+        states = self.gru(self.codes)[0]
+        directions = states.view(states.shape[1], 2, POSITION_SIZE).mean(1)
+        weights = torch.softmax(self.score(directions) / POOLING_TEMPERATURE, dim=0)  # (M, 1)
+        return (tokens.sort(dim=1, descending=True).values.transpose(1, 2) @ weights).squeeze(-1)
+
+
+class SelfAttentivePooling(nn.Module):
+    """Tokens averaged with weights from a small network over each of them."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(size, size // 2, bias=False)
+        self.score = nn.Linear(size // 2, 1, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens (B, M, D) -> (B, D)."""
+        weights = torch.softmax(self.score(torch.tanh(self.hidden(tokens))), dim=1)
+        return (weights.transpose(1, 2) @ tokens).squeeze(1)
+
+
+class VariationalSampler(nn.Module):
+    """The probabilistic variational sampler: mu, of unit length, and logvar of a video."""
+
+    def __init__(self, positions: int, size: int) -> None:
+        super().__init__()
+        self.pooling = SortedPooling(positions)
+        self.mu_pooling = SelfAttentivePooling(size)
+        self.mu_gate = nn.Linear(size, size)
+        self.mu_norm = nn.LayerNorm(size)
+        self.logvar_pooling = SelfAttentivePooling(size)
+        self.logvar_attended = nn.Linear(size, size)
+        self.logvar_pooled = nn.Linear(size, size)
+
+    def forward(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """context (B, M, D) -> mu (B, D), logvar (B, D)."""
+        pooled = self.pooling(context)
+        mu = F.normalize(self.mu_norm(pooled + torch.sigmoid(self.mu_gate(self.mu_pooling(context)))), dim=-1)
+        logvar = self.logvar_attended(self.logvar_pooling(context)) + self.logvar_pooled(pooled)
+        return mu, logvar
+
+
+@dataclass(frozen=True)
+class DiffusionSchedule:
+    """The cosine schedule's coefficients, one of each per step t = 0 .. T-1, computed in float64."""
+
+    start_scale: list[float]  # sqrt(abar_t): of x_0 in x_t
+    noise_scale: list[float]  # sqrt(1 - abar_t): of the noise in x_t
+    state_inverse: list[float]  # sqrt(1 / abar_t): of x_t in the estimate of x_0
+    error_inverse: list[float]  # sqrt(1 / abar_t - 1): of the predicted noise in that estimate
+    start_share: list[float]  # coef1_t: of the estimated x_0 in x_{t-1}
+    state_share: list[float]  # coef2_t: of x_t in x_{t-1}
+    deviation: list[float]  # sqrt(v_t), 0 for t = 0: of the noise in x_{t-1}
+
+    @staticmethod
+    def cosine(steps: int) -> DiffusionSchedule:
+        """The schedule of T = `steps` steps (offset 0.008, betas within [0, 0.999])."""
+
+        def level(progress: float) -> float:
+            return math.cos((progress + COSINE_OFFSET) / (1 + COSINE_OFFSET) * math.pi / 2) ** 2
+
+        betas = [min(max(1 - level((t + 1) / steps) / level(t / steps), 0.0), 0.999) for t in range(steps)]
+        products = [math.prod(1 - beta for beta in betas[: t + 1]) for t in range(steps)]
+        before = [1.0, *products[:-1]]
+        # v_0 would be 0; no noise is added at t = 0, so that its stand-in v_1 is never used.
+        variances = [beta * (1 - b) / (1 - a) for beta, a, b in zip(betas, products, before, strict=True)]
+        return DiffusionSchedule(
+            start_scale=[math.sqrt(a) for a in products],
+            noise_scale=[math.sqrt(1 - a) for a in products],
+            state_inverse=[math.sqrt(1 / a) for a in products],
+            error_inverse=[math.sqrt(1 / a - 1) for a in products],
+            start_share=[beta * math.sqrt(b) / (1 - a) for beta, a, b in zip(betas, products, before, strict=True)],
+            state_share=[(1 - b) * math.sqrt(1 - beta) / (1 - a) for beta, a, b in zip(betas, products, before, strict=True)],
+            deviation=[math.sqrt(v) if t else 0.0 for t, v in enumerate(variances)],
+        )
+
+
+class DenoiserLayer(nn.Module):
+    """One residual layer of the denoiser; what time and condition add is computed outside the loop over steps."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.input_norm = nn.LayerNorm(size)
+        self.input = nn.Linear(size, size)
+        self.time = nn.Linear(size, size)
+        self.condition = nn.Linear(size, size)
+        self.output_norm = nn.LayerNorm(size)
+        self.output = nn.Linear(size, size)
+        self.shortcut = nn.Linear(size, size)
+
+    def forward(self, x: Tensor, added: Tensor) -> Tensor:
+        """x and added (.., K, D) -> (.., K, D)."""
+        h = self.input(F.silu(self.input_norm(x))) + added
+        out: Tensor = self.output(F.silu(self.output_norm(h))) + self.shortcut(x)
+        return out
+
+
+class Denoiser(nn.Module):
+    """f(x_t, t, c), which predicts the noise in x_t; `time_codes` is frozen and kept with the weights."""
+
+    def __init__(self, steps: int, size: int, layers: int) -> None:
+        super().__init__()
+        self.register_buffer("time_codes", sinusoid(steps, size))
+        self.time_codes: Tensor
+        self.time_input = nn.Linear(size, size)
+        self.time_output = nn.Linear(size, size)
+        self.condition_norm = nn.LayerNorm(size)
+        self.condition_output = nn.Linear(size, size)
+        self.layers: Sequence[DenoiserLayer] = nn.ModuleList(DenoiserLayer(size) for _ in range(layers))  # type: ignore[assignment]
+        self.output = nn.Linear(size, size)
+
+    def additions(self, condition: Tensor) -> list[Tensor]:
+        """What time and condition add in each layer, for every step at once: condition (B, K, D) -> (T, B, K, D) per layer."""
+        time = F.silu(self.time_output(F.silu(self.time_input(self.time_codes))))[:, None, None]
+        code = F.silu(self.condition_output(F.relu(self.condition_norm(condition))))
+        return [layer.time(time) + layer.condition(code) for layer in self.layers]
+
+    def forward(self, x: Tensor, additions: list[Tensor]) -> Tensor:
+        """x (.., K, D), additions as of `additions`, for the step or the steps of x -> (.., K, D)."""
+        h = x
+        for layer, added in zip(self.layers, additions, strict=True):
+            h = layer(h, added)
+        error: Tensor = self.output(h + x)
+        return error
+
+
+class TruncatedDiffusion(nn.Module):
+    """Registers from mu by T reverse steps whose noise is always mu, and the error of the denoiser on the forward process."""
+
+    def __init__(self, steps: int, size: int, layers: int) -> None:
+        super().__init__()
+        self.schedule = DiffusionSchedule.cosine(steps)
+        self.denoiser = Denoiser(steps, size, layers)
+        scales = torch.tensor([self.schedule.start_scale, self.schedule.noise_scale])
+        self.register_buffer("forward_scales", scales[:, :, None, None, None], persistent=False)
+        self.forward_scales: Tensor  # (2, T, 1, 1, 1)
+
+    def forward(self, mu: Tensor, condition: Tensor) -> Tensor:
+        """mu (B, D), condition (B, K, D) -> registers (B, K, D)."""
+        schedule = self.schedule
+        additions = [added.unbind(0) for added in self.denoiser.additions(condition)]
+        noise = mu.unsqueeze(1)
+        x: Tensor = noise.expand_as(condition)
+        for t in reversed(range(len(schedule.deviation))):
+            error = self.denoiser(x, [added[t] for added in additions])
+            start = (schedule.state_inverse[t] * x - schedule.error_inverse[t] * error).clamp(-1, 1)
+            x = schedule.start_share[t] * start + schedule.state_share[t] * x + schedule.deviation[t] * noise
+        return x
+
+    def errors(self, start: Tensor, mu: Tensor, condition: Tensor) -> Tensor:
+        """(mu - e_t)^2 averaged over t, K and D: start = x_0 (B, K, D), mu (B, D), condition (B, K, D) -> (B,)."""
+        noise = mu.unsqueeze(1)
+        noised = self.forward_scales[0] * start + self.forward_scales[1] * noise  # (T, B, K, D)
+        errors: Tensor = noise - self.denoiser(noised, self.denoiser.additions(condition))
+        return errors.square().mean((0, 2, 3))

@@ -1,0 +1,67 @@
+"""What a person sees while a search runs: a table that reads as well in a log file as on a screen."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from typing import Any
+
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+
+from dreamprvr_ray.reporter import duration
+from dreamprvr_ray.search.leaderboard import Entry, entry_of, ranked, table
+
+BETWEEN_TABLES = 20.0  # seconds, unless a trial ended
+
+
+class SearchProgress(Callback):
+    """Prints the table of trials to stderr when one ends, and every now and then between."""
+
+    def __init__(self, name: str, trials: int, epochs: int, keys: list[str]) -> None:
+        self.name, self.trials, self.epochs, self.keys = name, trials, epochs, keys
+        self.started = self.printed = time.monotonic()
+        self.ended_before: int | None = None  # trials that an earlier, killed run had ended
+
+    def __getstate__(self) -> dict[str, Any]:  # Ray saves callbacks with the experiment: the clock starts anew on resume
+        return {name: self.__dict__[name] for name in ("name", "trials", "epochs", "keys")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        if self.ended_before is None:
+            self.ended_before = sum(trial.is_finished() for trial in trials)
+
+    def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any) -> None:
+        if time.monotonic() - self.printed > BETWEEN_TABLES:
+            self._print(trials)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._print(trials, ended=trial)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._print(trials, ended=trial)
+
+    def _print(self, trials: list[Trial], ended: Trial | None = None) -> None:
+        entries = []
+        for number, trial in enumerate(trials):
+            entry = entry_of(number, trial)
+            if trial is ended and entry.state == "running":  # told before Ray changes the trial's status
+                finished = bool((trial.last_result or {}).get("finished"))
+                entry = Entry(**{**entry.__dict__, "state": "finished" if finished else "pruned"})
+            entries.append(entry)
+        self.printed = time.monotonic()
+        print("\n".join([self._summary(entries), *("  " + line for line in table(ranked(entries), self.keys))]), file=sys.stderr, flush=True)
+
+    def _summary(self, entries: list[Entry]) -> str:
+        counts = Counter(entry.state for entry in entries)
+        ended = counts["finished"] + counts["pruned"] + counts["failed"]
+        best = ranked(entries)[0]
+        said = f"best val SumR {best.best_sumr:.1f} (trial {best.number}, epoch {best.best_epoch})" if best.best_sumr is not None else "no SumR yet"
+        states = ", ".join(f"{counts[state]} {state}" for state in ("finished", "pruned", "failed", "running") if counts[state])
+        elapsed = time.monotonic() - self.started
+        done = ended - (self.ended_before or 0)
+        left = duration(elapsed / done * (self.trials - ended)) if done else "not known yet"
+        return f"search {self.name}: {ended} of {self.trials} trials ended ({states}) | {said} | {duration(elapsed)} so far, left: {left}"

@@ -1,0 +1,58 @@
+"""The test split is read once per final model, and that it was read is recorded beside the model."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from dreamprvr_ray.checkpoints import load_model, read_json, write_text
+from dreamprvr_ray.data.shards import ShardSet
+from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.loop import best_device
+from dreamprvr_ray.retrieval import evaluate
+
+TEST_RECORD = "test.json"
+
+
+def evaluate_checkpoint(checkpoint: Path, shards: ShardSet, split: str) -> dict[str, Any]:
+    """Retrieval of a checkpoint on a split, by the names of the commands' JSON.
+
+    Reading test leaves a record in a checkpoint directory; `test_reads` in the result counts the readings, this one included.
+    Raises `UserError` where the checkpoint does not fit the shards.
+    """
+    trained = load_model(checkpoint)
+    sizes, manifest = trained.experiment.data, shards.manifest
+    if (sizes.video_size, sizes.text_size) != (manifest.video_size, manifest.text_size):
+        raise UserError(
+            f"{checkpoint} was trained on features of sizes {sizes.video_size} / {sizes.text_size},"
+            f" {shards.directory} holds {manifest.video_size} / {manifest.text_size}"
+        )
+    model = trained.model.to(best_device())
+    retrieval = evaluate(model, shards.split(split), trained.experiment.evaluation.clip_weight)
+    result = {"split": split, "collection": manifest.collection, "protocol": manifest.protocol} | retrieval.named()
+    if split != "test" or not checkpoint.is_dir():
+        return result
+    record = checkpoint / TEST_RECORD
+    readings = read_json(record)["readings"] if record.exists() else []
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    readings.append({"at": now, "shards": str(shards.directory), "SumR": result["SumR"]})
+    write_text(record, json.dumps({"readings": readings}, indent=1) + "\n")
+    return result | {"test_reads": len(readings)}
+
+
+def described(result: dict[str, Any]) -> list[str]:
+    """An evaluation's result in lines for a person."""
+    recall = " ".join(f"R@{k} {result[f'R@{k}']:.1f}" for k in (1, 5, 10, 100))
+    lines = [
+        f"{result['split']} of {result['collection']} (protocol: {result['protocol']}): {result['queries']} queries, {result['videos']} videos",
+        f"  {recall}  SumR {result['SumR']:.1f}  median rank {result['median_rank']:g}",
+    ]
+    for name, group in (result["by_moment"] or {}).items():
+        lines.append(f"  moment/video {name}: SumR {group['SumR']:.1f} ({group['queries']} queries)")
+    if result["ties"] > result["queries"] / 100:
+        lines.append(f"  warning: {result['ties']} queries score another video exactly as high as their own; ties lose")
+    if result.get("test_reads", 1) > 1:
+        lines.append(f"  note: this model's test split has been read {result['test_reads']} times: choose nothing by it")
+    return lines

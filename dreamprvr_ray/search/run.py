@@ -1,0 +1,207 @@
+"""A whole search: Ray Tune and Optuna around the trials, then the best checkpoint, evaluated once on test.
+
+A search's directory holds `search.yaml` (what decides its result), `optuna.journal` (the study, readable by Optuna's own tools),
+`trials/` (Ray Tune's), `train/` (Ray Train runs of trials of several workers), `leaderboard.json`, and `best/`, the winner's checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import ray
+import ray.tune
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+
+from dreamprvr_ray.checkpoints import copy_checkpoint, write_text
+from dreamprvr_ray.config import parse_yaml
+from dreamprvr_ray.data.shards import ShardSet
+from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.loop import fitted
+from dreamprvr_ray.search.leaderboard import Entry, entries_of, write_leaderboard
+from dreamprvr_ray.search.progress import SearchProgress
+from dreamprvr_ray.search.protocol import TEST_RECORD, evaluate_checkpoint
+from dreamprvr_ray.search.searcher import TruthfulOptunaSearch
+from dreamprvr_ray.search.space import Search
+from dreamprvr_ray.search.trial import TrialJob, run_trial
+from dreamprvr_ray.workers import WorkerGroup, plan_group, ray_session
+
+MOST_AT_A_TIME = 4  # more trials at a time, and the sampler proposes them knowing too little
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished search: its trials, best first, the winner's checkpoint, and its evaluation on test."""
+
+    entries: list[Entry]
+    best: Path
+    test: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TrialPlan:
+    """What each trial gets, and how many run at a time."""
+
+    group: WorkerGroup
+    at_a_time: int
+
+
+def plan_trials(search: Search) -> TrialPlan:
+    """Divides what Ray has among the trials. Raises `UserError` where not even one fits."""
+    wanted = search.file.trial
+    total = ray.cluster_resources()
+    cpus, gpus = int(total.get("CPU", 0)), total.get("GPU", 0.0)
+    at_a_time = wanted.at_a_time or max(1, min(MOST_AT_A_TIME, search.file.trials, int(gpus or cpus) // wanted.workers))
+    at_a_time = min(at_a_time, search.file.trials)
+    cpus_each, gpus_each = wanted.cpus_per_worker, wanted.gpus_per_worker
+    if gpus_each is None:
+        gpus_each = 1.0 if gpus >= wanted.workers else 0.0
+    if cpus_each is None:
+        cpus_each = float(max(1, cpus // (wanted.workers * at_a_time)))
+    group = plan_group(wanted.workers, cpus_each, gpus_each)
+    fits = int(cpus // (wanted.workers * cpus_each))
+    if gpus_each:
+        fits = min(fits, int(gpus // (wanted.workers * gpus_each)))
+    return TrialPlan(group, max(1, min(at_a_time, fits)))
+
+
+def run_search(search: Search, *, resume: bool, say: Callable[[str], None]) -> Outcome:
+    """Runs a search to its end, or goes on with a killed one.
+
+    Raises `UserError` where the shards are missing or the directory is in the way, `KeyboardInterrupt` where it was interrupted.
+    """
+    out = Path(search.file.out).resolve()
+    shards = ShardSet.open(Path(search.file.shards))
+    _claim(out, search, resume)
+    with ray_session(dashboard=True):
+        say_dashboard(say)
+        plan = plan_trials(search)
+        each = f"{plan.group.workers} workers of " if plan.group.workers > 1 else ""
+        gpu = f" and {plan.group.gpus_per_worker:g} GPU" if plan.group.gpus_per_worker else ""
+        say(f"search {search.name}: {search.file.trials} trials, {plan.at_a_time} at a time, each {each}{plan.group.cpus_per_worker:g} CPU{gpu}")
+        if plan.group.workers > 1:
+            _check_state_api()
+        results = _tuner(search, shards, plan, out).fit()
+        entries = entries_of(results, out / "train")
+    write_leaderboard(out / "leaderboard.json", entries)
+    if len(entries) < search.file.trials or any(entry.state == "running" for entry in entries):
+        raise KeyboardInterrupt
+    winner = next((entry for entry in entries if entry.checkpoint), None)
+    if winner is None or winner.checkpoint is None:
+        reasons = {entry.error for entry in entries if entry.error}
+        raise RuntimeError(f"{out}: no trial left a checkpoint: " + "; ".join(sorted(reasons)))
+    best = out / "best"
+    if not (best / TEST_RECORD).exists():
+        copy_checkpoint(Path(winner.checkpoint), best)
+        write_text(best / "values.json", _json(winner.values))
+    return Outcome(entries, best, evaluate_checkpoint(best, shards, "test"))
+
+
+def _tuner(search: Search, shards: ShardSet, plan: TrialPlan, out: Path) -> ray.tune.Tuner:
+    experiment = fitted(search.experiment, shards)
+    job = TrialJob(experiment.model_dump(), str(shards.directory.resolve()), plan.group, str(out / "train"))
+    alone = plan.group.workers == 1
+    # The driver of a nested run does no work of its own: all CPUs are for its workers.
+    resources = {"CPU": plan.group.cpus_per_worker, "GPU": plan.group.gpus_per_worker} if alone else {"CPU": 0, "GPU": 0}
+    trainable = ray.tune.with_resources(ray.tune.with_parameters(run_trial, job=job), resources)
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")  # seconds between snapshots: what a kill may lose
+    state = out / "trials"
+    if ray.tune.Tuner.can_restore(str(state)):
+        return ray.tune.Tuner.restore(str(state), trainable, resume_unfinished=True, restart_errored=False)
+    journal = out / "optuna.journal"
+    journal.unlink(missing_ok=True)  # of a run that was killed before Ray Tune's first snapshot
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    searcher = TruthfulOptunaSearch(
+        search.suggest,
+        metric="SumR",
+        mode="max",
+        points_to_evaluate=[search.paper_setting],
+        sampler=optuna.samplers.TPESampler(seed=search.file.sampler.seed, n_startup_trials=search.file.sampler.startup_trials),
+        study_name=search.name,
+        storage=JournalStorage(JournalFileBackend(str(journal))),
+    )
+    epochs = experiment.training.epochs
+    return ray.tune.Tuner(
+        trainable,
+        tune_config=ray.tune.TuneConfig(
+            num_samples=search.file.trials,
+            max_concurrent_trials=plan.at_a_time,
+            time_budget_s=search.file.hours and search.file.hours * 3600,
+            reuse_actors=alone,
+            search_alg=searcher,
+            scheduler=_scheduler(search, epochs),
+            trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
+        ),
+        run_config=ray.tune.RunConfig(
+            name="trials",
+            storage_path=str(out),
+            verbose=0,
+            callbacks=[SearchProgress(search.name, search.file.trials, epochs, [space.key for space in search.ranges])],
+            checkpoint_config=ray.tune.CheckpointConfig(num_to_keep=1, checkpoint_score_attribute="SumR", checkpoint_score_order="max"),
+            failure_config=ray.tune.FailureConfig(max_failures=1),
+        ),
+    )
+
+
+def _scheduler(search: Search, epochs: int) -> TrialScheduler:
+    pruning = search.file.pruning
+    if not pruning.enabled or pruning.grace_epochs >= epochs:
+        return FIFOScheduler()
+    # One more than the epochs, or trials are stopped, and counted as pruned, when they finish.
+    return ASHAScheduler(
+        time_attr="epoch",
+        metric="best_SumR",
+        mode="max",
+        max_t=epochs + 1,
+        grace_period=pruning.grace_epochs,
+        reduction_factor=pruning.reduction_factor,
+    )
+
+
+def _claim(out: Path, search: Search, resume: bool) -> None:
+    """Takes a new directory for a search, or with `resume` one of the same search."""
+    recorded = out / "search.yaml"
+    if not resume:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"{out}: already there; go on with --resume, or choose another --out")
+        write_text(recorded, search.to_yaml())
+        return
+    if not recorded.exists():
+        raise UserError(f"{out}: nothing to resume: it has no search.yaml")
+    before, now = parse_yaml(recorded.read_text(encoding="utf-8"), str(recorded)), parse_yaml(search.to_yaml(), "search")
+    for part in ("experiment", "search"):
+        for key in now[part]:
+            if before[part].get(key) != now[part][key] and key not in ("out", "shards", "trial"):
+                raise UserError(f"{out}: cannot resume: {key} was {before[part].get(key)!r} and is {now[part][key]!r} now")
+
+
+def say_dashboard(say: Callable[[str], None]) -> None:
+    """Names the dashboard's address and how to log in to it, where there is one."""
+    url = ray.get_runtime_context().gcs_address and ray._private.worker.global_worker.node.address_info.get("webui_url")
+    if url:
+        say(f"Ray dashboard: http://{url} (it asks for a token: `{Path(sys.executable).parent / 'ray'} get-auth-token` prints it)")
+
+
+def _check_state_api() -> None:
+    from ray.util.state import list_placement_groups
+
+    try:
+        list_placement_groups(limit=1)
+    except Exception as error:  # requests' and Ray's own types alike
+        raise UserError(
+            "trial.workers above 1 needs Ray's State API, without which stopped trials keep their resources for ever; it does not answer:"
+            f" {str(error).splitlines()[0]}. Start the cluster with its dashboard, or use trial.workers=1"
+        ) from None
+
+
+def _json(values: dict[str, Any]) -> str:
+    import json
+
+    return json.dumps(values, indent=1) + "\n"

@@ -1,0 +1,32 @@
+"""What Optuna is told: each trial as it truly ended, with its best val SumR."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from optuna.trial import TrialState
+from ray.tune.search.optuna import OptunaSearch
+
+
+class TruthfulOptunaSearch(OptunaSearch):
+    """Ray's OptunaSearch, which tells a trial stopped early, or failed after a report, as complete with its last value.
+
+    Here a trial that was stopped early is PRUNED with its intermediate values, a failed one FAIL, and a complete one has the best
+    SumR of its epochs. The step of an intermediate value is our own count of finished epochs, which goes on where a trial is resumed.
+    """
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        if trial_id not in self._completed_trials:
+            self._ot_trials[trial_id].report(result["SumR"], result["epoch"])
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        if trial_id in self._completed_trials:
+            return
+        self._completed_trials.add(trial_id)
+        trial = self._ot_trials[trial_id]
+        if error or not result or "SumR" not in result:
+            self._ot_study.tell(trial, state=TrialState.FAIL)
+        elif result["finished"]:
+            self._ot_study.tell(trial, result["best_SumR"], state=TrialState.COMPLETE)
+        else:
+            self._ot_study.tell(trial, state=TrialState.PRUNED)

@@ -1,0 +1,92 @@
+"""`python -m dreamprvr_ray.tune`: searches a space with Ray Tune and Optuna, and evaluates the winner once on test."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from dreamprvr_ray.command_line import Parser, print_json, run
+from dreamprvr_ray.config import parse_overrides
+from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.search.space import Search, load_search
+
+
+def main(arguments: list[str]) -> None:
+    parser = Parser("tune", "Search a space; the winner by val SumR ends up in OUT/best and is evaluated once on test.")
+    parser.add_argument("--space", type=Path, required=True, help="a search's YAML file, as in search_spaces/")
+    parser.add_argument("--shards", help="what `convert` wrote, instead of the file's")
+    parser.add_argument("--out", help="the search's new directory, instead of the file's")
+    parser.add_argument("--trials", type=int, help="the number of trials, instead of the file's")
+    parser.add_argument("--resume", action="store_true", help="go on with the search in OUT")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and its cost, and train nothing")
+    parser.add_overrides()
+    options = parser.parse_args(arguments)
+    overrides = parse_overrides(options.set)
+    overrides |= {key: getattr(options, key) for key in ("shards", "out", "trials") if getattr(options, key) is not None}
+    search = load_search(options.space, overrides)
+    if options.dry_run:
+        _print_plan(search, options.json)
+        return
+    _require_shards(search)
+    from dreamprvr_ray.search.run import run_search  # Ray takes seconds to import: after the mistakes
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    try:
+        outcome = run_search(search, resume=options.resume, say=say)
+    except KeyboardInterrupt:
+        say(f"interrupted; go on with: python -m dreamprvr_ray.tune --space {options.space} --out {search.file.out} --resume (and the other flags as before)")
+        raise
+    from dreamprvr_ray.search.leaderboard import table
+    from dreamprvr_ray.search.protocol import described
+
+    print("\n".join(table(outcome.entries, [space.key for space in search.ranges])))
+    for entry in outcome.entries:
+        if entry.error:
+            print(f"trial {entry.number} failed: {entry.error}")
+    winner = outcome.entries[0]
+    print(f"winner: trial {winner.number}, val SumR {winner.best_sumr:.1f} at epoch {winner.best_epoch}; its checkpoint: {outcome.best}")
+    print("\n".join(described(outcome.test)))
+    if options.json:
+        states = [entry.state for entry in outcome.entries]
+        counts = {state: states.count(state) for state in ("finished", "pruned", "failed")}
+        best = {"trial": winner.number, "val_SumR": winner.best_sumr, "values": winner.values, "checkpoint": str(outcome.best)}
+        print_json({"trials": len(states)} | counts | {"best": best, "test": outcome.test})
+
+
+def _print_plan(search: Search, json: bool) -> None:
+    from dreamprvr_ray.cost import estimate
+
+    file = search.file
+    lines = [
+        f"search {search.name}: {file.trials} trials of {search.experiment.training.epochs} epochs, config {file.config}, shards {file.shards}, out {file.out}",
+        "ranges (the first trial takes the value in brackets):",
+        *(f"  {space.key}: {space} [{search.paper_setting[space.key]}]" for space in search.ranges),
+    ]
+    cost = estimate(search.experiment)
+    lines += ["at the first trial's values:", *(f"  {line}" for line in cost.lines())]
+    pruning = f"ASHA from epoch {file.pruning.grace_epochs}, the best 1/{file.pruning.reduction_factor} go on" if file.pruning.enabled else "none"
+    from dreamprvr_ray.search.run import plan_trials
+    from dreamprvr_ray.workers import ray_session
+
+    with ray_session(dashboard=False):
+        plan = plan_trials(search)
+    group = plan.group
+    lines.append(f"resources: {group.workers} worker(s) a trial of {group.cpus_per_worker:g} CPU and {group.gpus_per_worker:g} GPU; {plan.at_a_time} trials at a time")
+    print("\n".join([*lines, f"pruning: {pruning}"]))
+    if json:
+        print_json(cost.named() | {"trials": file.trials, "at_a_time": plan.at_a_time, "workers": group.workers})
+
+
+def _require_shards(search: Search) -> None:
+    """Names the command that makes the shards where they are missing."""
+    shards = Path(search.file.shards)
+    if (shards / "manifest.json").exists():
+        return
+    source = search.file.source or "--source DIR --collection NAME"
+    raise UserError(f"{shards}: no feature shards there; make them with: python -m dreamprvr_ray.convert {source} --out {shards}")
+
+
+if __name__ == "__main__":
+    run(main)
