@@ -143,10 +143,11 @@ def model_checks(checkpoint: AuthorsCheckpoint, inputs: Arrays, expected: Arrays
     losses.total.backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     worst = 0.0
+    names = authors_names(experiment.model)
     recorded = [key for key in expected if key.startswith("grad/")]
     for key in recorded:
         reference = expected[key]
-        difference = _apart(_part(gradients, experiment, key.removeprefix("grad/")), reference)
+        difference = _apart(_part(gradients, names[key.removeprefix("grad/")]), reference)
         worst = _worse(worst, difference / (float(np.abs(reference).max()) + GRADIENT_FLOOR))
     yield Check(f"{len(recorded)} gradients, worst", worst, factor * 1e-4, relative=True)
 
@@ -167,7 +168,8 @@ def training_checks(
     steps = len(expected["loss_after_steps"])
     yield Check(f"losses before {steps} steps", worst, factor * 1e-4, relative=True)
     state = model.state_dict()
-    norms = [_part(state, experiment, name).double().norm() for name in meta["param_names"]]
+    names = authors_names(experiment.model)
+    norms = [_part(state, names[name]).double().norm() for name in meta["param_names"]]
     worst = 0.0
     for norm, recorded in zip(norms, expected["param_norm_after_steps"], strict=True):
         worst = _worse(worst, _relative(norm, recorded))
@@ -254,9 +256,9 @@ def _scores(model: DreamPRVR, batch: Batch, clip_weight: float) -> tuple[Tensor,
     return clip, frame, clip_weight * clip + (1 - clip_weight) * frame
 
 
-def _part(tensors: Mapping[str, Tensor], experiment: Experiment, authors_name: str) -> Tensor:
-    """The tensor that the authors' model has under `authors_name`, from `tensors` by our names."""
-    ours, index = authors_names(experiment.model)[authors_name]
+def _part(tensors: Mapping[str, Tensor], place: tuple[str, int | None]) -> Tensor:
+    """The tensor at one of the places of `authors_names`, from `tensors` by our names."""
+    ours, index = place
     return tensors[ours] if index is None else tensors[ours][index]
 
 

@@ -209,6 +209,11 @@ def test_losses_are_exact_under_autocast() -> None:
     assert rough.dtype == torch.float32 and math.isclose(rough, losses.nce(parts[0].bfloat16().float(), OWN))
 
 
+def test_the_largest_draw_is_the_last_place() -> None:
+    counts = torch.arange(1, 5000)
+    assert torch.equal(losses._place(torch.full((len(counts),), 1 - 2**-24), counts), counts - 1)
+
+
 def test_draws_are_the_generators() -> None:
     one, two, three = (NegativeDraws.draw(3, 5, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     for name, length in (("clip_video", 3), ("frame_video", 3), ("clip_query", 5), ("frame_query", 5)):

@@ -36,12 +36,8 @@ class Batch:
     owner: Tensor  # (Q,) int64, ascending: the query's video in this batch
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same on `device`; from pinned memory the copy runs beside the computation."""
+        """The same on `device`; the copy of a collated batch to CUDA runs beside the computation."""
         return Batch(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items()})
-
-    def pin_memory(self) -> Batch:
-        """The same in page-locked memory. Needs CUDA."""
-        return Batch(**{name: tensor.pin_memory() for name, tensor in vars(self).items()})
 
 
 def plan_epoch(videos: int, batch_videos: int, seed: int, epoch: int) -> list[np.ndarray]:
@@ -56,7 +52,7 @@ def worker_slice(batch: np.ndarray, rank: int, workers: int) -> np.ndarray:
 
 
 def collate(split: Split, videos: np.ndarray) -> Batch:
-    """The batch of these videos (indices into the split, also none) with all their queries.
+    """The batch of these videos (indices into the split, also none) with all their queries; features in pinned memory where CUDA is.
 
     Without any query, Lq is 1: reductions over tokens need one.
     """
@@ -70,8 +66,8 @@ def collate(split: Split, videos: np.ndarray) -> Batch:
 
 def collate_videos(split: Split, videos: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
     """Clips (B, M, Dv), frames (B, L, Dv) and frame mask (B, L) of these videos, as in `Batch`."""
-    clips = torch.empty(len(videos), CLIPS, split.video_size)
-    frames = torch.empty(len(videos), FRAMES, split.video_size)
+    clips = _empty(len(videos), CLIPS, split.video_size)
+    frames = _empty(len(videos), FRAMES, split.video_size)
     for row, video in enumerate(videos.tolist()):
         clips[row].copy_(split.clips(video))
         present = split.frames(video)
@@ -84,7 +80,7 @@ def collate_queries(split: Split, queries: np.ndarray) -> tuple[Tensor, Tensor]:
     """Tokens (Q, Lq, Dt) and token mask (Q, Lq) of these queries (indices into the split), as in `Batch`."""
     counts = split.token_counts[queries]
     mask = _mask(counts, int(counts.max(initial=1)))
-    tokens = torch.zeros(*mask.shape, split.text_size)
+    tokens = _empty(*mask.shape, split.text_size).zero_()
     if not len(queries):
         return tokens, mask
     # Consecutive queries lie side by side in the files: a copy a run of them, not a copy a query.
@@ -94,26 +90,30 @@ def collate_queries(split: Split, queries: np.ndarray) -> tuple[Tensor, Tensor]:
     return tokens, mask
 
 
+def _empty(*shape: int) -> Tensor:
+    # Pinned at once: torch reuses such memory, while pinning afterwards copies hundreds of megabytes a batch.
+    return torch.empty(shape, pin_memory=torch.cuda.is_available())
+
+
 def _mask(counts: np.ndarray, length: int) -> Tensor:
     """(len(counts), length) bool: True in the first counts[i] columns of row i."""
     return torch.from_numpy(np.arange(length) < counts[:, None])
 
 
 def prefetch(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """`batches`, drawn in a background thread that keeps two ready, in pinned memory where CUDA is.
+    """`batches`, drawn in a background thread that keeps two ready.
 
     An error in `batches` is raised where the next batch is taken. The thread ends when the consumer is done or closes the iterator.
     """
     ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=_READY)
     stopped = threading.Event()
-    pin = torch.cuda.is_available()
 
     def draw() -> None:
         try:
             for batch in batches:
                 if stopped.is_set():
                     return
-                ready.put(batch.pin_memory() if pin else batch)
+                ready.put(batch)
                 if stopped.is_set():
                     return
             ready.put(None)

@@ -49,7 +49,7 @@ MEGABYTE = 2**20
 SHARD_BYTES = 256 * MEGABYTE  # the most that a shard's features take
 SMALLEST_SHARD_BYTES = 8 * MEGABYTE  # a split is divided into 16 shards to have work for all processes, but no finer than this
 SHARDS_PER_SPLIT = 16
-PROCESS_BYTES = 64 * MEGABYTE  # of features that make another process worth its start
+PROCESS_BYTES = 256 * MEGABYTE  # of features that make another process worth its start
 HASHED_BYTES = 64 * MEGABYTE  # larger source files are known by size and time of change, reading them again would take minutes
 
 
@@ -152,7 +152,6 @@ def convert(
         )
         manifest.write(out)
         shutil.rmtree(records)
-    _remove_partial_files(out)
     return Conversion(manifest, False, len(kept), tally.progress())
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -208,9 +209,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     ceilings = write_demo(options.out, options.seed)
-    print(
-        f"{options.out / COLLECTION}: SumR on test by chance {ceilings.chance}, by average frames {ceilings.mean_pooling}, at best {ceilings.perfect}",
-    )
+    known = f"by chance {ceilings.chance}, by average frames {ceilings.mean_pooling}, at best {ceilings.perfect}"
+    print(f"{options.out / COLLECTION}: SumR on test {known}", file=sys.stderr)
     if options.json:
         command_line.print_json({"source": str(options.out), "collection": COLLECTION, "test_sum_recall": asdict(ceilings)})
 

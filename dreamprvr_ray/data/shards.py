@@ -41,7 +41,7 @@ from dreamprvr_ray.errors import UserError, near_miss
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 UNFINISHED = "conversion"  # the folder in which an unfinished conversion keeps its records
-_DTYPES = {
+_DTYPES: Mapping[pa.DataType, np.dtype[Any]] = {
     pa.float16(): np.dtype(np.float16),
     pa.float32(): np.dtype(np.float32),
     pa.float64(): np.dtype(np.float64),

@@ -38,8 +38,7 @@ class Dropout(nn.Module):
             return F.dropout(x, self.probability)
         draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
         kept = draws.view(torch.int16)[: x.numel()].view(x.shape) < self._kept - 32768
-        scale = torch.tensor(65536 / self._kept, dtype=x.dtype)
-        return x * torch.mul(kept, scale)
+        return x * torch.where(kept, x.new_tensor(65536 / self._kept), x.new_tensor(0))
 
     def extra_repr(self) -> str:
         return f"probability={self.probability}"

@@ -6,7 +6,6 @@ A search's directory holds `search.yaml` (what decides its result), `optuna.jour
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -111,7 +110,6 @@ def _tuner(search: Search, shards: ShardSet, plan: TrialPlan, out: Path) -> ray.
     # The driver of a nested run does no work of its own: all CPUs are for its workers.
     resources = {"CPU": plan.group.cpus_per_worker, "GPU": plan.group.gpus_per_worker} if alone else {"CPU": 0, "GPU": 0}
     trainable = ray.tune.with_resources(ray.tune.with_parameters(run_trial, job=job), resources)
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")  # seconds between snapshots: what a kill may lose
     state = out / "trials"
     if ray.tune.Tuner.can_restore(str(state)):
         return ray.tune.Tuner.restore(str(state), trainable, resume_unfinished=True, restart_errored=False)

@@ -1,0 +1,54 @@
+"""Source trees and shards that the tests of the data share."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dreamprvr_ray.data.conversion import ConversionSettings, convert
+from dreamprvr_ray.data.shards import ShardSet
+from dreamprvr_ray.data.source import Source
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "data"
+
+
+@pytest.fixture
+def golden() -> Path:
+    return GOLDEN
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A copy of the golden collection's folder, to be changed."""
+    return copied_tree(tmp_path / "source")
+
+
+@pytest.fixture
+def converted(tmp_path: Path) -> Callable[..., ShardSet]:
+    """`converted(folder, dtype="float32")`: shards of a collection's folder named mini."""
+
+    def run(folder: Path, out: Path = tmp_path / "shards", workers: int = 1, **settings: object) -> ShardSet:
+        convert(Source.open(folder, "mini"), out, ConversionSettings(**settings), workers)  # type: ignore[arg-type]
+        return ShardSet.open(out)
+
+    return run
+
+
+@pytest.fixture
+def many_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shard for each one or two of the golden videos, and a process for each shard."""
+    monkeypatch.setattr("dreamprvr_ray.data.conversion.SMALLEST_SHARD_BYTES", 1)
+    monkeypatch.setattr("dreamprvr_ray.data.conversion.PROCESS_BYTES", 1)
+
+
+def copied_tree(root: Path) -> Path:
+    folder = root / "mini"
+    for path in GOLDEN.joinpath("mini").rglob("*"):
+        if path.is_file():
+            copy = folder / path.relative_to(GOLDEN / "mini")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)  # without its mode: the original may be read-only
+    return folder

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dreamprvr_ray.data import demo
+from dreamprvr_ray.data.conversion import ConversionSettings, convert
+from dreamprvr_ray.data.shards import ShardSet
+from dreamprvr_ray.data.source import Source
+from dreamprvr_ray.errors import UserError
+
+SMALL = {"train": 12, "val": 4, "test": 6}
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_seed_is_a_demo(tmp_path: Path) -> None:
+    roots = [tmp_path / name for name in ("a", "b", "c")]
+    for root, seed in zip(roots, (1, 1, 2), strict=True):
+        demo.write_demo(root, seed, SMALL)
+    first, second, other = (_contents(root) for root in roots)
+    assert first == second
+    assert first.keys() == other.keys()
+    assert all(first[name] != other[name] for name in first)
+
+
+def test_it_walks_the_real_path(tmp_path: Path) -> None:
+    ceilings = demo.write_demo(tmp_path, 0, SMALL)
+    assert demo.demo_ceilings(tmp_path) == ceilings
+    source = Source.open(tmp_path, "demo")
+    convert(source, tmp_path / "shards", ConversionSettings(), workers=1)
+    shards = ShardSet.open(tmp_path / "shards")
+    assert {name: split.videos for name, split in shards.manifest.splits.items()} == SMALL
+    assert shards.manifest.protocol == "own splits"
+    split = shards.split("train")
+    assert split.moment_fractions is not None
+    assert ((split.moment_fractions > 0) & (split.moment_fractions <= 0.5)).all()
+    assert set(np.diff(split.first_query).tolist()) <= {2, 3, 4}
+    assert {len(source.video(video)) for video in split.videos} <= set(range(20, 151))
+
+
+def test_an_existing_demo_is_kept(tmp_path: Path) -> None:
+    demo.write_demo(tmp_path, 0, SMALL)
+    before = (tmp_path / "demo" / "moments.jsonl").stat().st_mtime_ns
+    demo.write_demo(tmp_path, 0, SMALL)
+    assert (tmp_path / "demo" / "moments.jsonl").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match="is there already and is not this demo"):
+        demo.write_demo(tmp_path, 1, SMALL)
+    with pytest.raises(UserError, match="there is no demo"):
+        demo.demo_ceilings(tmp_path / "elsewhere")
+    assert [path.name for path in tmp_path.iterdir()] == ["demo"]
+
+
+def test_partial_relevance_matters_and_can_be_learned(tmp_path: Path) -> None:
+    """A linear map learned from the train split, matched with the best frame, is far above whatever averages frames."""
+    ceilings = demo.write_demo(tmp_path)
+    assert ceilings.chance == 58.0  # 0.5 + 2.5 + 5 + 50
+    assert ceilings.chance + 50 < ceilings.mean_pooling < ceilings.perfect - 200
+    train, test = (_features(Source.open(tmp_path, "demo"), split) for split in ("train", "test"))
+    (train_videos, train_queries, train_owner), (test_videos, test_queries, test_owner) = train, test
+    mean = np.concatenate(train_videos).mean(axis=0)
+    targets = np.stack([train_videos[video].mean(axis=0) for video in train_owner]) - mean
+    for _ in range(5):  # which frames a query means is not told: guess, fit, guess again
+        weights = np.linalg.solve(train_queries.T @ train_queries + np.eye(train_queries.shape[1]), train_queries.T @ targets)
+        wanted = train_queries @ weights
+        frames = [train_videos[video] - mean for video in train_owner]
+        targets = np.stack([rows[np.argsort(rows @ query)[-3:]].mean(axis=0) for rows, query in zip(frames, wanted, strict=True)])
+    wanted = test_queries @ weights
+    best = np.stack([((rows - mean) @ wanted.T).max(axis=0) for rows in test_videos], axis=1)
+    average = np.stack([(rows.mean(axis=0) - mean) @ wanted.T for rows in test_videos], axis=1)
+    learned = demo._sum_recall(best, test_owner)
+    assert learned > (ceilings.mean_pooling + ceilings.perfect) / 2
+    assert demo._sum_recall(average, test_owner) < ceilings.mean_pooling + 10
+
+
+def _features(source: Source, split: str) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """Unit frame rows of each video, mean tokens (Q, Dt + 1) with a constant, and the owner of each query."""
+    captions = source.splits[split]
+    videos = list(dict.fromkeys(caption.video for caption in captions))
+    frames = [source.video(video) for video in videos]
+    means = np.stack([source.query(caption.query).mean(axis=0) for caption in captions])
+    owner = np.array([videos.index(caption.video) for caption in captions])
+    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in frames]
+    return unit, np.c_[means, np.ones(len(means))], owner
+
+
+def test_sum_recall() -> None:
+    scores = np.array([[3.0, 1, 2], [3, 3, 1], [np.inf, 5, 4]])
+    # Ranks 1, 2 (the tie loses) and 3 of three videos.
+    assert demo._sum_recall(scores, np.array([0, 1, 2])) == pytest.approx(100 / 3 + 300, abs=0.1)
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    demo.main(["--out", str(tmp_path), "--seed", "3", "--json"])
+    values = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert values["collection"] == "demo"
+    assert values["test_sum_recall"].keys() == {"chance", "mean_pooling", "perfect"}

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from dreamprvr_ray.data.shards import MANIFEST, ShardSet
+from dreamprvr_ray.data.source import Source
+from dreamprvr_ray.errors import UserError
+
+Converted = Callable[..., ShardSet]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float16", 5e-4)])
+@pytest.mark.usefixtures("many_shards")
+def test_shards_hold_the_golden_rows(tree: Path, golden: Path, converted: Converted, dtype: str, tolerance: float) -> None:
+    expected = np.load(golden / "expected.npz")
+    shards = converted(tree, dtype=dtype)
+    seen = set()
+    for name in shards.manifest.splits:
+        split = shards.split(name)
+        for number, video in enumerate(split.videos):
+            assert split.clips(number).dtype == getattr(torch, dtype)
+            for made, kind in ((split.clips(number), "clip"), (split.frames(number), "frame")):
+                np.testing.assert_allclose(made.float().numpy(), expected[f"{kind}/{video}"], atol=tolerance, rtol=0)
+                seen.add(f"{kind}/{video}")
+        for number, query in enumerate(split.queries):
+            (made,) = split.tokens(number, number + 1)
+            np.testing.assert_allclose(made.float().numpy(), expected[f"text/{query}"], atol=tolerance, rtol=0)
+            seen.add(f"text/{query}")
+    assert seen == set(expected)
+
+
+@pytest.mark.usefixtures("many_shards")
+def test_a_split_is_the_caption_file(tree: Path, converted: Converted) -> None:
+    captions = Source.open(tree, "mini").splits["train"]
+    # Queries of a video need not stand together in the file; in the shards they do, in the file's order.
+    path = tree / "TextData" / "minitrain.caption.txt"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[1:] + lines[:1]))
+    moments = [{"query": caption.query, "video": caption.video, "start": 1, "end": 3, "duration": 8} for caption in captions[1:]]
+    (tree / "moments.jsonl").write_text("\n".join(json.dumps(moment) for moment in moments))
+    shards = converted(tree)
+    assert len(shards.manifest.splits["train"].shards) > 3
+    split = shards.split("train")
+    assert split.videos == list(dict.fromkeys(caption.video for caption in captions))
+    assert split.queries[3] == captions[0].query  # it was the first of four
+    assert sorted(split.queries) == sorted(caption.query for caption in captions)
+    text_of = {caption.query: caption.text for caption in captions}
+    assert split.captions == [text_of[query] for query in split.queries]
+    assert [split.videos[video] for video in split.owner] == [query.split("#")[0] for query in split.queries]
+    assert (np.diff(split.owner) >= 0).all()
+    assert split.owner.dtype == split.first_query.dtype == np.int64
+    for video in range(len(split)):
+        assert (split.owner[split.first_query[video] : split.first_query[video + 1]] == video).all()
+    assert split.first_query[-1] == len(split.queries) == len(captions)
+    assert split.frame_counts.tolist() == [len(split.frames(video)) for video in range(len(split))]
+    assert split.token_counts.tolist() == [len(split.tokens(query, query + 1)[0]) for query in range(len(split.queries))]
+    assert sum(len(piece) for piece in split.tokens(0, len(split.queries))) == split.token_counts.sum()
+    assert split.moment_fractions is not None
+    assert np.isnan(split.moment_fractions[3])
+    assert (np.delete(split.moment_fractions, 3) == 0.25).all()
+    # All of test's and val's are unknown, which is not the same as a collection without moments.
+    assert shards.split("val").moment_fractions is not None
+
+
+def test_no_moments(tree: Path, converted: Converted) -> None:
+    assert converted(tree).split("train").moment_fractions is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/maps")
+def test_features_are_the_mapped_files(tree: Path, converted: Converted) -> None:
+    allocated = pa.total_allocated_bytes()
+    split = converted(tree).split("train")
+    for view, kind in ((split.clips(3), "videos"), (split.frames(3), "videos"), (split.tokens(0, 9)[0], "queries")):
+        maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(f"train-00000.{kind}.arrow")]
+        ranges = [tuple(int(end, 16) for end in line[0].split("-")) for line in maps]
+        last = view.data_ptr() + view.numel() * view.element_size()
+        assert any(start <= view.data_ptr() and last <= stop for start, stop in ranges)
+    assert pa.total_allocated_bytes() == allocated
+
+
+def test_the_manifest_survives_its_file(tree: Path, converted: Converted, tmp_path: Path) -> None:
+    manifest = converted(tree).manifest
+    assert (manifest.collection, manifest.features, manifest.video_size, manifest.text_size) == ("mini", "i3d", 24, 16)
+    assert {name: (split.videos, split.queries) for name, split in manifest.splits.items()} == {"train": (8, 23), "val": (4, 7), "test": (4, 14)}
+    manifest.write(tmp_path)
+    assert type(manifest).read(tmp_path / MANIFEST) == manifest
+
+
+def test_what_open_finds(tree: Path, converted: Converted, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere: no such folder of shards"):
+        ShardSet.open(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"no manifest\.json: these are no shards"):
+        ShardSet.open(tmp_path)
+    shards = converted(tree)
+    with pytest.raises(UserError, match="no split 'tests'; there is train, val, test; did you mean 'test'"):
+        shards.split("tests")
+    replace(shards.manifest, schema_version=0).write(shards.directory)
+    with pytest.raises(UserError, match="schema version 0, this program reads 1"):
+        ShardSet.open(shards.directory)
+    for text in ("{", "[]", '{"schema_version": 1}', '{"schema_version": 1, "splits": {"a": {}}, "files": {}}'):
+        (shards.directory / MANIFEST).write_text(text)
+        with pytest.raises(UserError, match="is no manifest of shards"):
+            ShardSet.open(shards.directory)
+    shards.manifest.write(shards.directory)
+    name = "val-00000.videos.arrow"
+    whole = (shards.directory / name).read_bytes()
+    (shards.directory / name).write_bytes(whole[:-1])
+    with pytest.raises(UserError, match=rf"{name}: [\d,]+ bytes, the manifest says [\d,]+: damaged"):
+        ShardSet.open(shards.directory)
+    (shards.directory / name).unlink()
+    with pytest.raises(UserError, match=f"{name}: no such file"):
+        ShardSet.open(shards.directory)
+
+
+def test_damage_of_the_same_size(tree: Path, converted: Converted) -> None:
+    shards = converted(tree)
+    shards.verify_checksums()
+    path = shards.directory / "test-00000.queries.arrow"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"test-00000\.queries\.arrow: SHA-256 is not the manifest's") as error:
+        ShardSet.open(shards.directory).verify_checksums()
+    assert len(error.value.mistakes) == 1
+    path.write_bytes(bytes(len(content)))
+    with pytest.raises(UserError, match=r"test-00000\.queries\.arrow: cannot be read, damaged"):
+        ShardSet.open(shards.directory).split("test")

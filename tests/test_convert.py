@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dreamprvr_ray import convert
+from dreamprvr_ray.data import conversion
+from dreamprvr_ray.data.shards import ShardSet
+from dreamprvr_ray.errors import UserError
+
+GOLDEN = Path(__file__).parent / "golden" / "data"
+
+
+def _arguments(out: Path, *more: str) -> list[str]:
+    return ["--source", str(GOLDEN), "--collection", "mini", "--out", str(out), "--workers", "1", *more]
+
+
+def test_json_and_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "shards"
+    convert.main(_arguments(out, "--json", "--dtype", "float32"))
+    printed = capsys.readouterr()
+    values = json.loads(printed.out)
+    assert values["splits"] == {"train": {"videos": 8, "queries": 23}, "val": {"videos": 4, "queries": 7}, "test": {"videos": 4, "queries": 14}}
+    assert (values["protocol"], values["dtype"], values["already_converted"]) == ("own splits", "float32", False)
+    assert values["bytes"] == sum(path.stat().st_size for path in out.glob("*.arrow"))
+    assert "converted: train 8 videos and 23 queries" in printed.err
+    assert "16/16 videos" in printed.err
+    assert ShardSet.open(out).manifest.dtype == "float32"
+    convert.main(_arguments(out, "--json", "--dtype", "float32"))
+    printed = capsys.readouterr()
+    assert "already converted" in printed.err
+    assert json.loads(printed.out)["already_converted"] is True
+
+
+def test_protocol_paper_is_said_aloud(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "mini"
+    for path in (GOLDEN / "mini").rglob("*"):
+        if path.is_file() and "minitest" not in path.name:
+            copy = source / path.relative_to(GOLDEN / "mini")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    convert.main(["--source", str(source), "--collection", "mini", "--out", str(tmp_path / "out"), "--workers", "1", "--protocol", "paper"])
+    assert "val IS test" in capsys.readouterr().err
+
+
+def test_interrupted(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversion, "SMALLEST_SHARD_BYTES", 1)
+
+    def interrupt(display: convert._Display, progress: conversion.Progress) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(convert._Display, "__call__", interrupt)
+        convert.main(_arguments(tmp_path / "out"))
+    assert "the same command goes on from there" in capsys.readouterr().err
+    convert.main(_arguments(tmp_path / "out", "--json"))
+    assert json.loads(capsys.readouterr().out)["kept_shards"] == 1
+
+
+def test_a_disk_that_does_not_take_it(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file/out: Not a directory"):
+        convert.main(_arguments(tmp_path / "file" / "out"))
+
+
+def test_mistakes(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--workers 0"):
+        convert.main(_arguments(tmp_path, "--workers", "0"))
+    with pytest.raises(UserError, match="--collection"):
+        convert.main(["--source", str(GOLDEN), "--out", str(tmp_path)])
+
+
+def test_a_mistake_is_one_line_and_code_2(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dreamprvr_ray.convert", "--source", str(GOLDEN), "--collection", "minni", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert "did you mean 'mini'?" in done.stderr
+    assert not (tmp_path / "out").exists()
