@@ -26,7 +26,12 @@ class Parser(argparse.ArgumentParser):
     def add_overrides(self) -> None:
         """Adds `--set key=value`, which may be given several times or with several pairs."""
         self.add_argument(
-            "--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="a configuration key by its dotted name, as in model.registers=6"
+            "--set",
+            action="extend",
+            nargs="+",
+            default=[],
+            metavar="KEY=VALUE",
+            help="a key by its dotted name, as in model.registers=6",
         )
 
 

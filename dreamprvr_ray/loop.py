@@ -76,7 +76,9 @@ def fitted(experiment: Experiment, shards: ShardSet) -> Experiment:
     return experiment.with_values(sizes, str(shards.directory))
 
 
-def fit(experiment: Experiment, shards: ShardSet, reporter: Reporter, workers: Workers | None = None, device: torch.device | None = None) -> EpochReport | None:
+def fit(
+    experiment: Experiment, shards: ShardSet, reporter: Reporter, workers: Workers | None = None, device: torch.device | None = None
+) -> EpochReport | None:
     """Trains to the end or until patience is used up, from the reporter's latest checkpoint if it has one.
 
     Returns the last epoch's report; None where the checkpoint was of a finished training.

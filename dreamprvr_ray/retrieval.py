@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -63,12 +64,15 @@ class Retrieval:
 
     def named(self) -> dict[str, Any]:
         """Everything by the names of the commands' JSON."""
-        groups = self.by_moment and {name: {"queries": group.queries} | group.named() for name, group in self.by_moment.items()}
-        return (
-            {"videos": self.videos, "queries": self.recall.queries}
-            | self.recall.named()
-            | {"median_rank": self.median_rank, "ties": self.ties, "by_moment": groups}
-        )
+        groups = None if self.by_moment is None else {name: {"queries": group.queries, **group.named()} for name, group in self.by_moment.items()}
+        return {
+            "videos": self.videos,
+            "queries": self.recall.queries,
+            **self.recall.named(),
+            "median_rank": self.median_rank,
+            "ties": self.ties,
+            "by_moment": groups,
+        }
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def summarise(ranks: Ranks, videos: int, moment_fractions: np.ndarray | None = N
     rank = ranks.rank.cpu().numpy()
     groups = None
     if moment_fractions is not None and not np.isnan(moment_fractions).all():
-        bounds = list(zip(MOMENT_BOUNDS, MOMENT_BOUNDS[1:], strict=False))
+        bounds = pairwise(MOMENT_BOUNDS)
         groups = {f"{low:g}-{high:g}": Recall.of(rank[(moment_fractions > low) & (moment_fractions <= high)]) for low, high in bounds}
     median = float(np.median(rank)) if len(rank) else float("nan")
     return Retrieval(videos, Recall.of(rank), median, int(ranks.tied.sum()), groups)

@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> None:
     try:
         outcome = run_search(search, resume=options.resume, say=say)
     except KeyboardInterrupt:
-        say(f"interrupted; go on with: python -m dreamprvr_ray.tune --space {options.space} --out {search.file.out} --resume (and the other flags as before)")
+        say(f"to go on, add --resume to the same command (the search is in {search.file.out})")
         raise
     from dreamprvr_ray.search.leaderboard import table
     from dreamprvr_ray.search.protocol import described
@@ -56,27 +56,15 @@ def main(arguments: list[str]) -> None:
 
 
 def _print_plan(search: Search, json: bool) -> None:
-    from dreamprvr_ray.cost import estimate
-
-    file = search.file
-    lines = [
-        f"search {search.name}: {file.trials} trials of {search.experiment.training.epochs} epochs, config {file.config}, shards {file.shards}, out {file.out}",
-        "ranges (the first trial takes the value in brackets):",
-        *(f"  {space.key}: {space} [{search.paper_setting[space.key]}]" for space in search.ranges),
-    ]
-    cost = estimate(search.experiment)
-    lines += ["at the first trial's values:", *(f"  {line}" for line in cost.lines())]
-    pruning = f"ASHA from epoch {file.pruning.grace_epochs}, the best 1/{file.pruning.reduction_factor} go on" if file.pruning.enabled else "none"
-    from dreamprvr_ray.search.run import plan_trials
+    from dreamprvr_ray.search.plan import plan_lines, plan_trials
     from dreamprvr_ray.workers import ray_session
 
     with ray_session(dashboard=False):
         plan = plan_trials(search)
-    group = plan.group
-    lines.append(f"resources: {group.workers} worker(s) a trial of {group.cpus_per_worker:g} CPU and {group.gpus_per_worker:g} GPU; {plan.at_a_time} trials at a time")
-    print("\n".join([*lines, f"pruning: {pruning}"]))
+    lines, cost = plan_lines(search, plan)
+    print("\n".join(lines))
     if json:
-        print_json(cost.named() | {"trials": file.trials, "at_a_time": plan.at_a_time, "workers": group.workers})
+        print_json(cost.named() | {"trials": search.file.trials, "at_a_time": plan.at_a_time, "workers": plan.group.workers})
 
 
 def _require_shards(search: Search) -> None:

@@ -6,6 +6,7 @@ has ended, `best/`, a copy of the best checkpoint.
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import threading
@@ -65,22 +66,27 @@ class WorkerGroup:
 
 
 @contextmanager
-def ray_session(dashboard: bool) -> Iterator[None]:
-    """Ray for the length of the block: the cluster that RAY_ADDRESS names or that runs on this machine, else a local one."""
+def ray_session(dashboard: bool) -> Iterator[str | None]:
+    """Ray for the length of the block: the cluster that RAY_ADDRESS names or that runs on this machine, else a local one.
+
+    Gives the dashboard's address where there is one. A Ray that is connected already is used and left alone.
+    """
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if ray.is_initialized():
-        yield
+        yield None
         return
+    # It warns at every start that token authentication is on, as it should be.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     address = os.environ.get("RAY_ADDRESS")
     # Our own lines come through queues and callbacks; what workers print stays in Ray's logs and on the dashboard.
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "WARNING", "runtime_env": {"env_vars": WORKER_ENVIRONMENT}}
     try:
-        ray.init(**options, include_dashboard=None if address not in (None, "local") else dashboard)
+        context = ray.init(**options, include_dashboard=None if address not in (None, "local") else dashboard)
     except ConnectionError as error:
         raise UserError(f"RAY_ADDRESS={address}: no Ray cluster answers there: {str(error).splitlines()[0]}") from None
     try:
-        yield
+        yield f"http://{context.dashboard_url}" if context.dashboard_url else None
     finally:
         ray.shutdown()
 

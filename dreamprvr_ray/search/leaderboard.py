@@ -31,10 +31,12 @@ class Entry:
     error: str | None = None
 
 
-def entry_of(number: int, trial: Trial) -> Entry:
-    """A trial as Ray Tune holds it while the search runs."""
+def entry_of(number: int, trial: Trial, *, ended: bool = False) -> Entry:
+    """A trial as Ray Tune holds it while the search runs; `ended` says that it just did, which its status tells only later."""
     result = trial.last_result or {}
     state = {"PENDING": "waiting", "PAUSED": "waiting", "RUNNING": "running", "ERROR": "failed"}.get(trial.status)
+    if ended and state == "running":
+        state = None
     return Entry(
         number,
         trial.trial_id,
@@ -80,8 +82,7 @@ def write_leaderboard(path: Path, entries: Sequence[Entry]) -> None:
 
 def table(entries: Sequence[Entry], keys: Sequence[str]) -> list[str]:
     """The lines of a table of trials, with a column for each searched key's last word."""
-    short = [".".join(key.split(".")[-1:]) for key in keys]
-    rows = [["trial", "state", "epochs", "SumR", "at", *short]]
+    rows = [["trial", "state", "epochs", "SumR", "at", *(key.rsplit(".", 1)[-1] for key in keys)]]
     for entry in entries:
         sumr = "-" if entry.best_sumr is None else f"{entry.best_sumr:.1f}"
         values = [_number(entry.values.get(key)) for key in keys]

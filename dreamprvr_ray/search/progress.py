@@ -45,17 +45,11 @@ class SearchProgress(Callback):
         self._print(trials, ended=trial)
 
     def _print(self, trials: list[Trial], ended: Trial | None = None) -> None:
-        entries = []
-        for number, trial in enumerate(trials):
-            entry = entry_of(number, trial)
-            if trial is ended and entry.state == "running":  # told before Ray changes the trial's status
-                finished = bool((trial.last_result or {}).get("finished"))
-                entry = Entry(**{**entry.__dict__, "state": "finished" if finished else "pruned"})
-            entries.append(entry)
+        entries = [entry_of(number, trial, ended=trial is ended) for number, trial in enumerate(trials)]
         self.printed = time.monotonic()
-        print("\n".join([self._summary(entries), *("  " + line for line in table(ranked(entries), self.keys))]), file=sys.stderr, flush=True)
+        print("\n".join([self._summary(entries, trials), *("  " + line for line in table(ranked(entries), self.keys))]), file=sys.stderr, flush=True)
 
-    def _summary(self, entries: list[Entry]) -> str:
+    def _summary(self, entries: list[Entry], trials: list[Trial]) -> str:
         counts = Counter(entry.state for entry in entries)
         ended = counts["finished"] + counts["pruned"] + counts["failed"]
         best = ranked(entries)[0]
@@ -63,5 +57,13 @@ class SearchProgress(Callback):
         states = ", ".join(f"{counts[state]} {state}" for state in ("finished", "pruned", "failed", "running") if counts[state])
         elapsed = time.monotonic() - self.started
         done = ended - (self.ended_before or 0)
-        left = duration(elapsed / done * (self.trials - ended)) if done else "not known yet"
+        left = duration(elapsed / done * (self.trials - ended)) if done else self._first_guess(trials, elapsed)
         return f"search {self.name}: {ended} of {self.trials} trials ended ({states}) | {said} | {duration(elapsed)} so far, left: {left}"
+
+    def _first_guess(self, trials: list[Trial], elapsed: float) -> str:
+        """The time left before any trial ended: as if all took as long as the running ones say."""
+        results = [trial.last_result for trial in trials if trial.last_result and "seconds_left" in trial.last_result]
+        if not results:
+            return "not known yet"
+        whole = sum(result["time_total_s"] + result["seconds_left"] for result in results) / len(results)
+        return duration(max(0.0, whole * self.trials / len(results) - elapsed))

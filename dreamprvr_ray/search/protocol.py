@@ -50,7 +50,8 @@ def described(result: dict[str, Any]) -> list[str]:
         f"  {recall}  SumR {result['SumR']:.1f}  median rank {result['median_rank']:g}",
     ]
     for name, group in (result["by_moment"] or {}).items():
-        lines.append(f"  moment/video {name}: SumR {group['SumR']:.1f} ({group['queries']} queries)")
+        if group["queries"]:
+            lines.append(f"  moment/video {name}: SumR {group['SumR']:.1f} ({group['queries']} queries)")
     if result["ties"] > result["queries"] / 100:
         lines.append(f"  warning: {result['ties']} queries score another video exactly as high as their own; ties lose")
     if result.get("test_reads", 1) > 1:

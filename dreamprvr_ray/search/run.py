@@ -6,6 +6,7 @@ A search's directory holds `search.yaml` (what decides its result), `optuna.jour
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import ray
 import ray.tune
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.util.state import list_placement_groups
 
 from dreamprvr_ray.checkpoints import copy_checkpoint, write_text
 from dreamprvr_ray.config import parse_yaml
@@ -25,14 +26,13 @@ from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.loop import fitted
 from dreamprvr_ray.search.leaderboard import Entry, entries_of, write_leaderboard
+from dreamprvr_ray.search.plan import TrialPlan, plan_trials
 from dreamprvr_ray.search.progress import SearchProgress
 from dreamprvr_ray.search.protocol import TEST_RECORD, evaluate_checkpoint
 from dreamprvr_ray.search.searcher import TruthfulOptunaSearch
 from dreamprvr_ray.search.space import Search
 from dreamprvr_ray.search.trial import TrialJob, run_trial
-from dreamprvr_ray.workers import WorkerGroup, plan_group, ray_session
-
-MOST_AT_A_TIME = 4  # more trials at a time, and the sampler proposes them knowing too little
+from dreamprvr_ray.workers import ray_session
 
 
 @dataclass(frozen=True)
@@ -44,33 +44,6 @@ class Outcome:
     test: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class TrialPlan:
-    """What each trial gets, and how many run at a time."""
-
-    group: WorkerGroup
-    at_a_time: int
-
-
-def plan_trials(search: Search) -> TrialPlan:
-    """Divides what Ray has among the trials. Raises `UserError` where not even one fits."""
-    wanted = search.file.trial
-    total = ray.cluster_resources()
-    cpus, gpus = int(total.get("CPU", 0)), total.get("GPU", 0.0)
-    at_a_time = wanted.at_a_time or max(1, min(MOST_AT_A_TIME, search.file.trials, int(gpus or cpus) // wanted.workers))
-    at_a_time = min(at_a_time, search.file.trials)
-    cpus_each, gpus_each = wanted.cpus_per_worker, wanted.gpus_per_worker
-    if gpus_each is None:
-        gpus_each = 1.0 if gpus >= wanted.workers else 0.0
-    if cpus_each is None:
-        cpus_each = float(max(1, cpus // (wanted.workers * at_a_time)))
-    group = plan_group(wanted.workers, cpus_each, gpus_each)
-    fits = int(cpus // (wanted.workers * cpus_each))
-    if gpus_each:
-        fits = min(fits, int(gpus // (wanted.workers * gpus_each)))
-    return TrialPlan(group, max(1, min(at_a_time, fits)))
-
-
 def run_search(search: Search, *, resume: bool, say: Callable[[str], None]) -> Outcome:
     """Runs a search to its end, or goes on with a killed one.
 
@@ -79,12 +52,11 @@ def run_search(search: Search, *, resume: bool, say: Callable[[str], None]) -> O
     out = Path(search.file.out).resolve()
     shards = ShardSet.open(Path(search.file.shards))
     _claim(out, search, resume)
-    with ray_session(dashboard=True):
-        say_dashboard(say)
+    with ray_session(dashboard=True) as dashboard:
+        if dashboard:
+            say(f"Ray dashboard: {dashboard} (it asks for a token, which `{Path(sys.executable).parent / 'ray'} get-auth-token` prints)")
         plan = plan_trials(search)
-        each = f"{plan.group.workers} workers of " if plan.group.workers > 1 else ""
-        gpu = f" and {plan.group.gpus_per_worker:g} GPU" if plan.group.gpus_per_worker else ""
-        say(f"search {search.name}: {search.file.trials} trials, {plan.at_a_time} at a time, each {each}{plan.group.cpus_per_worker:g} CPU{gpu}")
+        say(f"search {search.name}: {search.file.trials} trials, {plan}")
         if plan.group.workers > 1:
             _check_state_api()
         results = _tuner(search, shards, plan, out).fit()
@@ -99,7 +71,7 @@ def run_search(search: Search, *, resume: bool, say: Callable[[str], None]) -> O
     best = out / "best"
     if not (best / TEST_RECORD).exists():
         copy_checkpoint(Path(winner.checkpoint), best)
-        write_text(best / "values.json", _json(winner.values))
+        write_text(best / "values.json", json.dumps(winner.values, indent=1) + "\n")
     return Outcome(entries, best, evaluate_checkpoint(best, shards, "test"))
 
 
@@ -180,26 +152,11 @@ def _claim(out: Path, search: Search, resume: bool) -> None:
                 raise UserError(f"{out}: cannot resume: {key} was {before[part].get(key)!r} and is {now[part][key]!r} now")
 
 
-def say_dashboard(say: Callable[[str], None]) -> None:
-    """Names the dashboard's address and how to log in to it, where there is one."""
-    url = ray.get_runtime_context().gcs_address and ray._private.worker.global_worker.node.address_info.get("webui_url")
-    if url:
-        say(f"Ray dashboard: http://{url} (it asks for a token: `{Path(sys.executable).parent / 'ray'} get-auth-token` prints it)")
-
-
 def _check_state_api() -> None:
-    from ray.util.state import list_placement_groups
-
     try:
         list_placement_groups(limit=1)
-    except Exception as error:  # requests' and Ray's own types alike
+    except Exception as error:  # requests' types and Ray's own alike
         raise UserError(
-            "trial.workers above 1 needs Ray's State API, without which stopped trials keep their resources for ever; it does not answer:"
-            f" {str(error).splitlines()[0]}. Start the cluster with its dashboard, or use trial.workers=1"
+            "trial.workers above 1 needs Ray's State API, without which trials that are stopped keep their resources for ever; it does not"
+            f" answer: {str(error).splitlines()[0]}. Start the cluster with its dashboard, or use trial.workers=1"
         ) from None
-
-
-def _json(values: dict[str, Any]) -> str:
-    import json
-
-    return json.dumps(values, indent=1) + "\n"

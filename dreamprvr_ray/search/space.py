@@ -1,15 +1,15 @@
 """A search as one YAML file, a whole job: the configuration, the shards, where to write, the resources, the budget and the ranges.
 
-    config: tvr                    # a preset or a file
-    shards: shards/tvr             # --shards overrides it
-    out: runs/tvr-search           # --out overrides it
-    trials: 40
-    space:
-      model.registers: {int: [1, 16]}
-      optimizer.learning_rate: {float: [1e-4, 1e-3], log: true}
-      model.dropout: {float: [0.0, 0.4], step: 0.05}
-      model.branches: {choice: [4, 8]}
-      training.epochs: 20          # a fixed value
+config: tvr                    # a preset or a file
+shards: shards/tvr             # --shards overrides it
+out: runs/tvr-search           # --out overrides it
+trials: 40
+space:
+  model.registers: {int: [1, 16]}
+  optimizer.learning_rate: {float: [1e-4, 1e-3], log: true}
+  model.dropout: {float: [0.0, 0.4], step: 0.05}
+  model.branches: {choice: [4, 8]}
+  training.epochs: 20          # a fixed value
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def load_search(path: Path, overrides: Mapping[str, Any] | None = None) -> Searc
 
 def search_keys() -> list[str]:
     """Every dotted key of a search file but the space's."""
-    sections = {"trial": TrialResources, "pruning": Pruning, "sampler": Sampler}
+    sections: dict[str, type[Section]] = {"trial": TrialResources, "pruning": Pruning, "sampler": Sampler}
     nested = [f"{name}.{key}" for name, section in sections.items() for key in section.model_fields]
     return [key for key in SearchFile.model_fields if key not in {*sections, "space"}] + nested
 
@@ -198,7 +198,8 @@ def _read_range(key: str, value: dict[str, Any]) -> Range:
     kinds = [kind for kind in ("int", "float", "choice") if kind in value]
     unknown = [name for name in value if name not in ("int", "float", "choice", "log", "step")]
     if unknown:
-        raise ValueError(f"unknown word '{unknown[0]}'; write int, float or choice, with log or step{near_miss(unknown[0], ('float', 'choice', 'step', 'log', 'int'))}")
+        words = ("int", "float", "choice", "log", "step")
+        raise ValueError(f"unknown word '{unknown[0]}'; write int, float or choice, with log or step{near_miss(unknown[0], words)}")
     if len(kinds) != 1:
         raise ValueError("write one of int: [low, high], float: [low, high], choice: [...]")
     kind = kinds[0]
@@ -241,5 +242,5 @@ def _check_range(space: Range, experiment: Experiment, where: str) -> list[str]:
             mistakes += error.mistakes
     own = experiment.flat()[space.key]
     if not mistakes and not space.contains(own):
-        mistakes.append(f"{where}: space: {space.key}: the range ({space}) must hold the configuration's own value {own!r}, which is the first trial")
+        mistakes.append(f"{where}: space: {space.key}: the range ({space}) must hold the configuration's own value {own!r}, the first trial's")
     return mistakes
