@@ -6,8 +6,10 @@ it is whole, so that one which exists can be loaded.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import pickle
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -26,6 +28,7 @@ from dreamprvr_ray.model.authors import read_authors_checkpoint
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 
 WEIGHTS, STATE, EXPERIMENT, METRICS = "weights.safetensors", "state.pt", "experiment.yaml", "metrics.json"
+_AT_WORKING_DIRECTORY, _RENAME_EXCHANGE = -100, 2  # AT_FDCWD of fcntl.h, RENAME_EXCHANGE of linux/fs.h
 
 
 @dataclass(frozen=True)
@@ -55,21 +58,34 @@ def replacing(directory: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o755)  # mkdtemp's are for the owner alone
-        old = temporary.with_name(temporary.name + "-old")
         if directory.exists():
-            os.replace(directory, old)
-        os.replace(temporary, directory)
-        shutil.rmtree(old, ignore_errors=True)
+            _exchange(temporary, directory)
+        else:
+            os.replace(temporary, directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Swaps two directories: in one step where the system can, so that a kill at any time leaves a whole one in each place."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)  # Linux; Python has no name for it
+    if renameat2 and renameat2(_AT_WORKING_DIRECTORY, os.fsencode(one), _AT_WORKING_DIRECTORY, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return
+    aside = one.with_name(one.name + "-old")  # a system or file system (NFS) without it: a kill just here leaves the old one aside
+    os.replace(other, aside)
+    os.replace(one, other)
+    os.replace(aside, one)
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a small file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_state(directory: Path) -> dict[str, Any]:
@@ -78,6 +94,8 @@ def read_state(directory: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(directory / STATE, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{directory}: has no {STATE}: it can be evaluated, but training cannot resume from it") from None
+    except pickle.UnpicklingError:  # its text advises to load the file all the same
+        raise UserError(f"{directory / STATE}: damaged, or holds more than tensors and plain values: not loaded") from None
     except Exception as error:  # torch.load raises many types for damaged files
         raise UserError(f"{directory / STATE}: damaged: {_first_line(error)}") from None
     return state

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -39,6 +41,7 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Runs a command and exits: 0, 2 for a user's mistake, 130 when interrupted, else `main`'s own code (a traceback exits 1)."""
     try:
         code = main(sys.argv[1:]) or 0
+        sys.stdout.flush()
     except UserError as error:
         for mistake in error.mistakes:
             print(f"error: {mistake}", file=sys.stderr)
@@ -47,13 +50,13 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
         print("interrupted", file=sys.stderr)
         code = 130
     except BrokenPipeError:  # the reader of our output went away, as in `| head`
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes when it ends
         code = 1
     sys.exit(code)
 
 
 def print_json(values: dict[str, Any]) -> None:
-    """One line of JSON on stdout, the last thing that a command with `--json` prints. Not-a-numbers become null."""
+    """One line of JSON on stdout, the last thing that a command with `--json` prints. NaN and infinities become null."""
     print(json.dumps(_plain(values)), flush=True)
 
 
@@ -62,4 +65,4 @@ def _plain(value: Any) -> Any:
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(inner) for inner in value]
-    return None if isinstance(value, float) and value != value else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -129,7 +129,10 @@ class Experiment(Section):
 
     def with_values(self, overrides: Mapping[str, Any], where: str = "--set") -> Experiment:
         """A copy with `{dotted key: value}` replaced. Raises `UserError` naming `where`, the key and what is allowed."""
-        return build_experiment(merge(self.model_dump(), overrides, where), where)
+        values = self.model_dump()
+        for key, value in overrides.items():
+            values = merge(values, nested(key, value))
+        return build_experiment(values, where)
 
     def to_yaml(self) -> str:
         """The whole configuration as YAML that `load_experiment` reads."""
@@ -142,6 +145,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[Any, int] = {}
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *anchor` is no key, and may stand beside one of the same name
+                continue
             key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
             line = key_node.start_mark.line + 1
             if isinstance(key, str) and key in seen:
@@ -162,6 +167,8 @@ def parse_yaml(text: str, where: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{where}{line}: {getattr(error, 'problem', None) or 'not valid YAML'}") from None
+    except ValueError as error:  # of a date that is none, as 2026-13-01
+        raise UserError(f"{where}: not valid YAML: {error}") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -225,20 +232,19 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def merge(base: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Nested `base` with `{dotted key: value}` put in. Raises `UserError` for keys that the configuration does not have."""
-    merged = {key: dict(value) if isinstance(value, Mapping) else value for key, value in base.items()}
-    known = known_keys()
-    mistakes = [f"{where}: unknown key '{key}'{near_miss(key, known)}" for key in overrides if key not in known]
-    if mistakes:
-        raise UserError(*mistakes)
-    for key, value in overrides.items():
-        *sections, name = key.split(".")
-        inner = merged
-        for section in sections:
-            inner[section] = dict(inner.get(section) or {})
-            inner = inner[section]
-        inner[name] = value
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """`("model.registers", 8)` as `{"model": {"registers": 8}}`."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return cast(dict[str, Any], value)
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested `base` with the nested `changes` put in; neither is checked."""
+    merged = dict(base)
+    for key, value in changes.items():
+        inner = merged.get(key)
+        merged[key] = merge(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
     return merged
 
 
@@ -259,13 +265,13 @@ def _config_values(name: str | Path) -> tuple[str, dict[str, Any]]:
     if not path.suffix and not path.exists():
         raise UserError(f"--config {name}: neither a file nor a preset ({', '.join(presets())}){near_miss(str(name), presets())}")
     values = read_yaml(path)
-    base = values.pop("preset", None)
-    if base is None:
+    if "preset" not in values:
         return str(path), values
+    base = values.pop("preset")
     if base not in presets():
-        raise UserError(f"{path}: preset: '{base}' is not one of {', '.join(presets())}{near_miss(str(base), presets())}")
+        raise UserError(f"{path}: preset = {_described(base)}: must be one of {', '.join(presets())}{near_miss(str(base), presets())}")
     _, base_values = _config_values(base)
-    return str(path), merge(base_values, flatten(values), str(path))
+    return str(path), merge(base_values, values)
 
 
 def _known(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, Any]]:
@@ -282,16 +288,19 @@ def _mistakes(error: ValidationError, known: list[str]) -> Iterator[str]:
     for mistake in error.errors():
         key = ".".join(str(part) for part in mistake["loc"])
         kind, value = mistake["type"], mistake["input"]
-        if kind == "extra_forbidden":
-            names = set(known) | sections
-            yield f"unknown key '{key}'{near_miss(key, names)}"
+        if kind in ("extra_forbidden", "invalid_key"):  # an invalid key is no text, as in `8: 3`
+            yield f"unknown key '{key}'{near_miss(key, set(known) | sections)}"
         elif kind == "missing":
             yield f"{key} is missing"
         elif kind == "value_error":
             yield f"{key}: {mistake['ctx']['error']}"
+        elif kind == "model_type":
+            yield f"{key} = {_described(value)}: must hold keys and values"
         else:
-            yield f"{key} = {_described(value)}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}"
+            yield f"{key} = {_described(value)}: {mistake['msg'].replace('Input should be', 'must be')}"
 
 
 def _described(value: Any) -> str:
-    return "nothing" if value is None else f"{value!r}" if isinstance(value, (str, int, float, bool)) else f"a {type(value).__name__}"
+    if value is None or isinstance(value, dict):
+        return "nothing" if value is None else "a mapping"
+    return repr(value) if isinstance(value, (str, int, float)) else f"a {type(value).__name__}"

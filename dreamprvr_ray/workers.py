@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -51,6 +52,9 @@ WORKER_ENVIRONMENT = RAY_ENVIRONMENT | {
 }
 
 
+FIRST_DASHBOARD_PORT = 8265  # Ray's own default
+
+
 @dataclass(frozen=True)
 class WorkerGroup:
     """How many workers train one model, and what each gets."""
@@ -78,17 +82,38 @@ def ray_session(dashboard: bool) -> Iterator[str | None]:
         return
     # It warns at every start that token authentication is on, as it should be.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    address = os.environ.get("RAY_ADDRESS")
     # Our own lines come through queues and callbacks; what workers print stays in Ray's logs and on the dashboard.
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "WARNING", "runtime_env": {"env_vars": WORKER_ENVIRONMENT}}
-    try:
-        context = ray.init(**options, include_dashboard=None if address not in (None, "local") else dashboard)
-    except ConnectionError as error:
-        raise UserError(f"RAY_ADDRESS={address}: no Ray cluster answers there: {str(error).splitlines()[0]}") from None
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "WARNING"}
+    address = os.environ.get("RAY_ADDRESS", "auto")
+    context = None
+    if address != "local":
+        try:
+            context = ray.init(address=address, runtime_env={"env_vars": WORKER_ENVIRONMENT}, **options)
+        except ConnectionError as error:
+            if address != "auto":
+                raise UserError(f"RAY_ADDRESS={address}: no Ray cluster answers there: {str(error).splitlines()[0]}") from None
+    # Ray's State API looks for the one Ray of this machine unless it is told the address; there may be others.
+    port = _free_port(FIRST_DASHBOARD_PORT)
+    api = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"} if context is None and dashboard else {}
+    if context is None:
+        options |= {"include_dashboard": dashboard, "dashboard_port": port}
+        context = ray.init(address="local", runtime_env={"env_vars": WORKER_ENVIRONMENT | api}, **options)
+    os.environ.update(api)
     try:
         yield f"http://{context.dashboard_url}" if context.dashboard_url else None
     finally:
         ray.shutdown()
+        for name in api:
+            del os.environ[name]
+
+
+def _free_port(first: int) -> int:
+    """The first port from `first` on that nobody listens on here."""
+    for port in range(first, 2**16):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return port
+    raise RuntimeError(f"no free port from {first} on")
 
 
 def plan_group(workers: int, cpus_per_worker: float | None = None, gpus_per_worker: float | None = None) -> WorkerGroup:

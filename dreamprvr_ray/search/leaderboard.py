@@ -31,12 +31,10 @@ class Entry:
     error: str | None = None
 
 
-def entry_of(number: int, trial: Trial, *, ended: bool = False) -> Entry:
-    """A trial as Ray Tune holds it while the search runs; `ended` says that it just did, which its status tells only later."""
+def entry_of(number: int, trial: Trial) -> Entry:
+    """A trial as Ray Tune holds it while the search runs."""
     result = trial.last_result or {}
     state = {"PENDING": "waiting", "PAUSED": "waiting", "RUNNING": "running", "ERROR": "failed"}.get(trial.status)
-    if ended and state == "running":
-        state = None
     return Entry(
         number,
         trial.trial_id,

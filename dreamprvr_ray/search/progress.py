@@ -22,6 +22,7 @@ class SearchProgress(Callback):
     def __init__(self, name: str, trials: int, epochs: int, keys: list[str]) -> None:
         self.name, self.trials, self.epochs, self.keys = name, trials, epochs, keys
         self.started = self.printed = time.monotonic()
+        self.ended = 0
         self.ended_before: int | None = None  # trials that an earlier, killed run had ended
 
     def __getstate__(self) -> dict[str, Any]:  # Ray saves callbacks with the experiment: the clock starts anew on resume
@@ -32,22 +33,17 @@ class SearchProgress(Callback):
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         if self.ended_before is None:
-            self.ended_before = sum(trial.is_finished() for trial in trials)
+            self.ended_before = self.ended = sum(trial.is_finished() for trial in trials)
 
-    def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any) -> None:
-        if time.monotonic() - self.printed > BETWEEN_TABLES:
-            self._print(trials)
-
-    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._print(trials, ended=trial)
-
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._print(trials, ended=trial)
-
-    def _print(self, trials: list[Trial], ended: Trial | None = None) -> None:
-        entries = [entry_of(number, trial, ended=trial is ended) for number, trial in enumerate(trials)]
-        self.printed = time.monotonic()
-        print("\n".join([self._summary(entries, trials), *("  " + line for line in table(ranked(entries), self.keys))]), file=sys.stderr, flush=True)
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        ended = sum(trial.is_finished() for trial in trials)
+        news = any(trial.last_result for trial in trials) and time.monotonic() - self.printed > BETWEEN_TABLES
+        if ended == self.ended and not news:
+            return
+        self.ended, self.printed = ended, time.monotonic()
+        entries = [entry_of(number, trial) for number, trial in enumerate(trials)]
+        lines = [self._summary(entries, trials), *("  " + line for line in table(ranked(entries), self.keys))]
+        print("\n".join(lines), file=sys.stderr, flush=True)
 
     def _summary(self, entries: list[Entry], trials: list[Trial]) -> str:
         counts = Counter(entry.state for entry in entries)

@@ -79,8 +79,8 @@ def _tuner(search: Search, shards: ShardSet, plan: TrialPlan, out: Path) -> ray.
     experiment = fitted(search.experiment, shards)
     job = TrialJob(experiment.model_dump(), str(shards.directory.resolve()), plan.group, str(out / "train"))
     alone = plan.group.workers == 1
-    # The driver of a nested run does no work of its own: all CPUs are for its workers.
-    resources = {"CPU": plan.group.cpus_per_worker, "GPU": plan.group.gpus_per_worker} if alone else {"CPU": 0, "GPU": 0}
+    # The driver of a nested run only waits: all CPUs are for its workers. Ray Tune wants it to ask for something.
+    resources = {"CPU": plan.group.cpus_per_worker, "GPU": plan.group.gpus_per_worker} if alone else {"memory": 2**20}
     trainable = ray.tune.with_resources(ray.tune.with_parameters(run_trial, job=job), resources)
     state = out / "trials"
     if ray.tune.Tuner.can_restore(str(state)):

@@ -1,0 +1,107 @@
+"""Exit codes and what is printed, seen as a user sees them: in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+import dreamprvr_ray
+from dreamprvr_ray.command_line import Parser, print_json
+from dreamprvr_ray.errors import UserError, near_miss
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def run_main(body: str, reader: str = "cat") -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command whose `main` is `body`, its output read by the shell command `reader`."""
+    program = f"import sys\nfrom dreamprvr_ray.command_line import run\nfrom dreamprvr_ray.errors import UserError\ndef main(arguments):\n  {body}\nrun(main)\n"
+    words = [sys.executable, "-c", program, "one", "two"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as command:
+        assert command.stderr is not None
+        read = subprocess.run(["sh", "-c", reader], stdin=command.stdout, capture_output=True, text=True)
+        assert command.stdout is not None
+        command.stdout.close()
+        errors = command.stderr.read()
+        return command.wait(timeout=60), read.stdout, errors
+
+
+def test_exit_codes() -> None:
+    assert run_main("print(arguments)") == (0, "['one', 'two']\n", "")
+    assert run_main("return 1") == (1, "", "")
+    code, _, errors = run_main("raise RuntimeError('broken')")
+    assert code == 1 and errors.startswith("Traceback") and errors.endswith("RuntimeError: broken\n")
+    assert run_main("raise KeyboardInterrupt") == (130, "", "interrupted\n")
+
+
+def test_a_users_mistakes_are_a_line_each_and_no_traceback() -> None:
+    assert run_main("raise UserError('a: wrong', 'b: too large')") == (2, "", "error: a: wrong\nerror: b: too large\n")
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_reader_that_goes_away_is_no_error_to_speak_of(lines: int) -> None:
+    assert run_main(f"import time; time.sleep(0.5); [print('x' * 50) for _ in range({lines})]", reader="exec <&-")[::2] == (1, "")
+
+
+def test_version_and_flags(command: Command) -> None:
+    done = command("train", "--version")
+    assert (done.returncode, done.stdout) == (0, f"dreamprvr_ray {dreamprvr_ray.__version__}\n")
+
+
+def test_wrong_flags_are_one_line(command: Command) -> None:
+    done = command("train", "--config", "demo", "--wokers", "2")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: unrecognized arguments: --wokers 2 (see python -m dreamprvr_ray.train --help)\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "the following arguments are required: --config"),
+        (["--config"], "argument --config: expected one argument"),
+        (["--conf", "x"], "the following arguments are required: --config"),  # no abbreviations: a new flag must not change what they mean
+    ],
+)
+def test_parser_errors_are_users_mistakes(words: list[str], message: str) -> None:
+    parser = Parser("train", "Trains.")
+    parser.add_argument("--config", required=True)
+    with pytest.raises(UserError) as error:
+        parser.parse_args(words)
+    assert error.value.mistakes == (f"{message} (see python -m dreamprvr_ray.train --help)",)
+
+
+def test_overrides_are_collected() -> None:
+    parser = Parser("train", "Trains.")
+    parser.add_overrides()
+    assert parser.parse_args(["--set", "a=1", "b=2", "--json", "--set", "c=3"]).set == ["a=1", "b=2", "c=3"]
+    assert parser.parse_args([]).set == []
+    assert parser.parse_args(["--set", "a=1"]).set == ["a=1"]  # the default was not appended to
+
+
+def test_json_is_one_line_without_what_json_does_not_have(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"a": math.nan, "b": [1.5, math.inf, {"c": -math.inf}], "d": (math.nan, 2), "e": None, "f": "NaN", "g": True})
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1 and out.endswith("\n")
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    assert json.loads(out, parse_constant=refuse) == {"a": None, "b": [1.5, None, {"c": None}], "d": [None, 2], "e": None, "f": "NaN", "g": True}
+
+
+def test_user_errors_survive_pickling() -> None:
+    import pickle
+
+    error = pickle.loads(pickle.dumps(UserError("a", "b")))
+    assert isinstance(error, UserError) and error.mistakes == ("a", "b") and str(error) == "a\nb"
+
+
+def test_near_miss() -> None:
+    assert near_miss("model.registres", ["model.registers", "model.heads"]) == "; did you mean 'model.registers'?"
+    assert near_miss("seed", ["training.seed", "sampler.seed"]) == "; did you mean 'training.seed'?"
+    assert near_miss("zzz", ["training.seed"]) == ""
+    assert near_miss("zzz", iter(())) == ""

@@ -1,0 +1,272 @@
+"""The presets to the last digit, and every way to write a configuration wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from dreamprvr_ray.config import Experiment, build_experiment, known_keys, load_experiment, parse_overrides, presets
+from dreamprvr_ray.errors import UserError
+
+# Section 5 of the model page, column by column.
+TABLE: dict[str, tuple[Any, Any, Any]] = {
+    # key                              TVR     ActivityNet  Charades
+    "data.video_size":                 (3072,   1024,   1024),
+    "data.text_size":                  (768,    1024,   1024),
+    "model.registers":                 (8,      4,      6),
+    "model.diffusion_steps":           (10,     10,     10),
+    "loss.weights.clip_nce":           (0.05,   0.02,   0.02),
+    "loss.weights.frame_nce":          (0.04,   0.04,   0.04),
+    "loss.weights.diversity":          (8e-5,   0.003,  0.003),
+    "loss.weights.similarity":         (0.01,   0.01,   0.002),
+    "loss.weights.variational":        (1e-4,   1e-4,   1e-4),
+    "loss.weights.denoising":          (1e-3,   1e-3,   1e-3),
+    "loss.diversity_margin":           (0.15,   0.2,    0.2),
+    "loss.diversity_scale":            (32.0,   32.0,   32.0),
+    "loss.diversity_focus":            (1.0,    1.0,    1.0),
+    "loss.similarity_temperature":     (0.09,   0.08,   0.01),
+    "optimizer.learning_rate":         (3e-4,   2.5e-4, 2e-4),
+    "loss.margin":                     (0.1,    0.2,    0.2),
+    "model.dropout":                   (0.2,    0.31,   0.25),
+    "model.input_dropout":             (0.2,    0.31,   0.25),
+    "model.fusion_temperature":        (0.09,   0.6,    0.6),
+    "evaluation.clip_weight":          (0.5,    0.6,    0.6),
+    "training.epochs":                 (150,    100,    100),
+    "training.patience":               (20,     10,     10),
+    "training.batch_videos":           (128,    128,    128),
+    "model.hidden_size":               (384,    384,    384),
+    "model.heads":                     (4,      4,      4),
+    "model.branches":                  (8,      8,      8),
+    "loss.hard_negative_start_epoch":  (20,     20,     20),
+    "loss.hard_negative_pool":         (20,     20,     20),
+    "training.seed":                   (0,      0,      0),
+    # Sections 2 and 4 have these.
+    "model.denoiser_layers":           (2,      2,      2),
+    "optimizer.warmup_fraction":       (0.01,   0.01,   0.01),
+    "optimizer.weight_decay":          (0.01,   0.01,   0.01),
+    # Ours.
+    "training.precision":              ("auto", "auto", "auto"),
+}  # fmt: skip
+
+
+@pytest.fixture
+def mistakes(tmp_path: Path) -> Callable[..., list[str]]:
+    """What is wrong with a file of this text, without the file's name, which every line must begin with."""
+
+    def of(text: str | bytes) -> list[str]:
+        path = tmp_path / "mine.yaml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        with pytest.raises(UserError) as error:
+            load_experiment(path)
+        for line in error.value.mistakes:
+            assert line.startswith(str(path)) and "\n" not in line
+        return [line.removeprefix(str(path)).removeprefix(": ") for line in error.value.mistakes]
+
+    return of
+
+
+@pytest.mark.parametrize(("column", "name"), enumerate(["tvr", "activitynet", "charades"]))
+def test_presets_are_the_papers_settings(column: int, name: str) -> None:
+    assert load_experiment(name).flat() == {key: values[column] for key, values in TABLE.items()}
+
+
+def test_every_preset_is_whole() -> None:
+    assert presets() == ["activitynet", "charades", "demo", "tvr"]
+    for name in presets():
+        assert list(load_experiment(name).flat()) == known_keys()
+
+
+def test_the_keys_are_those_that_users_know() -> None:
+    # Changing one breaks users' files: here it is a decision.
+    assert set(known_keys()) == set(TABLE)
+
+
+def test_overrides_reach_every_key() -> None:
+    base = load_experiment("charades")
+    for key, value in load_experiment("tvr").flat().items():
+        changed = base.with_values({key: value}).flat()
+        assert changed == base.flat() | {key: value}
+
+
+def test_a_file_that_starts_from_a_preset(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("preset: tvr\nmodel:\n  registers: 6\nloss:\n  weights:\n    clip_nce: 2e-2\n")
+    changed = {"model.registers": 6, "loss.weights.clip_nce": 0.02}
+    assert load_experiment(path).flat() == load_experiment("tvr").flat() | changed
+    assert load_experiment(path, {"training.seed": 5}).flat() == load_experiment("tvr").flat() | changed | {"training.seed": 5}
+
+
+@pytest.mark.parametrize("name", ["tvr", "demo"])
+def test_yaml_and_back(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "whole.yaml"
+    experiment = load_experiment(name, {"optimizer.learning_rate": 1e-5, "loss.weights.diversity": 1 / 3})
+    path.write_text(experiment.to_yaml())
+    assert load_experiment(path) == experiment
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [("3e-4", 3e-4), ("3E-4", 3e-4), ("3.0e-4", 3e-4), ("3.e-4", 3e-4), ("+3e-4", 3e-4), ("1e0", 1.0), ("1", 1), ("0.5", 0.5), (".5", 0.5)],
+)
+def test_numbers_as_people_write_them(written: str, value: float) -> None:
+    overrides = parse_overrides([f"optimizer.learning_rate={written}"])
+    assert overrides == {"optimizer.learning_rate": value}
+    assert load_experiment("demo", overrides).optimizer.learning_rate == value
+
+
+def test_anchors_and_merged_mappings(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("preset: tvr\nmodel: &both {dropout: 0.3}\nloss: {margin: 0.3}\ntraining: {epochs: &n 7, patience: *n}\n")
+    assert load_experiment(path).training.patience == 7
+    path.write_text("preset: tvr\ntraining: {<<: {seed: 3, epochs: 5}, epochs: 9}\n")
+    assert (load_experiment(path).training.seed, load_experiment(path).training.epochs) == (3, 9)
+
+
+def test_frozen() -> None:
+    experiment = load_experiment("demo")
+    with pytest.raises(ValidationError, match="frozen"):
+        experiment.model.registers = 3  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="frozen"):
+        experiment.model = load_experiment("tvr").model  # type: ignore[misc]
+    before = experiment.flat()
+    experiment.with_values({"loss.weights.clip_nce": 0.5})
+    assert experiment.flat() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("model: {registres: 6}", "unknown key 'model.registres'; did you mean 'model.registers'?"),
+        ("registers: 6", "unknown key 'registers'; did you mean 'model.registers'?"),
+        ("modle: {registers: 6}", "unknown key 'modle'; did you mean 'model'?"),
+        ("weights: {clip_nce: 1}", "unknown key 'weights'; did you mean 'loss.weights'?"),
+        ("zzz: 6", "unknown key 'zzz'"),
+        ("8: 6", "unknown key '8'"),
+        ("model: {registers: six}", "model.registers = 'six': must be a valid integer"),
+        ("model: {registers: '6'}", "model.registers = '6': must be a valid integer"),
+        ("model: {registers: 6.0}", "model.registers = 6.0: must be a valid integer"),
+        ("model: {registers: yes}", "model.registers = True: must be a valid integer"),
+        ("model: {registers: }", "model.registers = nothing: must be a valid integer"),
+        ("model: {registers: [6]}", "model.registers = a list: must be a valid integer"),
+        ("model: {registers: {int: 6}}", "model.registers = a mapping: must be a valid integer"),
+        ("model: {registers: 2026-01-01}", "model.registers = a date: must be a valid integer"),
+        ("model: {registers: -1}", "model.registers = -1: must be greater than or equal to 0"),
+        ("model: {registers: 65}", "model.registers = 65: must be less than or equal to 64"),
+        ("model: {dropout: 1.0}", "model.dropout = 1.0: must be less than 1"),
+        ("model: {dropout: low}", "model.dropout = 'low': must be a valid number"),
+        ("model: {dropout: .nan}", "model.dropout = nan: must be less than 1"),
+        ("optimizer: {learning_rate: 0}", "optimizer.learning_rate = 0: must be greater than 0"),
+        ("optimizer: {learning_rate: .inf}", "optimizer.learning_rate = inf: must be a finite number"),
+        ("loss: {weights: {diversity: -1e-3}}", "loss.weights.diversity = -0.001: must be greater than or equal to 0"),
+        ("training: {seed: 2147483648}", "training.seed = 2147483648: must be less than 2147483648"),
+        ("training: {precision: fp16}", "training.precision = 'fp16': must be 'auto', 'fp32' or 'bf16'"),
+        ("training: {precision: }", "training.precision = nothing: must be 'auto', 'fp32' or 'bf16'"),
+        ("evaluation: {clip_weight: 1.5}", "evaluation.clip_weight = 1.5: must be less than or equal to 1"),
+        ("model: {hidden_size: 30}", "model: hidden_size 30 must be even and divisible by heads 4"),
+        ("model: {hidden_size: 9, heads: 3}", "model: hidden_size 9 must be even and divisible by heads 3"),
+        ("model:", "model = nothing: must hold keys and values"),
+        ("loss: {weights: 3}", "loss.weights = 3: must hold keys and values"),
+        ("training: {seed: 2026-13-01}", "not valid YAML: month must be in 1..12"),
+    ],
+)
+def test_one_mistake_is_one_line_with_key_value_and_what_is_allowed(mistakes: Callable[..., list[str]], text: str, expected: str) -> None:
+    assert mistakes(f"preset: demo\n{text}\n") == [expected]
+
+
+def test_several_mistakes_are_a_line_each(mistakes: Callable[..., list[str]]) -> None:
+    found = mistakes("preset: tvr\nmodel: {registers: six, heads: 5, hidden: 8}\ntraining: {epochs: 0}\nzzz: 5\nloss: {weights: {clip_nce: -1}}\n")
+    assert sorted(found) == [
+        "loss.weights.clip_nce = -1: must be greater than or equal to 0",
+        "model.registers = 'six': must be a valid integer",
+        "training.epochs = 0: must be greater than or equal to 1",
+        "unknown key 'zzz'",
+        "unknown key 'model.hidden'; did you mean 'model.hidden_size'?",
+    ]
+
+
+def test_without_a_preset_every_missing_key_is_named(mistakes: Callable[..., list[str]]) -> None:
+    whole = load_experiment("demo").model_dump()
+    del whole["evaluation"], whole["model"]["dropout"], whole["loss"]["weights"]["diversity"]
+    with pytest.raises(UserError) as error:
+        build_experiment(whole, "here")
+    assert sorted(error.value.mistakes) == [
+        "here: evaluation is missing",
+        "here: loss.weights.diversity is missing",
+        "here: model.dropout is missing",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("preset: tvrr\n", "preset = 'tvrr': must be one of activitynet, charades, demo, tvr; did you mean 'tvr'?"),
+        ("preset:\n", "preset = nothing: must be one of activitynet, charades, demo, tvr"),
+        ("preset: [tvr]\n", "preset = a list: must be one of activitynet, charades, demo, tvr; did you mean 'tvr'?"),
+        ("", "must hold keys and values, not nothing"),
+        ("- model\n", "must hold keys and values, not a list"),
+        ("tvr\n", "must hold keys and values, not 'tvr'"),
+        ("preset: tvr\nmodel:\n  heads: 4\n  heads: 8\n", ", line 4: key 'heads' is given twice (line 3 too)"),
+        ("preset: tvr\nmodel: [1\n", ", line 3: expected ',' or ']', but got '<stream end>'"),
+        ("preset: tvr\n\tmodel: 1\n", ", line 2: found character '\\t' that cannot start any token"),
+        ("preset: tvr\nmodel: !!python/object/apply:os.getcwd []\n", ", line 2: could not determine a constructor for the tag "
+         "'tag:yaml.org,2002:python/object/apply:os.getcwd'"),
+    ],
+)  # fmt: skip
+def test_files_that_are_no_configuration(mistakes: Callable[..., list[str]], text: str, expected: str) -> None:
+    assert mistakes(text) == [expected]
+
+
+def test_a_file_that_is_no_text(mistakes: Callable[..., list[str]]) -> None:
+    (line,) = mistakes(b"preset: \xff\xfe")
+    assert line.startswith("cannot be read: ")
+
+
+def refused(name: str | Path, overrides: Mapping[str, Any] | None = None) -> list[str]:
+    with pytest.raises(UserError) as error:
+        load_experiment(name, overrides)
+    return list(error.value.mistakes)
+
+
+def test_a_name_that_is_nothing(tmp_path: Path) -> None:
+    assert refused("tvrr") == ["--config tvrr: neither a file nor a preset (activitynet, charades, demo, tvr); did you mean 'tvr'?"]
+    assert refused(tmp_path / "none.yaml") == [f"{tmp_path}/none.yaml: no such file"]
+    (line,) = refused(tmp_path)
+    assert line.startswith(f"{tmp_path}: cannot be read: ")
+
+
+def test_wrong_overrides_name_the_flag() -> None:
+    assert refused("demo", {"model.registres": 6}) == ["--set: unknown key 'model.registres'; did you mean 'model.registers'?"]
+    assert refused("demo", {"registers": 6}) == ["--set: unknown key 'registers'; did you mean 'model.registers'?"]
+    assert refused("demo", {"model": 6}) == ["--set: model = 6: must hold keys and values"]
+    assert refused("demo", {"model.registers": None, "training.epochs": 0, "x.y": 1}) == [
+        "--set: model.registers = nothing: must be a valid integer",
+        "--set: training.epochs = 0: must be greater than or equal to 1",
+        "--set: unknown key 'x'",
+    ]
+
+
+def test_pairs_are_parsed_as_yaml() -> None:
+    assert parse_overrides(["a.b=6", "c=x=y", "d=", "e=[1, 2.5]", "f=true"]) == {"a.b": 6, "c": "x=y", "d": None, "e": [1, 2.5], "f": True}
+    with pytest.raises(UserError) as error:
+        parse_overrides(["model.registers", "=6", "model.heads=4"])
+    assert error.value.mistakes == ("--set model.registers: write it as key=value", "--set =6: write it as key=value")
+    with pytest.raises(UserError) as error:
+        parse_overrides(["model.heads=[4"])
+    assert error.value.mistakes[0].startswith("--set model.heads, line 1: expected ',' or ']'")
+
+
+def test_a_configuration_has_no_not_a_number() -> None:
+    for key, value in load_experiment("demo").flat().items():
+        if isinstance(value, float):
+            for bad in (math.nan, math.inf, -math.inf):
+                with pytest.raises(UserError, match=key):
+                    load_experiment("demo", {key: bad})
+
+
+def test_two_experiments_are_equal_by_value() -> None:
+    assert load_experiment("demo") == Experiment.model_validate(load_experiment("demo").model_dump()) != load_experiment("demo", {"training.seed": 1})
