@@ -12,9 +12,9 @@ install: .venv/installed
 
 # The demo, from made videos to a model that was tested once. A second call goes on with the same search.
 search: install
-	test -e demo/source || $(BIN)/python -m dreamprvr_ray.data.demo --out demo/source
+	$(BIN)/python -m dreamprvr_ray.data.demo --out demo/source
 	$(BIN)/python -m dreamprvr_ray.convert --source demo/source --collection demo --out demo/shards
-	$(BIN)/python -m dreamprvr_ray.tune --space search_spaces/demo.yaml $(if $(wildcard demo/search),--resume)
+	$(BIN)/python -m dreamprvr_ray.tune --space search_spaces/demo.yaml $(if $(wildcard demo/search),--resume) $(SEARCH_FLAGS)
 
 test: install
 	$(BIN)/python -m pytest

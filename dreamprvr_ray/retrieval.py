@@ -145,7 +145,8 @@ def _split_scores(model: DreamPRVR, split: Split, clip_weight: float, workers: W
 
     embeddings = []
     for block in _blocks(query_parts[workers.rank], QUERY_BLOCK):
-        tokens, mask = collate_queries(split, block)
+        with torch.autocast("cpu", enabled=False):  # which cannot join the shards' float16 rows
+            tokens, mask = collate_queries(split, block)
         embeddings.append(model.encode_queries(tokens.to(device), mask.to(device)).float())
     own_queries = torch.cat(embeddings) if embeddings else torch.zeros(0, model.config.hidden_size, device=device)
     queries = workers.gather_for_same_loss(own_queries, [len(part) for part in query_parts])

@@ -72,8 +72,9 @@ def _require_shards(search: Search) -> None:
     shards = Path(search.file.shards)
     if (shards / "manifest.json").exists():
         return
-    source = search.file.source or "--source DIR --collection NAME"
-    raise UserError(f"{shards}: no feature shards there; make them with: python -m dreamprvr_ray.convert {source} --out {shards}")
+    source = search.file.source
+    hint = f"; make them with: {source.convert_command(str(shards))}" if source else ""
+    raise UserError(f"{shards}: no feature shards there{hint}")
 
 
 if __name__ == "__main__":

@@ -184,8 +184,8 @@ def test_several_mistakes_are_a_line_each(mistakes: Callable[..., list[str]]) ->
         "loss.weights.clip_nce = -1: must be greater than or equal to 0",
         "model.registers = 'six': must be a valid integer",
         "training.epochs = 0: must be greater than or equal to 1",
-        "unknown key 'zzz'",
         "unknown key 'model.hidden'; did you mean 'model.hidden_size'?",
+        "unknown key 'zzz'",
     ]
 
 

@@ -19,14 +19,14 @@ BETWEEN_TABLES = 20.0  # seconds, unless a trial ended
 class SearchProgress(Callback):
     """Prints the table of trials to stderr when one ends, and every now and then between."""
 
-    def __init__(self, name: str, trials: int, epochs: int, keys: list[str]) -> None:
-        self.name, self.trials, self.epochs, self.keys = name, trials, epochs, keys
+    def __init__(self, name: str, trials: int, keys: list[str]) -> None:
+        self.name, self.trials, self.keys = name, trials, keys
         self.started = self.printed = time.monotonic()
         self.ended = 0
         self.ended_before: int | None = None  # trials that an earlier, killed run had ended
 
     def __getstate__(self) -> dict[str, Any]:  # Ray saves callbacks with the experiment: the clock starts anew on resume
-        return {name: self.__dict__[name] for name in ("name", "trials", "epochs", "keys")}
+        return {name: self.__dict__[name] for name in ("name", "trials", "keys")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]

@@ -34,12 +34,21 @@ def evaluate_checkpoint(checkpoint: Path, shards: ShardSet, split: str) -> dict[
     result = {"split": split, "collection": manifest.collection, "protocol": manifest.protocol} | retrieval.named()
     if split != "test" or not checkpoint.is_dir():
         return result
-    record = checkpoint / TEST_RECORD
-    readings = read_json(record)["readings"] if record.exists() else []
+    readings = _readings(checkpoint)
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    readings.append({"at": now, "shards": str(shards.directory), "SumR": result["SumR"]})
-    write_text(record, json.dumps({"readings": readings}, indent=1) + "\n")
-    return result | {"test_reads": len(readings)}
+    readings.append({"at": now, "shards": str(shards.directory), **result, "test_reads": len(readings) + 1})
+    write_text(checkpoint / TEST_RECORD, json.dumps({"readings": readings}, indent=1) + "\n")
+    return readings[-1]
+
+
+def recorded_test(checkpoint: Path) -> dict[str, Any] | None:
+    """The result of the first reading of test that is recorded beside a checkpoint, if there is one."""
+    return next(iter(_readings(checkpoint)), None)
+
+
+def _readings(checkpoint: Path) -> list[dict[str, Any]]:
+    record = checkpoint / TEST_RECORD
+    return list(read_json(record)["readings"]) if record.exists() else []
 
 
 def described(result: dict[str, Any]) -> list[str]:

@@ -28,7 +28,7 @@ from dreamprvr_ray.loop import fitted
 from dreamprvr_ray.search.leaderboard import Entry, entries_of, write_leaderboard
 from dreamprvr_ray.search.plan import TrialPlan, plan_trials
 from dreamprvr_ray.search.progress import SearchProgress
-from dreamprvr_ray.search.protocol import TEST_RECORD, evaluate_checkpoint
+from dreamprvr_ray.search.protocol import evaluate_checkpoint, recorded_test
 from dreamprvr_ray.search.searcher import TruthfulOptunaSearch
 from dreamprvr_ray.search.space import Search
 from dreamprvr_ray.search.trial import TrialJob, run_trial
@@ -69,10 +69,12 @@ def run_search(search: Search, *, resume: bool, say: Callable[[str], None]) -> O
         reasons = {entry.error for entry in entries if entry.error}
         raise RuntimeError(f"{out}: no trial left a checkpoint: " + "; ".join(sorted(reasons)))
     best = out / "best"
-    if not (best / TEST_RECORD).exists():
+    test = recorded_test(best)
+    if test is None:
         copy_checkpoint(Path(winner.checkpoint), best)
         write_text(best / "values.json", json.dumps(winner.values, indent=1) + "\n")
-    return Outcome(entries, best, evaluate_checkpoint(best, shards, "test"))
+        test = evaluate_checkpoint(best, shards, "test")
+    return Outcome(entries, best, test)
 
 
 def _tuner(search: Search, shards: ShardSet, plan: TrialPlan, out: Path) -> ray.tune.Tuner:
@@ -97,7 +99,6 @@ def _tuner(search: Search, shards: ShardSet, plan: TrialPlan, out: Path) -> ray.
         study_name=search.name,
         storage=JournalStorage(JournalFileBackend(str(journal))),
     )
-    epochs = experiment.training.epochs
     return ray.tune.Tuner(
         trainable,
         tune_config=ray.tune.TuneConfig(
@@ -106,22 +107,22 @@ def _tuner(search: Search, shards: ShardSet, plan: TrialPlan, out: Path) -> ray.
             time_budget_s=search.file.hours and search.file.hours * 3600,
             reuse_actors=alone,
             search_alg=searcher,
-            scheduler=_scheduler(search, epochs),
+            scheduler=_scheduler(search),
             trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
         ),
         run_config=ray.tune.RunConfig(
             name="trials",
             storage_path=str(out),
             verbose=0,
-            callbacks=[SearchProgress(search.name, search.file.trials, epochs, [space.key for space in search.ranges])],
+            callbacks=[SearchProgress(search.name, search.file.trials, [space.key for space in search.ranges])],
             checkpoint_config=ray.tune.CheckpointConfig(num_to_keep=1, checkpoint_score_attribute="SumR", checkpoint_score_order="max"),
             failure_config=ray.tune.FailureConfig(max_failures=1),
         ),
     )
 
 
-def _scheduler(search: Search, epochs: int) -> TrialScheduler:
-    pruning = search.file.pruning
+def _scheduler(search: Search) -> TrialScheduler:
+    pruning, epochs = search.file.pruning, search.experiment.training.epochs
     if not pruning.enabled or pruning.grace_epochs >= epochs:
         return FIFOScheduler()
     # One more than the epochs, or trials are stopped, and counted as pruned, when they finish.

@@ -53,6 +53,19 @@ class Sampler(Section):
     startup_trials: Annotated[int, Field(ge=0)] = 10
 
 
+class SourceTree(Section):
+    """Where the features as they are distributed are expected: what makes the shards when they are missing."""
+
+    directory: str
+    collection: str
+    features: str | None = None
+
+    def convert_command(self, shards: str) -> str:
+        """The command that makes the shards."""
+        features = f" --features {self.features}" if self.features else ""
+        return f"python -m dreamprvr_ray.convert --source {self.directory} --collection {self.collection}{features} --out {shards}"
+
+
 class SearchFile(Section):
     """The keys of a search's YAML file."""
 
@@ -64,7 +77,7 @@ class SearchFile(Section):
     trial: TrialResources = TrialResources()
     pruning: Pruning = Pruning()
     sampler: Sampler = Sampler()
-    source: str | None = None  # where the source tree is expected, for the convert command that is named when shards are missing
+    source: SourceTree | None = None
     hours: NonNegative | None = None  # no trial starts after so many hours
 
 
@@ -164,7 +177,7 @@ def load_search(path: Path, overrides: Mapping[str, Any] | None = None) -> Searc
 
 def search_keys() -> list[str]:
     """Every dotted key of a search file but the space's."""
-    sections: dict[str, type[Section]] = {"trial": TrialResources, "pruning": Pruning, "sampler": Sampler}
+    sections: dict[str, type[Section]] = {"trial": TrialResources, "pruning": Pruning, "sampler": Sampler, "source": SourceTree}
     nested = [f"{name}.{key}" for name, section in sections.items() for key in section.model_fields]
     return [key for key in SearchFile.model_fields if key not in {*sections, "space"}] + nested
 

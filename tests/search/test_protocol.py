@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dreamprvr_ray.config import load_experiment
+from dreamprvr_ray.data.shards import ShardSet
+from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.loop import fit
+from dreamprvr_ray.reporter import DirectoryReporter
+from dreamprvr_ray.search.protocol import described, evaluate_checkpoint, recorded_test
+
+TINY = {"model.hidden_size": 16, "model.branches": 1, "training.epochs": 1}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("run")
+    fit(load_experiment("demo", TINY), ShardSet.open(demo_shards), DirectoryReporter(run))
+    return run / "best"
+
+
+def test_val_may_be_read_at_will_and_every_reading_of_test_is_recorded(checkpoint: Path, demo_shards: Path) -> None:
+    shards = ShardSet.open(demo_shards)
+    evaluate_checkpoint(checkpoint, shards, "val")
+    assert recorded_test(checkpoint) is None
+    first = evaluate_checkpoint(checkpoint, shards, "test")
+    second = evaluate_checkpoint(checkpoint, shards, "test")
+    assert (first["test_reads"], second["test_reads"]) == (1, 2)
+    assert first["SumR"] == second["SumR"] == pytest.approx(sum(first[f"R@{k}"] for k in (1, 5, 10, 100)))
+    recorded = recorded_test(checkpoint)
+    assert recorded is not None and recorded["SumR"] == first["SumR"]
+    assert "has been read 2 times" in "\n".join(described(second)) and "has been read" not in "\n".join(described(first))
+
+
+def test_features_of_other_sizes_are_a_clear_mistake(checkpoint: Path) -> None:
+    golden = Path(__file__).parents[1] / "golden" / "model" / "authors_format.ckpt"
+    manifest = type("Manifest", (), {"video_size": 7, "text_size": 48})()
+    shards = type("Shards", (), {"manifest": manifest, "directory": Path("other")})()
+    for path in (checkpoint, golden):
+        with pytest.raises(UserError, match=r"trained on features of sizes .* other holds 7 / 48"):
+            evaluate_checkpoint(path, shards, "val")  # type: ignore[arg-type]

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+
+from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.search.space import Range, load_search
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted((ROOT / "search_spaces").glob("*.yaml"))
+WEIGHTS = ("clip_nce", "frame_nce", "diversity", "similarity", "variational", "denoising")
+
+
+def write(folder: Path, space: dict[str, object], **more: object) -> Path:
+    path = folder / "space.yaml"
+    path.write_text(yaml.safe_dump({"config": "demo", "shards": "shards", "out": "out", "trials": 4, "space": space} | more))
+    return path
+
+
+def mistakes(path: Path, overrides: dict[str, object] | None = None) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        load_search(path, overrides)
+    return list(caught.value.mistakes)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_space_searches_registers_steps_and_the_six_weights_around_its_preset(path: Path) -> None:
+    search = load_search(path)
+    keys = {space.key for space in search.ranges}
+    assert {"model.registers", "model.diffusion_steps", *(f"loss.weights.{weight}" for weight in WEIGHTS)} <= keys
+    assert search.file.config == path.stem
+    assert all(space.contains(search.paper_setting[space.key]) for space in search.ranges)
+    assert search.file.source is not None and search.file.source.convert_command(search.file.shards).endswith(f"--out {search.file.shards}")
+
+
+def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        {
+            "model.regsters": {"int": [1, 8]},
+            "model.heads": {"int": [8, 1]},
+            "model.dropout": {"float": [0.0, 1.5]},
+            "loss.margin": {"float": [0.0, 0.3], "log": True},
+            "loss.weights.denoising": {"floot": [0.1, 0.2]},
+            "optimizer.learning_rate": {"float": [1e-5, 1e-4]},
+            "model.diffusion_steps": {"int": [1, 2.5]},
+            "data.video_size": {"int": [10, 20]},
+            "training.epochs": "many",
+            "model.branches": {"choice": []},
+        },
+    )
+    found = mistakes(path)
+    assert len(found) == 10
+    text = "\n".join(found)
+    assert all(line.startswith(f"{path}: ") for line in found)
+    for part in (
+        "unknown key 'model.regsters'; did you mean 'model.registers'?",
+        "model.heads: low 8 must be below high 1",
+        "model.dropout = 1.5",
+        "loss.margin: a log scale needs low above 0",
+        "unknown word 'floot'",
+        "must hold the configuration's own value 0.001",
+        "two whole numbers, not [1, 2.5]",
+        "data.video_size can be fixed but not searched",
+        "training.epochs = ",
+        "model.branches: choice takes a list of values",
+    ):
+        assert part in text
+
+
+def test_a_search_key_that_does_not_exist_or_has_a_wrong_value_is_named(tmp_path: Path) -> None:
+    space = {"model.registers": {"int": [0, 8]}}
+    assert "unknown key 'trails'; did you mean 'trials'?" in mistakes(write(tmp_path, space, trails=3))[0]
+    assert "trial.workers = 0" in mistakes(write(tmp_path, space, trial={"workers": 0}))[0]
+    assert "unknown key 'pruning.grace'; did you mean 'pruning.grace_epochs'?" in mistakes(write(tmp_path, space, pruning={"grace": 1}))[0]
+    assert "neither a file nor a preset" in mistakes(write(tmp_path, space, config="tvrr"))[0]
+    assert "nothing to search" in mistakes(write(tmp_path, {"model.registers": 3}))[0]
+
+
+def test_overrides_go_to_the_search_or_as_fixed_values_to_the_configuration(tmp_path: Path) -> None:
+    path = write(tmp_path, {"model.registers": {"int": [0, 8]}, "model.dropout": {"float": [0.0, 0.5]}})
+    search = load_search(path, {"trials": 2, "trial.workers": 3, "model.dropout": 0.0, "training.epochs": 2})
+    assert (search.file.trials, search.file.trial.workers) == (2, 3)
+    assert search.experiment.model.dropout == 0.0 and search.experiment.training.epochs == 2
+    assert [space.key for space in search.ranges] == ["model.registers"]
+    assert mistakes(path, {"trial.wrokers": 3}) == ["--set: unknown key 'trial.wrokers'; did you mean 'trial.workers'?"]
+
+
+def test_ranges_are_what_optuna_draws_from() -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    ranges = [Range("whole", 1, 64, log=True), Range("even", 0, 8, step=2), Range("real", 1e-4, 1e-1, log=True), Range("one", choices=(4, 8))]
+    for _ in range(50):
+        trial = study.ask()
+        whole, even, real, one = (space.suggest(trial) for space in ranges)
+        assert isinstance(whole, int) and 1 <= whole <= 64
+        assert even in (0, 2, 4, 6, 8) and 1e-4 <= real <= 1e-1 and one in (4, 8)
+    assert [str(space) for space in ranges] == [
+        "integers from 1 to 64, log scale",
+        "integers from 0 to 8, step 2",
+        "numbers from 0.0001 to 0.1, log scale",
+        "4 | 8",
+    ]

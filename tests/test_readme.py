@@ -1,0 +1,79 @@
+"""The README's commands, run as they stand there in a folder that has the source trees they name."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from made import write_source
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines() if line]
+# Searches and trainings are shortened; everything else is run as it stands.
+SHORTER = {"tune": " --trials 2 --set training.epochs=2", "train": " --set training.epochs=2"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a user's folder holds: the checkout, and TVR's features, made up, in their place."""
+    folder = tmp_path_factory.mktemp("readme")
+    for name in ("search_spaces", "Makefile", "pyproject.toml", "constraints.txt"):
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name)
+        else:
+            shutil.copy(source, folder / name)
+    write_source(folder / "data", "tvr", "i3d_resnet", 3072, 768, {"train": 18, "val": 6, "test": 6})
+    return folder
+
+
+def run(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(line, shell=True, cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=600)
+
+
+def test_the_two_commands_are_there() -> None:
+    assert COMMANDS[:2] == ["make search", "make test"]
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("python")])
+def test_command(line: str, folder: Path) -> None:
+    name = line.split("dreamprvr_ray.")[1].split()[0]
+    done = run(line + SHORTER.get(name, ""), folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_make_search(folder: Path) -> None:
+    # The environment that runs this test is taken for the one that `make install` makes.
+    installed = f"BIN={Path(sys.executable).parent} -o .venv/.installed"
+    done = run(f"make search {installed} SEARCH_FLAGS='--trials 2 --set training.epochs=2'", folder)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"winner: trial \d, val SumR [\d.]+ at epoch \d; its checkpoint: .*demo/search/best", done.stdout)
+
+
+def test_the_python_example(folder: Path) -> None:
+    (folder / "example.py").write_text(re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0])
+    done = run("python example.py", folder)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[0]) > 0
+
+
+def test_the_file_of_ones_own(folder: Path) -> None:
+    (folder / "mine.yaml").write_text(re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)[0])
+    done = run("python -m dreamprvr_ray.train --config mine.yaml --dry-run", folder)
+    assert "model.registers = 6" in done.stdout and "training.epochs = 60" in done.stdout
+
+
+def test_every_command_of_the_table_exists() -> None:
+    for name, flags in re.findall(r"^\| `([a-z.]+) (.*?)` \|", README, re.MULTILINE):
+        done = run(f"python -m dreamprvr_ray.{name} --help", ROOT)
+        assert done.returncode == 0, done.stderr
+        for flag in re.findall(r"--[a-z-]+", flags):
+            assert flag in done.stdout, f"{name} {flag}"
