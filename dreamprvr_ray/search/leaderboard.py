@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from ray.tune import ResultGrid
 from ray.tune.experiment import Trial
 
 from dreamprvr_ray.checkpoints import write_text
-from dreamprvr_ray.search.trial import nested_run_name
+from dreamprvr_ray.search.searcher import TRIAL_NUMBER
+from dreamprvr_ray.search.trial import number_of
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,6 @@ class Entry:
     """One trial. `number` counts from 0 in the order of proposal; SumR is of the val split."""
 
     number: int
-    trial_id: str
     state: str  # finished, pruned, failed, running, waiting
     best_sumr: float | None
     best_epoch: int | None
@@ -31,41 +31,29 @@ class Entry:
     error: str | None = None
 
 
-def entry_of(number: int, trial: Trial) -> Entry:
+def entry_of(trial: Trial) -> Entry:
     """A trial as Ray Tune holds it while the search runs."""
     result = trial.last_result or {}
     state = {"PENDING": "waiting", "PAUSED": "waiting", "RUNNING": "running", "ERROR": "failed"}.get(trial.status)
-    return Entry(
-        number,
-        trial.trial_id,
-        state or _ended_state(result),
-        result.get("best_SumR"),
-        result.get("best_epoch"),
-        result.get("epoch", 0),
-        dict(trial.config),
-    )
+    values = {key: value for key, value in trial.config.items() if key != TRIAL_NUMBER}
+    return _entry(trial.config[TRIAL_NUMBER], values, result, state or _ended_state(result))
 
 
-def entries_of(results: ResultGrid, nested_runs: Path) -> list[Entry]:
-    """All trials of an ended search, best first, with their best checkpoints."""
+def entries_of(results: ResultGrid, proposed: Mapping[int, dict[str, Any]], nested_runs: Path) -> list[Entry]:
+    """All trials of an ended search, best first, with their best checkpoints; `proposed` are the values by trial number."""
     entries = []
-    for number, result in enumerate(results):
-        metrics = result.metrics or {}
-        trial_id = str(metrics.get("trial_id") or Path(result.path).name.removeprefix("trial_"))
-        entries.append(
-            Entry(
-                number,
-                trial_id,
-                "failed" if result.error else _ended_state(metrics),
-                metrics.get("best_SumR"),
-                metrics.get("best_epoch"),
-                metrics.get("epoch", 0),
-                dict(result.config or {}),
-                _best_checkpoint(result.best_checkpoints, nested_runs / nested_run_name(trial_id)),
-                str(result.error).strip().splitlines()[-1] if result.error else None,
-            )
-        )
+    for result in results:
+        name, metrics = Path(result.path).name, result.metrics or {}
+        number = number_of(name)
+        state = "failed" if result.error else _ended_state(metrics)
+        checkpoint = _best_checkpoint(result.best_checkpoints, nested_runs / name)
+        error = str(result.error).strip().splitlines()[-1] if result.error else None
+        entries.append(replace(_entry(number, proposed[number], metrics, state), checkpoint=checkpoint, error=error))
     return ranked(entries)
+
+
+def _entry(number: int, values: dict[str, Any], metrics: dict[str, Any], state: str) -> Entry:
+    return Entry(number, state, metrics.get("best_SumR"), metrics.get("best_epoch"), metrics.get("epoch", 0), values)
 
 
 def ranked(entries: Iterable[Entry]) -> list[Entry]:

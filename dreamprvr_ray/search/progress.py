@@ -41,7 +41,7 @@ class SearchProgress(Callback):
         if ended == self.ended and not news:
             return
         self.ended, self.printed = ended, time.monotonic()
-        entries = [entry_of(number, trial) for number, trial in enumerate(trials)]
+        entries = [entry_of(trial) for trial in trials]
         lines = [self._summary(entries, trials), *("  " + line for line in table(ranked(entries), self.keys))]
         print("\n".join(lines), file=sys.stderr, flush=True)
 

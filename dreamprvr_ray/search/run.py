@@ -31,8 +31,10 @@ from dreamprvr_ray.search.progress import SearchProgress
 from dreamprvr_ray.search.protocol import evaluate_checkpoint, recorded_test
 from dreamprvr_ray.search.searcher import TruthfulOptunaSearch
 from dreamprvr_ray.search.space import Search
-from dreamprvr_ray.search.trial import TrialJob, run_trial
+from dreamprvr_ray.search.trial import TrialJob, run_trial, trial_name
 from dreamprvr_ray.workers import ray_session
+
+JOURNAL = "optuna.journal"
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ def run_search(search: Search, *, resume: bool, say: Callable[[str], None]) -> O
         if plan.group.workers > 1:
             _check_state_api()
         results = _tuner(search, shards, plan, out).fit()
-        entries = entries_of(results, out / "train")
+        study = optuna.load_study(study_name=search.name, storage=_storage(out))
+        entries = entries_of(results, {trial.number: trial.params for trial in study.trials}, out / "train")
     write_leaderboard(out / "leaderboard.json", entries)
     if len(entries) < search.file.trials or any(entry.state == "running" for entry in entries):
         raise KeyboardInterrupt
@@ -87,8 +90,7 @@ def _tuner(search: Search, shards: ShardSet, plan: TrialPlan, out: Path) -> ray.
     state = out / "trials"
     if ray.tune.Tuner.can_restore(str(state)):
         return ray.tune.Tuner.restore(str(state), trainable, resume_unfinished=True, restart_errored=False)
-    journal = out / "optuna.journal"
-    journal.unlink(missing_ok=True)  # of a run that was killed before Ray Tune's first snapshot
+    (out / JOURNAL).unlink(missing_ok=True)  # of a run that was killed before Ray Tune's first snapshot
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     searcher = TruthfulOptunaSearch(
         search.suggest,
@@ -97,7 +99,7 @@ def _tuner(search: Search, shards: ShardSet, plan: TrialPlan, out: Path) -> ray.
         points_to_evaluate=[search.paper_setting],
         sampler=optuna.samplers.TPESampler(seed=search.file.sampler.seed, n_startup_trials=search.file.sampler.startup_trials),
         study_name=search.name,
-        storage=JournalStorage(JournalFileBackend(str(journal))),
+        storage=_storage(out),
     )
     return ray.tune.Tuner(
         trainable,
@@ -108,7 +110,7 @@ def _tuner(search: Search, shards: ShardSet, plan: TrialPlan, out: Path) -> ray.
             reuse_actors=alone,
             search_alg=searcher,
             scheduler=_scheduler(search),
-            trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
+            trial_dirname_creator=lambda trial: trial_name(trial.config),
         ),
         run_config=ray.tune.RunConfig(
             name="trials",
@@ -119,6 +121,10 @@ def _tuner(search: Search, shards: ShardSet, plan: TrialPlan, out: Path) -> ray.
             failure_config=ray.tune.FailureConfig(max_failures=1),
         ),
     )
+
+
+def _storage(out: Path) -> JournalStorage:
+    return JournalStorage(JournalFileBackend(str(out / JOURNAL)))
 
 
 def _scheduler(search: Search) -> TrialScheduler:

@@ -7,6 +7,8 @@ from typing import Any
 from optuna.trial import TrialState
 from ray.tune.search.optuna import OptunaSearch
 
+TRIAL_NUMBER = "trial_number"  # stands among a trial's values: Optuna's number of it, from 0
+
 
 class TruthfulOptunaSearch(OptunaSearch):
     """Ray's OptunaSearch, which tells a trial stopped early, or failed after a report, as complete with its last value.
@@ -15,15 +17,26 @@ class TruthfulOptunaSearch(OptunaSearch):
     SumR of its epochs. The step of an intermediate value is our own count of finished epochs, which goes on where a trial is resumed.
     """
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._told_epochs: dict[str, int] = {}  # by trial: a resumed trial may repeat its last epoch
+        super().__init__(*arguments, **options)
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        values: dict[str, Any] | None = super().suggest(trial_id)
+        return None if values is None else values | {TRIAL_NUMBER: self._ot_trials[trial_id].number}
+
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        if trial_id not in self._completed_trials:
+        if trial_id not in self._completed_trials and result["epoch"] > self._told_epochs.get(trial_id, 0):
+            self._told_epochs[trial_id] = result["epoch"]
             self._ot_trials[trial_id].report(result["SumR"], result["epoch"])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         if trial_id in self._completed_trials:
             return
-        self._completed_trials.add(trial_id)
         trial = self._ot_trials[trial_id]
+        if result and "SumR" in result:  # the result at which a scheduler stops a trial comes here alone
+            self.on_trial_result(trial_id, result)
+        self._completed_trials.add(trial_id)
         if error or not result or "SumR" not in result:
             self._ot_study.tell(trial, state=TrialState.FAIL)
         elif result["finished"]:

@@ -22,6 +22,7 @@ from dreamprvr_ray.config import Experiment
 from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.loop import fit
 from dreamprvr_ray.reporter import EpochReport
+from dreamprvr_ray.search.searcher import TRIAL_NUMBER
 from dreamprvr_ray.workers import WorkerGroup, run_config, train_worker
 
 
@@ -35,16 +36,22 @@ class TrialJob:
     nested_runs: str  # where the Ray Train runs of trials of several workers keep their checkpoints
 
 
-def nested_run_name(trial_id: str) -> str:
-    """The Ray Train run of a trial of several workers."""
-    return f"train-{trial_id}"
+def trial_name(values: dict[str, Any]) -> str:
+    """What a trial's directories and runs are called, from its values: trial_007."""
+    return f"trial_{values[TRIAL_NUMBER]:03d}"
+
+
+def number_of(name: str) -> int:
+    """The number of the trial that is called `name`."""
+    return int(name.removeprefix("trial_"))
 
 
 def run_trial(values: dict[str, Any], job: TrialJob) -> None:
     """Ray Tune's function: trains the job's experiment with `values` by dotted key, from the trial's checkpoint if it has one."""
-    experiment = Experiment.model_validate(job.experiment).with_values(values, "trial")
+    settings = {key: value for key, value in values.items() if key != TRIAL_NUMBER}
+    experiment = Experiment.model_validate(job.experiment).with_values(settings, trial_name(values))
     if job.group.workers > 1:
-        _train_nested(experiment, job)
+        _train_nested(experiment, job, trial_name(values))
         return
     gc.collect()  # the process is kept for the next trial: give back what the one before held
     if torch.cuda.is_available():
@@ -53,13 +60,13 @@ def run_trial(values: dict[str, Any], job: TrialJob) -> None:
     fit(experiment, ShardSet.open(Path(job.shards)), TuneReporter())
 
 
-def _train_nested(experiment: Experiment, job: TrialJob) -> None:
+def _train_nested(experiment: Experiment, job: TrialJob, name: str) -> None:
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"experiment": experiment.model_dump(), "shards": job.shards},
         scaling_config=job.group.scaling(),
         torch_config=TorchConfig(backend="nccl" if job.group.gpus_per_worker else "gloo"),
-        run_config=run_config(Path(job.nested_runs), nested_run_name(tune.get_context().get_trial_id()), [TuneReportCallback()]),
+        run_config=run_config(Path(job.nested_runs), name, [TuneReportCallback()]),
     )
     trainer.fit()
 

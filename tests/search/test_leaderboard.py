@@ -6,10 +6,10 @@ from pathlib import Path
 from dreamprvr_ray.search.leaderboard import Entry, ranked, table, write_leaderboard
 
 ENTRIES = [
-    Entry(0, "a", "finished", 250.0, 7, 8, {"model.registers": 4}),
-    Entry(1, "b", "failed", None, None, 0, {"model.registers": 8}, error="out of memory"),
-    Entry(2, "c", "pruned", 260.5, 2, 2, {"model.registers": 2}),
-    Entry(3, "d", "finished", 250.0, 8, 8, {"model.registers": 1}),
+    Entry(0, "finished", 250.0, 7, 8, {"model.registers": 4}),
+    Entry(1, "failed", None, None, 0, {"model.registers": 8}, error="out of memory"),
+    Entry(2, "pruned", 260.5, 2, 2, {"model.registers": 2}),
+    Entry(3, "finished", 250.0, 8, 8, {"model.registers": 1}),
 ]
 
 
