@@ -114,11 +114,7 @@ def work(rank: int, count: int, directory: Path) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = loopback[0]
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{directory / 'store'}", rank=rank, world_size=count, timeout=datetime.timedelta(seconds=120))
-    import time
-
-    t = time.process_time()
     torch.save(compute(Workers(rank, count)), directory / f"{rank}.pt")
-    open("/tmp/ct_cpu", "a").write(f"{rank} {time.process_time() - t} {t}\n")
     dist.destroy_process_group()
 
 

@@ -82,12 +82,12 @@ class MemorySplit:
 
 
 def best_tokens(queries: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """The best token's cosine and dot product, by loops: (Q, D), (B, L, D) -> two of (Q, B)."""
-
-    def cosine(query: Tensor, token: Tensor) -> Tensor:
-        norm = token.norm()
-        return query @ token / (query.norm() * norm) if norm > 0 else query @ token
-
-    cosines = [torch.stack([torch.stack([cosine(query, token) for token in video]).max() for video in tokens]) for query in queries]
-    dots = [torch.stack([torch.stack([query @ token for token in video]).max() for video in tokens]) for query in queries]
-    return torch.stack(cosines), torch.stack(dots)
+    """The best token's cosine and dot product, pair by pair: (Q, D), (B, L, D) -> two of (Q, B)."""
+    cosines, dots = [], []
+    for query in queries:
+        for video in tokens:
+            products, norms = video @ query, video.norm(dim=1) * query.norm()
+            cosines.append(torch.where(norms > 0, products / norms.where(norms > 0, 1.0), 0.0).max())
+            dots.append(products.max())
+    shape = len(queries), len(tokens)
+    return torch.stack(cosines).view(shape), torch.stack(dots).view(shape)

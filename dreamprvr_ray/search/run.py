@@ -17,6 +17,7 @@ import optuna
 import ray.tune
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.util.state import list_placement_groups
 
@@ -63,6 +64,7 @@ def run_search(search: Search, *, resume: bool, say: Callable[[str], None]) -> O
             _check_state_api()
         results = _tuner(search, shards, plan, out).fit()
         study = optuna.load_study(study_name=search.name, storage=_storage(out))
+        _close_lost_proposals(study)
         entries = entries_of(results, {trial.number: trial.params for trial in study.trials}, out / "train")
     write_leaderboard(out / "leaderboard.json", entries)
     if len(entries) < search.file.trials or any(entry.state == "running" for entry in entries):
@@ -121,6 +123,12 @@ def _tuner(search: Search, shards: ShardSet, plan: TrialPlan, out: Path) -> ray.
             failure_config=ray.tune.FailureConfig(max_failures=1),
         ),
     )
+
+
+def _close_lost_proposals(study: optuna.Study) -> None:
+    """Tells Optuna of proposals that a kill lost before Ray Tune had saved them: nothing is left to run."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)
 
 
 def _storage(out: Path) -> JournalStorage:
