@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 import subprocess
 import sys
@@ -20,7 +21,8 @@ def run_main(body: str, reader: str = "cat") -> tuple[int, str, str]:
     imports = "import time\nfrom dreamprvr_ray.command_line import Parser, run\nfrom dreamprvr_ray.errors import UserError"
     program = f"{imports}\ndef main(arguments):\n  {body}\nrun(main)\n"
     words = [sys.executable, "-c", program, "one", "two"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as command:
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}  # as a user's Python is
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=buffered) as command:
         assert command.stderr is not None
         read = subprocess.run(["sh", "-c", reader], stdin=command.stdout, capture_output=True, text=True)
         assert command.stdout is not None

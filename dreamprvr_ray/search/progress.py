@@ -37,7 +37,7 @@ class SearchProgress(Callback):
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         ended = sum(trial.is_finished() for trial in trials)
-        news = any(trial.last_result for trial in trials) and time.monotonic() - self.printed > BETWEEN_TABLES
+        news = any((trial.last_result or {}).get("epoch") for trial in trials) and time.monotonic() - self.printed > BETWEEN_TABLES
         if ended == self.ended and not news:
             return
         self.ended, self.printed = ended, time.monotonic()
@@ -50,7 +50,7 @@ class SearchProgress(Callback):
         ended = counts["finished"] + counts["pruned"] + counts["failed"]
         best = ranked(entries)[0]
         said = f"best val SumR {best.best_sumr:.1f} (trial {best.number}, epoch {best.best_epoch})" if best.best_sumr is not None else "no SumR yet"
-        states = ", ".join(f"{counts[state]} {state}" for state in ("finished", "pruned", "failed", "running") if counts[state])
+        states = ", ".join(f"{counts[state]} {state}" for state in ("finished", "pruned", "failed", "running", "waiting") if counts[state])
         elapsed = time.monotonic() - self.started
         done = ended - (self.ended_before or 0)
         left = duration(elapsed / done * (self.trials - ended)) if done else self._first_guess(trials, elapsed)
