@@ -7,7 +7,6 @@ from pathlib import Path
 
 from dreamprvr_ray.command_line import Parser, print_json, run
 from dreamprvr_ray.config import load_experiment, parse_overrides
-from dreamprvr_ray.cost import estimate
 from dreamprvr_ray.errors import UserError
 
 
@@ -25,6 +24,8 @@ def main(arguments: list[str]) -> None:
     if options.workers < 1:
         raise UserError(f"--workers {options.workers}: must be at least 1")
     if options.dry_run:
+        from dreamprvr_ray.cost import estimate  # torch takes seconds to import: after the mistakes
+
         cost = estimate(experiment)
         print("\n".join([f"config: {options.config}", *(f"{key} = {value}" for key, value in experiment.flat().items()), *cost.lines()]))
         if options.json:
@@ -32,7 +33,7 @@ def main(arguments: list[str]) -> None:
         return
     if options.shards is None or options.out is None:
         raise UserError("--shards and --out are needed (only --dry-run does without)")
-    from dreamprvr_ray.workers import train  # Ray takes seconds to import: after the mistakes
+    from dreamprvr_ray.workers import train  # so does Ray
 
     metrics = train(
         experiment, options.shards, options.out, options.workers, resume=options.resume, say=lambda line: print(line, file=sys.stderr, flush=True)

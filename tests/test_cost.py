@@ -31,19 +31,26 @@ def counted_gflop(experiment: Experiment) -> float:
     return counter.get_total_flops() / 1e9
 
 
-# The specified cost takes the denoiser's time layers once for each register, the plain model once a step (for all of TVR: 1.0% less).
+def time_layers_gflop(experiment: Experiment) -> float:
+    """The specified cost takes the denoiser's time layers once for each register, the plain model once a step (1.3% of all of TVR)."""
+    model = experiment.model
+    return 3 * 2 * 2 * model.diffusion_steps * model.registers * model.denoiser_layers * model.hidden_size**2 / 1e9
+
+
 @pytest.mark.parametrize(
-    ("preset", "overrides", "tolerance"),
+    ("preset", "overrides"),
     [
-        ("tvr", {"model.hidden_size": 192}, 0.015),
-        ("demo", {"model.registers": 0}, 0.005),
-        ("demo", {"model.registers": 0, "model.branches": 1, "model.hidden_size": 16, "model.heads": 2}, 0.005),
-        ("demo", {"model.registers": 8, "model.diffusion_steps": 10, "model.denoiser_layers": 4, "data.video_size": 512}, 0.03),
+        ("tvr", {"model.hidden_size": 192}),
+        ("demo", {"model.registers": 0}),
+        ("demo", {"model.registers": 0, "model.branches": 1, "model.hidden_size": 16, "model.heads": 2}),
+        ("demo", {"model.registers": 8, "model.diffusion_steps": 10, "model.denoiser_layers": 4, "data.video_size": 512}),
     ],
 )
-def test_the_specified_cost_is_what_torch_counts_on_the_plain_model(preset: str, overrides: dict[str, int], tolerance: float) -> None:
+def test_the_specified_cost_is_what_torch_counts_on_the_plain_model(preset: str, overrides: dict[str, int]) -> None:
     experiment = load_experiment(preset, overrides)
-    assert specified_gflop(experiment) == pytest.approx(counted_gflop(experiment), rel=tolerance)
+    counted = counted_gflop(experiment)
+    assert specified_gflop(experiment) == pytest.approx(counted + time_layers_gflop(experiment), rel=0.01)
+    assert specified_gflop(experiment) == pytest.approx(counted, rel=0.03)
 
 
 def test_tvr_costs_about_22_gflop_a_video() -> None:

@@ -199,18 +199,22 @@ def test_odd_settings_train(changes: dict[str, Any], steps: int, shards: ShardSe
     assert {(group["step"], group["total_steps"]) for group in groups} == {(steps, steps)}
 
 
-def test_every_step_has_its_own_draws_and_hard_negatives_begin_on_time(shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hard, draws, losses = [], [], loop.training_losses
+def test_every_step_has_its_own_draws_and_every_epoch_its_order(shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hard, draws, videos, losses = [], [], [], loop.training_losses
 
-    def watched(*arguments: Any, **named: Any) -> Any:
+    def watched(model: Any, batch: Any, *arguments: Any, **named: Any) -> Any:
         hard.append(named["hard_negatives"])
         draws.append(named["randomness"].negatives.clip_query[0].item())
-        return losses(*arguments, **named)
+        videos.extend(batch.clips.sum((1, 2)).tolist())
+        return losses(model, batch, *arguments, **named)
 
     monkeypatch.setattr(loop, "training_losses", watched)
     fit(experiment(epochs=3), shards, DirectoryReporter(tmp_path), device=CPU)
-    assert hard == [False] * 6 + [True] * 3  # from epoch 2 on, counted from 0
+    assert hard == [False] * 6 + [True] * 3  # hard negatives begin with epoch 2, counted from 0
     assert len(set(draws)) == 9
+    epochs = [videos[start : start + 24] for start in (0, 24, 48)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2]) and len(set(epochs[0])) == 24
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
 
 
 def test_an_epochs_losses_are_the_means_of_its_batches(shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
