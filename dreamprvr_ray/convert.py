@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> None:
         raise
     except OSError as error:
         raise UserError(f"{options.out}: {error.strerror or error}; finished shards are kept: run the same command again") from None
-    print(_summary(options.out, conversion), file=sys.stderr)
+    print(_summary(options.out, conversion))
     if options.json:
         command_line.print_json(_values(options.out, conversion))
 

@@ -140,10 +140,10 @@ def train(experiment: Experiment, shards: Path, out: Path, workers: int, *, resu
     """
     shard_set = ShardSet.open(shards)
     experiment = fitted(experiment, shard_set)
-    prepare_run(out, experiment, resume)
-    reports: Queue | None = None
+    check_run(out, experiment, resume)
     with ray_session(dashboard=True):
         group = plan_group(workers)
+        write_text(out / "experiment.yaml", experiment.to_yaml())
         reports = Queue(actor_options={"num_cpus": 0})
         trainer = TorchTrainer(
             train_worker,
@@ -171,13 +171,11 @@ def run_config(storage: Path, name: str, callbacks: list[Any] | None = None) -> 
     )
 
 
-def prepare_run(out: Path, experiment: Experiment, resume: bool) -> None:
-    """Claims a run directory: a new one, or with `resume` one of the same experiment."""
+def check_run(out: Path, experiment: Experiment, resume: bool) -> None:
+    """Raises `UserError` unless `out` is new, or with `resume` a run of the same experiment."""
     recorded = out / "experiment.yaml"
     if not resume:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"{out}: already there; go on with --resume, or choose another --out")
-        write_text(recorded, experiment.to_yaml())
+        refuse_existing(out)
         return
     if not recorded.exists():
         raise UserError(f"{out}: nothing to resume: it has no experiment.yaml")
@@ -185,6 +183,12 @@ def prepare_run(out: Path, experiment: Experiment, resume: bool) -> None:
     changed = [key for key in now if before[key] != now[key]]
     if changed:
         raise UserError(*(f"{out}: cannot resume: {key} was {before[key]!r} and is {now[key]!r} now" for key in changed))
+
+
+def refuse_existing(out: Path) -> None:
+    """Raises `UserError` where something is in `out` already."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: already there; go on with --resume, or choose another --out")
 
 
 def train_worker(config: dict[str, Any]) -> None:

@@ -23,17 +23,17 @@ def test_json_and_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     out = tmp_path / "shards"
     convert.main(_arguments(out, "--json", "--dtype", "float32"))
     printed = capsys.readouterr()
-    values = json.loads(printed.out)
+    values = json.loads(printed.out.splitlines()[-1])
     assert values["splits"] == {"train": {"videos": 8, "queries": 23}, "val": {"videos": 4, "queries": 7}, "test": {"videos": 4, "queries": 14}}
     assert (values["protocol"], values["dtype"], values["already_converted"]) == ("own splits", "float32", False)
     assert values["bytes"] == sum(path.stat().st_size for path in out.glob("*.arrow"))
-    assert "converted: train 8 videos and 23 queries" in printed.err
+    assert "converted: train 8 videos and 23 queries" in printed.out
     assert "16/16 videos" in printed.err
     assert ShardSet.open(out).manifest.dtype == "float32"
     convert.main(_arguments(out, "--json", "--dtype", "float32"))
     printed = capsys.readouterr()
-    assert "already converted" in printed.err
-    assert json.loads(printed.out)["already_converted"] is True
+    assert "already converted" in printed.out
+    assert json.loads(printed.out.splitlines()[-1])["already_converted"] is True
 
 
 def test_protocol_paper_is_said_aloud(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,7 +44,7 @@ def test_protocol_paper_is_said_aloud(tmp_path: Path, capsys: pytest.CaptureFixt
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(path.read_bytes())
     convert.main(["--source", str(source), "--collection", "mini", "--out", str(tmp_path / "out"), "--workers", "1", "--protocol", "paper"])
-    assert "val IS test" in capsys.readouterr().err
+    assert "val IS test" in capsys.readouterr().out
 
 
 def test_interrupted(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +58,7 @@ def test_interrupted(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
         convert.main(_arguments(tmp_path / "out"))
     assert "the same command goes on from there" in capsys.readouterr().err
     convert.main(_arguments(tmp_path / "out", "--json"))
-    assert json.loads(capsys.readouterr().out)["kept_shards"] == 1
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["kept_shards"] == 1
 
 
 def test_a_disk_that_does_not_take_it(tmp_path: Path) -> None:

@@ -52,8 +52,9 @@ def test_command(line: str, folder: Path) -> None:
 
 def test_make_search(folder: Path) -> None:
     # The environment that runs this test is taken for the one that `make install` makes.
-    installed = f"BIN={Path(sys.executable).parent} -o .venv/.installed"
-    done = run(f"make search {installed} SEARCH_FLAGS='--trials 2 --set training.epochs=2'", folder)
+    (folder / ".venv").mkdir()
+    (folder / ".venv" / ".installed").touch()
+    done = run(f"make search BIN={Path(sys.executable).parent} SEARCH_FLAGS='--trials 2 --set training.epochs=2'", folder)
     assert done.returncode == 0, done.stderr
     assert re.search(r"winner: trial \d, val SumR [\d.]+ at epoch \d; its checkpoint: .*demo/search/best", done.stdout)
 

@@ -33,7 +33,7 @@ from dreamprvr_ray.search.protocol import evaluate_checkpoint, recorded_test
 from dreamprvr_ray.search.searcher import TruthfulOptunaSearch
 from dreamprvr_ray.search.space import Search
 from dreamprvr_ray.search.trial import TrialJob, run_trial, trial_name
-from dreamprvr_ray.workers import ray_session
+from dreamprvr_ray.workers import ray_session, refuse_existing
 
 JOURNAL = "optuna.journal"
 
@@ -54,7 +54,7 @@ def run_search(search: Search, *, resume: bool, say: Callable[[str], None]) -> O
     """
     out = Path(search.file.out).resolve()
     shards = ShardSet.open(Path(search.file.shards))
-    _claim(out, search, resume)
+    _check(out, search, resume)
     with ray_session(dashboard=True) as dashboard:
         if dashboard:
             say(f"Ray dashboard: {dashboard} (it asks for a token, which `{Path(sys.executable).parent / 'ray'} get-auth-token` prints)")
@@ -62,6 +62,7 @@ def run_search(search: Search, *, resume: bool, say: Callable[[str], None]) -> O
         say(f"search {search.name}: {search.file.trials} trials, {plan}")
         if plan.group.workers > 1:
             _check_state_api()
+        write_text(out / "search.yaml", search.to_yaml())
         results = _tuner(search, shards, plan, out).fit()
         study = optuna.load_study(study_name=search.name, storage=_storage(out))
         _close_lost_proposals(study)
@@ -150,13 +151,11 @@ def _scheduler(search: Search) -> TrialScheduler:
     )
 
 
-def _claim(out: Path, search: Search, resume: bool) -> None:
-    """Takes a new directory for a search, or with `resume` one of the same search."""
+def _check(out: Path, search: Search, resume: bool) -> None:
+    """Raises `UserError` unless `out` is new, or with `resume` of the same search."""
     recorded = out / "search.yaml"
     if not resume:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"{out}: already there; go on with --resume, or choose another --out")
-        write_text(recorded, search.to_yaml())
+        refuse_existing(out)
         return
     if not recorded.exists():
         raise UserError(f"{out}: nothing to resume: it has no search.yaml")

@@ -156,7 +156,7 @@ def load_search(path: Path, overrides: Mapping[str, Any] | None = None) -> Searc
     for key, value in (overrides or {}).items():
         if key in known_keys():
             settings[key] = value
-        elif key.split(".")[0] in SearchFile.model_fields and key != "space":
+        elif key in search_keys():
             _put(values, key, value)
         else:
             mistakes.append(f"--set: unknown key '{key}'{near_miss(key, [*known_keys(), *search_keys()])}")
