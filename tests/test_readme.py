@@ -53,7 +53,7 @@ def test_command(line: str, folder: Path) -> None:
 def test_make_search(folder: Path) -> None:
     # The environment that runs this test is taken for the one that `make install` makes.
     (folder / ".venv").mkdir()
-    (folder / ".venv" / ".installed").touch()
+    (folder / ".venv" / "installed").touch()
     done = run(f"make search BIN={Path(sys.executable).parent} SEARCH_FLAGS='--trials 2 --set training.epochs=2'", folder)
     assert done.returncode == 0, done.stderr
     assert re.search(r"winner: trial \d, val SumR [\d.]+ at epoch \d; its checkpoint: .*demo/search/best", done.stdout)
@@ -73,7 +73,7 @@ def test_the_file_of_ones_own(folder: Path) -> None:
 
 
 def test_every_command_of_the_table_exists() -> None:
-    for name, flags in re.findall(r"^\| `([a-z.]+) (.*?)` \|", README, re.MULTILINE):
+    for name, flags in re.findall(r"^\| `([a-z.]+) (--.*?|\[.*?)` \|", README, re.MULTILINE):
         done = run(f"python -m dreamprvr_ray.{name} --help", ROOT)
         assert done.returncode == 0, done.stderr
         for flag in re.findall(r"--[a-z-]+", flags):
