@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from dreamprvr_ray import train
+
 Command = Callable[..., subprocess.CompletedProcess[str]]
 TINY = ("model.hidden_size=16", "model.branches=2", "model.diffusion_steps=2", "training.batch_videos=7", "loss.hard_negative_start_epoch=2")
 NO_DROPOUT = ("model.dropout=0.0", "model.input_dropout=0.0")
@@ -96,7 +98,8 @@ def test_mistakes_are_one_line_each(command: Command, demo_shards: Path, tmp_pat
 
 
 @pytest.mark.parametrize(("config", "millions", "gflop"), [("tvr", 37.62, 21.8), ("activitynet", 36.14, 19.6), ("charades", 36.14, 20.4)])
-def test_a_dry_run_needs_nothing_and_tells_the_cost(command: Command, config: str, millions: float, gflop: float) -> None:
-    values = last_json(command("train", "--config", config, "--dry-run", "--json"))
+def test_a_dry_run_needs_nothing_and_tells_the_cost(capsys: pytest.CaptureFixture[str], config: str, millions: float, gflop: float) -> None:
+    train.main(["--config", config, "--dry-run", "--json"])
+    values = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert values["parameters"] == pytest.approx(millions * 1e6, abs=5e3)
     assert values["gflop_per_video"] == pytest.approx(gflop, abs=0.1)
