@@ -76,7 +76,8 @@ def test_a_killed_run_resumes_to_the_same_result(command: Command, demo_shards: 
     resumed_run = command("train", *arguments, out, "--resume")
     resumed = last_json(resumed_run)
     epochs = [line.split()[1] for line in resumed_run.stderr.splitlines() if line.startswith("epoch")]
-    assert epochs[-1] == "4/4" and epochs[0] in ("2/4", "3/4")  # at most the last epoch again
+    # At most the last epoch again; the orphaned workers may have gone on for a while, even to the end.
+    assert set(epochs) <= {"2/4", "3/4", "4/4"} and len(set(epochs)) == len(epochs)
     timing = {"videos_per_second", "seconds", "seconds_left", "waited", "checkpoint"}
     assert {key: value for key, value in resumed.items() if key not in timing} == {key: value for key, value in whole.items() if key not in timing}
 
