@@ -17,7 +17,7 @@ search: install
 	$(BIN)/python -m dreamprvr_ray.tune --space search_spaces/demo.yaml $(if $(wildcard demo/search),--resume) $(SEARCH_FLAGS)
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check .

@@ -7,12 +7,13 @@ it is whole, so that one which exists can be loaded.
 from __future__ import annotations
 
 import ctypes
+import io
 import json
 import os
 import pickle
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,14 +41,28 @@ class TrainedModel:
     metrics: dict[str, Any]
 
 
-def write_checkpoint(directory: Path, model: DreamPRVR, experiment: Experiment, metrics: dict[str, Any], state: dict[str, Any] | None) -> None:
-    """Writes the files of a checkpoint into `directory`, which exists; `state` is what resuming needs besides the weights."""
+def write_checkpoint(
+    directory: Path, weights: Mapping[str, torch.Tensor], experiment: Experiment, metrics: dict[str, Any], state: dict[str, Any] | None
+) -> None:
+    """Writes the files of a checkpoint into `directory`, which exists; `state` is what resuming needs besides the weights.
+
+    Raises OSError where they cannot be written: both libraries would raise types of their own.
+    """
     # Stacked branches may be views of one storage: safetensors wants each tensor by itself.
-    safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, directory / WEIGHTS)
+    _write(directory / WEIGHTS, safetensors.torch.save({name: tensor.contiguous() for name, tensor in weights.items()}))
     if state is not None:
-        torch.save(state, directory / STATE)
-    (directory / EXPERIMENT).write_text(experiment.to_yaml(), encoding="utf-8")
-    (directory / METRICS).write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        _write(directory / STATE, buffer.getbuffer())
+    _write(directory / EXPERIMENT, experiment.to_yaml().encode())
+    _write(directory / METRICS, (json.dumps(metrics, indent=1) + "\n").encode())
+
+
+def _write(path: Path, data: bytes | memoryview) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())  # or a machine that loses power may keep the name of an empty file
 
 
 @contextmanager
@@ -139,20 +154,34 @@ def copy_checkpoint(source: Path, target: Path) -> dict[str, Any]:
     if not source.is_dir():
         raise UserError(f"{source}: no such checkpoint")
     with replacing(target) as directory:
-        shutil.copytree(source, directory, dirs_exist_ok=True)
+        copy_files(source, directory)
     return read_json(target / METRICS)
+
+
+def copy_files(source: Path, target: Path) -> None:
+    """Copies the files of a checkpoint directory into another one."""
+    shutil.copytree(source, target, dirs_exist_ok=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises `UserError` where it is missing or damaged."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: damaged: {_first_line(error)}") from None
+    return parse_json(text, str(path))
+
+
+def parse_json(text: str, where: str) -> dict[str, Any]:
+    """A JSON object from a text. Raises `UserError` that names `where` it is damaged."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{where}: damaged: {_first_line(error)}") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path}: must hold an object")
+        raise UserError(f"{where}: must hold an object")
     return value
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import dreamprvr_ray
-from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.errors import Failure, UserError
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,7 +38,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
-    """Runs a command and exits: 0, 2 for a user's mistake, 130 when interrupted, else `main`'s own code (a traceback exits 1)."""
+    """Runs a command and exits: 0, 2 for a user's mistake, 1 for a failure, 130 when interrupted, else `main`'s own code (a
+    traceback exits 1)."""
     try:
         code = main(sys.argv[1:]) or 0
         sys.stdout.flush()
@@ -46,6 +47,9 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
         for mistake in error.mistakes:
             print(f"error: {mistake}", file=sys.stderr)
         code = 2
+    except Failure as failure:
+        print(f"failed: {failure}", file=sys.stderr)
+        code = 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130

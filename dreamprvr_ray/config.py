@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast
@@ -22,6 +23,7 @@ from dreamprvr_ray.errors import UserError, near_miss
 FRAMES = 128  # rows of a video's frame axis (model page, section 1)
 CLIPS = 32  # rows of its clip axis
 QUERY_TOKENS = 30  # a query is cut to so many tokens
+CHANGEABLE = ("training.max_failures",)  # keys that do not decide what a training results in
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -105,6 +107,7 @@ class TrainingConfig(Section):
     batch_videos: Count = 128
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    max_failures: Annotated[int, Field(ge=0)] = 3  # lost workers or nodes after which a training goes on by itself
 
 
 class EvaluationConfig(Section):
@@ -134,9 +137,32 @@ class Experiment(Section):
             values = merge(values, nested(key, value))
         return build_experiment(values, where)
 
+    def changes_from(self, before: Experiment) -> list[str]:
+        """What decides the result of a training and is not as it was, a line each; how faults are met may change."""
+        was, now = before.flat(), self.flat()
+        return [f"{key} was {was[key]!r} and is {now[key]!r} now" for key in now if now[key] != was[key] and key not in CHANGEABLE]
+
     def to_yaml(self) -> str:
         """The whole configuration as YAML that `load_experiment` reads."""
         return yaml.safe_dump(self.model_dump(), sort_keys=False)
+
+
+@dataclass(frozen=True)
+class WorkerCount:
+    """So many workers, or with `at_least` as many as there is room for, up to `most`."""
+
+    most: int
+    at_least: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> WorkerCount:
+        """`4` is four workers, `2:8` from two to eight. Raises `UserError` on anything else."""
+        match = re.fullmatch(r"(?:(\d+):)?(\d+)", text)
+        if match:
+            most, at_least = int(match[2]), int(match[1]) if match[1] else None
+            if most >= 1 and (at_least is None or 1 <= at_least <= most):
+                return cls(most, at_least)
+        raise UserError(f"--workers {text}: must be a number from 1 on, or the least and the most that there may be, as in 2:8")
 
 
 class _Loader(yaml.SafeLoader):

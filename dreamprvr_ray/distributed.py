@@ -16,8 +16,8 @@ Shapes: Q queries and B videos of the global batch, `Q_r` and `B_r` of one worke
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -26,7 +26,33 @@ from torch import Tensor
 
 from dreamprvr_ray.data.batches import worker_slice
 
-GRADIENT_BUCKET = 16 * 2**20  # entries that are summed in one message
+BUCKET = 16 * 2**20  # entries of parameters or gradients that cross in one message
+
+
+@dataclass
+class Traffic:
+    """Bytes that one worker has sent, as rings of workers send them: a gather each worker's rows N - 1 times, a sum 2 (N - 1) / N times."""
+
+    loss: int = 0  # queries, score columns, sums over videos, and their gradients
+    gradients: int = 0  # the parameters'
+
+    def since(self, before: Traffic) -> Traffic:
+        """What was sent after `before` was noted."""
+        return Traffic(self.loss - before.loss, self.gradients - before.gradients)
+
+
+def token_traffic(counts: Sequence[int], tokens: int, size: int) -> int:
+    """Bytes that a worker would send a step if all video tokens were gathered instead: videos by worker, tokens of D entries a video."""
+    entry = tokens * size * 4
+    return _gather_bytes(max(counts) * entry, len(counts)) + _sum_bytes(sum(counts) * entry, len(counts))
+
+
+def _gather_bytes(own: int, workers: int) -> int:
+    return own * (workers - 1)
+
+
+def _sum_bytes(whole: int, workers: int) -> int:
+    return whole * 2 * (workers - 1) // workers
 
 
 @dataclass(frozen=True)
@@ -52,6 +78,7 @@ class Workers:
 
     rank: int = 0
     count: int = 1
+    traffic: Traffic = field(default_factory=Traffic, compare=False)
 
     def divide(self, items: np.ndarray) -> list[np.ndarray]:
         """Each worker's part of `items`."""
@@ -65,72 +92,89 @@ class Workers:
 
     def gather_for_own_part(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
         """Everybody's rows (`sum(counts)`, ...), in the order of ranks; the gradient is summed over the workers."""
-        return rows if self.count == 1 else _Gather.apply(rows, self.rank, tuple(counts), True)
+        return rows if self.count == 1 else _Gather.apply(rows, self, tuple(counts), True)
 
     def gather_for_same_loss(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
         """Everybody's rows; the gradient of the own rows is what this worker's own backward pass says."""
-        return rows if self.count == 1 else _Gather.apply(rows, self.rank, tuple(counts), False)
+        return rows if self.count == 1 else _Gather.apply(rows, self, tuple(counts), False)
 
     def sum_for_same_loss(self, values: Tensor) -> Tensor:
         """The sum of everybody's values; its gradient goes to the own values unchanged."""
-        return values if self.count == 1 else _Sum.apply(values)
+        return values if self.count == 1 else _Sum.apply(values, self)
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Adds up every parameter's gradient over the workers, in place; a missing gradient counts as zero."""
         if self.count == 1:
             return
-        bucket: list[Tensor] = []
+        parameters = list(parameters)
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            bucket.append(parameter.grad)
-            if sum(gradient.numel() for gradient in bucket) > GRADIENT_BUCKET:
-                _sum_in_place(bucket)
-                bucket = []
-        _sum_in_place(bucket)
+        for bucket in _buckets(parameter.grad for parameter in parameters if parameter.grad is not None):
+            flat = torch.cat([gradient.flatten() for gradient in bucket])
+            dist.all_reduce(flat)
+            self.traffic.gradients += _sum_bytes(flat.nbytes, self.count)
+            _scatter(flat, bucket)
 
     def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrites every tensor by the first worker's."""
-        if self.count > 1:
-            for tensor in tensors:
-                dist.broadcast(tensor, src=0)
+        """Overwrites every tensor, all of one type, by the first worker's."""
+        if self.count == 1:
+            return
+        for bucket in _buckets(tensors):
+            flat = torch.cat([tensor.flatten() for tensor in bucket])
+            dist.broadcast(flat, src=0)
+            _scatter(flat, bucket)
+
+
+def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """The tensors in lists of about `BUCKET` entries."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        bucket.append(tensor)
+        if sum(member.numel() for member in bucket) > BUCKET:
+            yield bucket
+            bucket = []
+    if bucket:
+        yield bucket
+
+
+def _scatter(flat: Tensor, tensors: Sequence[Tensor]) -> None:
+    """Copies the entries of `flat` back to where they came from."""
+    for tensor, entries in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(entries.view_as(tensor))
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(context, rows: Tensor, rank: int, counts: tuple[int, ...], sum_gradient: bool) -> Tensor:  # type: ignore[no-untyped-def]
-        context.start, context.count, context.sum_gradient = sum(counts[:rank]), counts[rank], sum_gradient
+    def forward(context, rows: Tensor, workers: Workers, counts: tuple[int, ...], sum_gradient: bool) -> Tensor:  # type: ignore[no-untyped-def]
+        context.workers, context.counts, context.sum_gradient = workers, counts, sum_gradient
         # Workers may hold different numbers of rows, which gloo's gather does not take: pad to the largest.
         padded = rows.new_zeros(max(counts), *rows.shape[1:])
         padded[: len(rows)] = rows
         gathered = [torch.empty_like(padded) for _ in counts]
         dist.all_gather(gathered, padded)
+        workers.traffic.loss += _gather_bytes(padded.nbytes, workers.count)
         return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)])
 
     @staticmethod
     def backward(context, gradient: Tensor):  # type: ignore[no-untyped-def]
+        workers, counts = context.workers, context.counts
         if context.sum_gradient:
             gradient = gradient.contiguous().clone()
             dist.all_reduce(gradient)
-        return gradient[context.start : context.start + context.count], None, None, None
+            workers.traffic.loss += _sum_bytes(gradient.nbytes, workers.count)
+        start = sum(counts[: workers.rank])
+        return gradient[start : start + counts[workers.rank]], None, None, None
 
 
 class _Sum(torch.autograd.Function):
     @staticmethod
-    def forward(context, values: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+    def forward(context, values: Tensor, workers: Workers) -> Tensor:  # type: ignore[no-untyped-def]
         total = values.clone()
         dist.all_reduce(total)
+        workers.traffic.loss += _sum_bytes(total.nbytes, workers.count)
         return total
 
     @staticmethod
-    def backward(context, gradient: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        return gradient
-
-
-def _sum_in_place(tensors: list[Tensor]) -> None:
-    if not tensors:
-        return
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
-    dist.all_reduce(flat)
-    for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-        tensor.copy_(total.view_as(tensor))
+    def backward(context, gradient: Tensor):  # type: ignore[no-untyped-def]
+        return gradient, None

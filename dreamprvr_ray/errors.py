@@ -1,4 +1,4 @@
-"""Mistakes that a user can mend: shown as one line each, with exit code 2 and no traceback."""
+"""What a user is told in one line without a traceback: their own mistakes (exit code 2), and failures that are nobody's (exit code 1)."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ class UserError(Exception):
 
     def __reduce__(self) -> tuple[type[UserError], tuple[str, ...]]:
         return type(self), self.mistakes
+
+
+class Failure(Exception):
+    """Something outside the program went wrong while it ran (a full disk, a lost machine, a loss that diverged); the message is one line."""
 
 
 def near_miss(name: str, allowed: Iterable[str]) -> str:

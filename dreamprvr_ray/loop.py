@@ -1,7 +1,8 @@
 """The training loop: knows torch and a `Reporter`, not Ray.
 
 Resuming is exact without saved random states, because every random choice is a function of the seed and the step: the epoch's plan,
-the negatives and the perturbation's noise (the same on every worker) and dropout (of this worker's rank).
+the negatives and the perturbation's noise (the same on every worker) and dropout (of this worker's rank). The position in the data and
+in the rate's schedule is the number of finished epochs.
 
     fit(load_experiment("demo"), ShardSet.open(Path("shards")), DirectoryReporter(Path("run"), print))
 """
@@ -11,28 +12,31 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, astuple, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_map_only
 
-from dreamprvr_ray.checkpoints import read_state, read_weights, write_checkpoint
-from dreamprvr_ray.config import Experiment
+from dreamprvr_ray.checkpoints import EXPERIMENT, read_state, read_weights, write_checkpoint
+from dreamprvr_ray.config import CLIPS, FRAMES, Experiment, load_experiment
 from dreamprvr_ray.data.batches import collate, plan_epoch, prefetch
-from dreamprvr_ray.data.shards import ShardSet, Split
-from dreamprvr_ray.distributed import Workers
-from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.data.shards import Manifest, ShardSet, Split
+from dreamprvr_ray.distributed import Traffic, Workers, token_traffic
+from dreamprvr_ray.errors import Failure, UserError
 from dreamprvr_ray.losses import Losses
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
-from dreamprvr_ray.objective import StepRandomness, stream_seed, training_losses
+from dreamprvr_ray.objective import StepRandomness, stream_seed
 from dreamprvr_ray.optimizer import PartwiseAdam, build_optimizer
-from dreamprvr_ray.reporter import EpochReport, Reporter
+from dreamprvr_ray.recorded import GradientPass
+from dreamprvr_ray.reporter import EpochReport, Reporter, Sent
 from dreamprvr_ray.retrieval import evaluate
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(Failure):
     """The loss is not a number any more."""
 
 
@@ -70,10 +74,9 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
 
 
-def fitted(experiment: Experiment, shards: ShardSet) -> Experiment:
-    """The experiment with the feature sizes of the shards."""
-    sizes = {"data.video_size": shards.manifest.video_size, "data.text_size": shards.manifest.text_size}
-    return experiment.with_values(sizes, str(shards.directory))
+def fitted(experiment: Experiment, manifest: Manifest) -> Experiment:
+    """The experiment with the feature sizes of the shards that it is to be trained on."""
+    return experiment.with_values({"data.video_size": manifest.video_size, "data.text_size": manifest.text_size}, "shards")
 
 
 def fit(
@@ -86,7 +89,7 @@ def fit(
     """
     workers = workers or Workers()
     device = device or best_device()
-    experiment = fitted(experiment, shards)
+    experiment = fitted(experiment, shards.manifest)
     training = experiment.training
     train, val = shards.split("train"), shards.split("val")
     steps_per_epoch = math.ceil(len(train) / training.batch_videos)
@@ -97,15 +100,17 @@ def fit(
     optimizer = build_optimizer(model, experiment.optimizer, training.epochs * steps_per_epoch)
     progress = Progress()
     with reporter.latest_checkpoint() as checkpoint:
-        if checkpoint:
-            progress = _restore(checkpoint, model, optimizer)
-    workers.copy_from_first(model.state_dict().values())
+        if checkpoint and workers.rank == 0:
+            progress = _restore(checkpoint, model, optimizer, experiment)
+    progress = _as_first_worker(workers, progress, model, optimizer)
+    optimizer.continue_at(progress.epoch * steps_per_epoch)
+    gradients = GradientPass(model, experiment, training.epochs * len(train), partial(autocast, device, training.precision), workers)
 
     report, started = None, time.perf_counter()
     first_epoch = progress.epoch
     while not progress.finished:
         epoch_started = time.perf_counter()
-        epoch = _train_epoch(model, optimizer, experiment, train, progress.epoch, workers, device)
+        epoch = _train_epoch(model, gradients, optimizer, experiment, train, progress.epoch, workers, device, reporter if report is None else None)
         with autocast(device, training.precision):
             retrieval = evaluate(model, val, experiment.evaluation.clip_weight, workers)
         progress = progress.after(retrieval.recall.sumr, experiment)
@@ -124,9 +129,10 @@ def fit(
             seconds=now - epoch_started,
             seconds_left=0.0 if progress.finished else per_epoch * (training.epochs - progress.epoch),
             waited=epoch.waited / epoch.seconds,
+            sent=epoch.sent,
             finished=progress.finished,
         )
-        reporter.report(report, _checkpoint_writer(model, optimizer, experiment, progress, report, shards))
+        reporter.report(report, partial(_snapshot, model, optimizer, experiment, progress, report, shards.manifest))
     return report
 
 
@@ -136,23 +142,28 @@ class _Epoch:
     learning_rate: float
     seconds: float
     waited: float
+    sent: Sent | None
 
 
 def _train_epoch(
     model: DreamPRVR,
+    gradients: GradientPass,
     optimizer: PartwiseAdam,
     experiment: Experiment,
     train: Split,
     epoch: int,
     workers: Workers,
     device: torch.device,
+    waiting: Reporter | None,
 ) -> _Epoch:
+    """One epoch; `waiting` hears that its first step begins."""
     training = experiment.training
     plan = plan_epoch(len(train), training.batch_videos, training.seed, epoch)
     hard = epoch >= experiment.loss.hard_negative_start_epoch
     names = [field.name for field in fields(Losses)]
     totals = torch.zeros(len(names), device=device)
     started, waited = time.perf_counter(), 0.0
+    traffic_before, token_bytes = replace(workers.traffic), 0
     model.train()
     queries_per_video = np.diff(train.first_query)
     batches = prefetch(collate(train, workers.divide(videos)[workers.rank]) for videos in plan)
@@ -160,27 +171,16 @@ def _train_epoch(
         asked = time.perf_counter()
         batch = next(batches).to(device)
         waited += time.perf_counter() - asked
+        if waiting:
+            waiting.first_step()
+            waiting = None
         division = workers.division(queries_per_video[videos])
+        token_bytes += token_traffic(division.videos, CLIPS + FRAMES, experiment.model.hidden_size)
         torch.manual_seed(stream_seed(training.seed, step, "dropout", workers.rank))
-        with autocast(device, training.precision):
-            losses = training_losses(
-                model,
-                batch,
-                experiment.loss,
-                hard_negatives=hard,
-                randomness=StepRandomness.draw(
-                    training.seed,
-                    step,
-                    sum(division.videos),
-                    sum(division.queries),
-                    experiment.model.registers,
-                    experiment.model.hidden_size,
-                ),
-                workers=workers,
-                division=division,
-            )
-        optimizer.zero_grad()
-        losses.total.backward()
+        randomness = StepRandomness.draw(
+            training.seed, step, sum(division.videos), sum(division.queries), experiment.model.registers, experiment.model.hidden_size
+        )
+        losses = gradients(batch, randomness, division, hard)
         workers.sum_gradients(model.parameters())
         optimizer.step()
         totals += torch.stack([getattr(losses, name).detach().float() for name in names])
@@ -188,18 +188,29 @@ def _train_epoch(
     if not math.isfinite(means["total"]):
         bad = ", ".join(name for name in names if not math.isfinite(means[name]))
         raise TrainingDiverged(f"epoch {epoch + 1}: the loss is not a number ({bad}); a lower optimizer.learning_rate may help")
-    return _Epoch(means, optimizer.param_groups[0]["lr"], time.perf_counter() - started, waited)
+    sent = _sent(workers.traffic.since(traffic_before), token_bytes, len(plan)) if workers.count > 1 else None
+    return _Epoch(means, optimizer.param_groups[0]["lr"], time.perf_counter() - started, waited, sent)
 
 
-def _checkpoint_writer(
-    model: DreamPRVR, optimizer: PartwiseAdam, experiment: Experiment, progress: Progress, report: EpochReport, shards: ShardSet
+def _sent(traffic: Traffic, token_bytes: int, steps: int) -> Sent:
+    megabytes = 1e6 * steps
+    return Sent(traffic.loss / megabytes, traffic.gradients / megabytes, token_bytes / megabytes)
+
+
+def _snapshot(
+    model: DreamPRVR, optimizer: PartwiseAdam, experiment: Experiment, progress: Progress, report: EpochReport, manifest: Manifest
 ) -> Callable[[Path], None]:
-    metrics: dict[str, Any] = report.named() | {"collection": shards.manifest.collection, "protocol": shards.manifest.protocol}
-    state = {"progress": asdict(progress), "optimizer": optimizer.state_dict()}
-    return lambda directory: write_checkpoint(directory, model, experiment, metrics, state)
+    """Copies the state of the training to the CPU's memory; the result writes its checkpoint into a directory."""
+    metrics: dict[str, Any] = report.named() | {"collection": manifest.collection, "protocol": manifest.protocol}
+    weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
+    state = {"progress": asdict(progress), "optimizer": tree_map_only(torch.Tensor, lambda t: t.to("cpu", copy=True), optimizer.state_dict())}
+    return partial(write_checkpoint, weights=weights, experiment=experiment, metrics=metrics, state=state)
 
 
-def _restore(checkpoint: Path, model: DreamPRVR, optimizer: PartwiseAdam) -> Progress:
+def _restore(checkpoint: Path, model: DreamPRVR, optimizer: PartwiseAdam, experiment: Experiment) -> Progress:
+    recorded = load_experiment(checkpoint / EXPERIMENT)
+    if changes := experiment.changes_from(recorded):
+        raise UserError(*(f"{checkpoint}: is of another experiment: {change}" for change in changes))
     try:
         model.load_state_dict(read_weights(checkpoint))
         state = read_state(checkpoint)
@@ -207,3 +218,15 @@ def _restore(checkpoint: Path, model: DreamPRVR, optimizer: PartwiseAdam) -> Pro
         return replace(Progress(), **state["progress"])
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{checkpoint}: does not fit this experiment: {' '.join(str(error).split())[:300]}") from None
+
+
+def _as_first_worker(workers: Workers, progress: Progress, model: DreamPRVR, optimizer: PartwiseAdam) -> Progress:
+    """Gives every worker the first one's weights, moments and progress: only that one reads a checkpoint."""
+    if workers.count == 1:
+        return progress
+    workers.copy_from_first(model.state_dict().values())
+    workers.copy_from_first(optimizer.moments())
+    numbers = torch.tensor(astuple(progress), dtype=torch.float64, device=optimizer.moments()[0].device)
+    workers.copy_from_first([numbers])
+    epoch, best_sumr, best_epoch, stale, finished = numbers.tolist()
+    return Progress(int(epoch), best_sumr, int(best_epoch), int(stale), bool(finished))

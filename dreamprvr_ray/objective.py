@@ -101,5 +101,8 @@ def training_losses(
 
 def _mean_per_video(queries: Tensor, owner: Tensor, videos: int) -> Tensor:
     """The mean embedding of each video's queries: (Q, D), (Q,) -> (B, D)."""
-    counts = torch.zeros(videos, device=queries.device, dtype=queries.dtype).index_add(0, owner, torch.ones_like(queries[:, 0]))
-    return torch.zeros(videos, queries.shape[1], device=queries.device, dtype=queries.dtype).index_add(0, owner, queries) / counts[:, None]
+    # A product, not `index_add`: that adds in an order of its own on a GPU, and a training would not repeat itself.
+    with torch.autocast(queries.device.type, enabled=False):
+        own = (owner == torch.arange(videos, device=owner.device).unsqueeze(1)).to(queries.dtype)
+        mean: Tensor = (own @ queries) / own.sum(1, keepdim=True)
+    return mean

@@ -4,11 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from dreamprvr_ray.checkpoints import copy_checkpoint, replacing
+
+
+@dataclass(frozen=True)
+class Sent:
+    """Megabytes that the first worker sends to the others in a training step, on average."""
+
+    loss: float  # query embeddings, score columns and their gradients
+    gradients: float  # the parameters'
+    video_tokens: float  # what gathering all video tokens, in place of `loss`, would take
+
+    def line(self) -> str:
+        """The line that a person reads."""
+        return (
+            f"a worker sends {self.loss:.1f} MB a step for the loss ({self.video_tokens:.1f} MB if video tokens were gathered)"
+            f" and {self.gradients:.1f} MB of gradients"
+        )
 
 
 @dataclass(frozen=True)
@@ -27,6 +43,7 @@ class EpochReport:
     seconds: float  # of this epoch, evaluation included
     seconds_left: float  # of this training, if it is not stopped early
     waited: float  # share of the epoch's training time that was spent waiting for data
+    sent: Sent | None  # None: one worker, which sends nothing
     finished: bool  # the last epoch: all are done, or patience is used up
 
     def named(self) -> dict[str, Any]:
@@ -44,6 +61,7 @@ class EpochReport:
             "seconds": self.seconds,
             "seconds_left": self.seconds_left,
             "waited": self.waited,
+            **({f"sent_MB/{name}": value for name, value in asdict(self.sent).items()} if self.sent else {}),
             "finished": self.finished,
         }
 
@@ -59,14 +77,21 @@ class EpochReport:
         )
 
 
+Snapshot = Callable[[], Callable[[Path], None]]
+"""Copies the state of a training; what it returns writes that state's checkpoint into a directory, at any later time."""
+
+
 class Reporter(Protocol):
-    """Where a training keeps its checkpoints and says how far it is."""
+    """Where a training keeps its checkpoints and says how far it is. Every worker has one and calls all of it."""
 
     def latest_checkpoint(self) -> AbstractContextManager[Path | None]:
-        """The checkpoint to resume from, readable inside the block; None: start anew."""
+        """The checkpoint to resume from, readable inside the block; None: start anew. Only the first worker's is used."""
 
-    def report(self, report: EpochReport, write: Callable[[Path], None]) -> None:
-        """Takes an epoch's report; `write(directory)` puts the checkpoint into a directory. Called by every worker."""
+    def first_step(self) -> None:
+        """Hears that everything is ready and the first step begins."""
+
+    def report(self, report: EpochReport, snapshot: Snapshot) -> None:
+        """Takes an epoch's report; training goes on when this returns, so `snapshot()` is to be called here, if at all."""
 
 
 class DirectoryReporter:
@@ -80,9 +105,12 @@ class DirectoryReporter:
     def latest_checkpoint(self) -> AbstractContextManager[Path | None]:
         return nullcontext(self.last if self.last.exists() else None)
 
-    def report(self, report: EpochReport, write: Callable[[Path], None]) -> None:
+    def first_step(self) -> None:
+        pass
+
+    def report(self, report: EpochReport, snapshot: Snapshot) -> None:
         with replacing(self.last) as directory:
-            write(directory)
+            snapshot()(directory)
         if report.best_epoch == report.epoch:
             copy_checkpoint(self.last, self.best)
         self.reports.append(report)

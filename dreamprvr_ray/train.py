@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
+import time
 
 from dreamprvr_ray.command_line import Parser, print_json, run
-from dreamprvr_ray.config import load_experiment, parse_overrides
+from dreamprvr_ray.config import WorkerCount, load_experiment, parse_overrides
 from dreamprvr_ray.errors import UserError
 
 
 def main(arguments: list[str]) -> None:
+    began = time.time()
     parser = Parser("train", "Train one experiment in Ray Train workers; the best checkpoint by val SumR ends up in OUT/best.")
     parser.add_argument("--config", required=True, help="a preset (tvr, activitynet, charades, demo) or a YAML file")
-    parser.add_argument("--shards", type=Path, help="what `convert` wrote")
-    parser.add_argument("--out", type=Path, help="the run's new directory")
-    parser.add_argument("--workers", type=int, default=1, help="data-parallel workers; a GPU each where there are enough")
+    parser.add_argument("--shards", help="what `convert` wrote: a folder, or a URI as s3://bucket/shards")
+    parser.add_argument("--out", help="the run's new directory, or a URI as s3://bucket/run")
+    parser.add_argument(
+        "--workers",
+        default="1",
+        help="data-parallel workers, a GPU each where there are enough; 2:8: from two to eight, as there is room",
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the run in OUT")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and its cost, and train nothing")
     parser.add_overrides()
     options = parser.parse_args(arguments)
     experiment = load_experiment(options.config, parse_overrides(options.set))
-    if options.workers < 1:
-        raise UserError(f"--workers {options.workers}: must be at least 1")
+    workers = WorkerCount.parse(options.workers)
     if options.dry_run:
         from dreamprvr_ray.cost import estimate  # torch takes seconds to import: after the mistakes
 
@@ -35,13 +39,14 @@ def main(arguments: list[str]) -> None:
         raise UserError("--shards and --out are needed (only --dry-run does without)")
     from dreamprvr_ray.workers import train  # so does Ray
 
-    metrics = train(
-        experiment, options.shards, options.out, options.workers, resume=options.resume, say=lambda line: print(line, file=sys.stderr, flush=True)
-    )
-    best = options.out / "best"
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    metrics = train(experiment, options.shards, options.out, workers, resume=options.resume, say=say, began=began)
+    best = f"{options.out.rstrip('/')}/best"
     print(f"best epoch {metrics['best_epoch']}: val SumR {metrics['best_SumR']:.1f}, checkpoint {best}")
     if options.json:
-        print_json(metrics | {"checkpoint": str(best)})
+        print_json(metrics | {"checkpoint": best})
 
 
 if __name__ == "__main__":

@@ -56,8 +56,8 @@ def main(arguments: list[str]) -> None:
 
 
 def _print_plan(search: Search, json: bool) -> None:
+    from dreamprvr_ray.ray_session import ray_session
     from dreamprvr_ray.search.plan import plan_lines, plan_trials
-    from dreamprvr_ray.workers import ray_session
 
     with ray_session(dashboard=False):
         plan = plan_trials(search)
@@ -69,11 +69,11 @@ def _print_plan(search: Search, json: bool) -> None:
 
 def _require_shards(search: Search) -> None:
     """Names the command that makes the shards where they are missing."""
-    shards = Path(search.file.shards)
-    if (shards / "manifest.json").exists():
+    shards = search.file.shards
+    if "://" in shards or (Path(shards) / "manifest.json").exists():
         return
     source = search.file.source
-    hint = f"; make them with: {source.convert_command(str(shards))}" if source else ""
+    hint = f"; make them with: {source.convert_command(shards)}" if source else ""
     raise UserError(f"{shards}: no feature shards there{hint}")
 
 

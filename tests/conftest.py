@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+import importlib
+import io
+import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import pytest
+from object_store import S3
+
+from dreamprvr_ray import command_line
 
 ROOT = Path(__file__).parent.parent
 
 # A Ray of our own, whatever runs on this machine, and threads that do not fight over the cores.
 os.environ["RAY_ADDRESS"] = "local"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Processes of every Ray Train run that are there for dashboards and for cloud machines about to be taken away: seconds each to start.
+os.environ |= {"RAY_TRAIN_ENABLE_STATE_TRACKING": "0", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+
+
+LONGEST = ("test_readme", "test_tune", "test_train", "test_workers", "test_distributed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest go first, or at the end one of pytest-xdist's workers waits for the other."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +58,75 @@ def command() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture(scope="session")
+def call() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """What `command` does, in this process: seconds less, and it uses the Ray that is connected here, if one is."""
+
+    def run(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        module = importlib.import_module(f"dreamprvr_ray.{name}")
+        words = [str(module.__file__), *map(str, arguments)]
+        out, errors = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(errors), pytest.raises(SystemExit) as exit:
+            patch.setattr(sys, "argv", words)
+            command_line.run(module.main)
+        return subprocess.CompletedProcess(words, exit.value.code, out.getvalue(), errors.getvalue())
+
+    return run
+
+
+@dataclass(frozen=True)
+class Driver:
+    """A command in a process of its own, to be interrupted or killed."""
+
+    process: subprocess.Popen[str]
+    said: list[str] = field(default_factory=list)  # lines of stderr so far
+
+    def wait_until_it_says(self, words: str) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.said.append(line)
+            if words in line:
+                return
+        raise AssertionError(f"it ended and did not say {words!r}:\n{''.join(self.said)}")
+
+    def kill(self, with_its_ray: bool = False) -> None:
+        """Kills this process, alone or with the Ray that it had started, and returns when all of them have ended."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.kill()
+        for process in family if with_its_ray else ():
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.communicate()
+        given_up = time.monotonic() + 120
+        while alive := [process for process in family if runs(process)]:
+            assert time.monotonic() < given_up, alive
+            time.sleep(0.2)
+
+
+def runs(process: psutil.Process) -> bool:
+    """Whether a process has not ended; one that has, but that nobody has asked about since, is a zombie."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.fixture
+def drive() -> Iterator[Callable[..., Driver]]:
+    """Starts `python -m dreamprvr_ray.<command>`; what still runs when the test ends is killed."""
+    drivers: list[Driver] = []
+
+    def start(name: str, *arguments: object, **environment: str) -> Driver:
+        words = [sys.executable, "-m", f"dreamprvr_ray.{name}", *map(str, arguments)]
+        drivers.append(Driver(subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ | environment)))
+        return drivers[-1]
+
+    yield start
+    for driver in drivers:
+        if driver.process.poll() is None:
+            driver.kill(with_its_ray=True)
+
+
+@pytest.fixture(scope="session")
 def demo_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small demo source tree."""
     from dreamprvr_ray.data.demo import write_demo
@@ -48,18 +137,40 @@ def demo_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def demo_shards(demo_source: Path, command: Callable[..., subprocess.CompletedProcess[str]]) -> Path:
+def demo_shards(demo_source: Path, call: Callable[..., subprocess.CompletedProcess[str]]) -> Path:
     """The shards of `demo_source`."""
     shards = demo_source.parent / "shards"
-    done = command("convert", "--source", demo_source, "--collection", "demo", "--out", shards)
+    done = call("convert", "--source", demo_source, "--collection", "demo", "--out", shards)
     assert done.returncode == 0, done.stderr
     return shards
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    """A local Ray with its dashboard, for the tests that use its libraries directly."""
-    from dreamprvr_ray.workers import ray_session
+    """A local Ray with its dashboard, for the tests that use its libraries directly and the commands that they `call`."""
+    from dreamprvr_ray.ray_session import ray_session
 
     with ray_session(dashboard=True):
         yield
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3]:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    s3 = S3("{}:{}".format(*server.get_host_and_port()))
+    log, recorder = logging.getLogger("werkzeug"), logging.Handler()
+    recorder.emit = lambda record: s3.requests.append(record.getMessage())  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "test")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE"):
+            patch.delenv(name, raising=False)
+        patch.setattr(log, "handlers", [recorder])
+        patch.setattr(log, "propagate", False)
+        log.setLevel(logging.INFO)
+        yield s3
+    server.stop()

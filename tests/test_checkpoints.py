@@ -35,7 +35,7 @@ def experiment(**model: object) -> Experiment:
 def write(directory: Path, state: dict[str, Any] | None) -> DreamPRVR:
     directory.mkdir()
     model = tiny.build().float()
-    checkpoints.write_checkpoint(directory, model, experiment(), {"epoch": 2, "SumR": 12.5}, state)
+    checkpoints.write_checkpoint(directory, model.state_dict(), experiment(), {"epoch": 2, "SumR": 12.5}, state)
     return model
 
 

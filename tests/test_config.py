@@ -51,6 +51,7 @@ TABLE: dict[str, tuple[Any, Any, Any]] = {
     "optimizer.weight_decay":          (0.01,   0.01,   0.01),
     # Ours.
     "training.precision":              ("auto", "auto", "auto"),
+    "training.max_failures":           (3,      3,      3),
 }  # fmt: skip
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from dreamprvr_ray import loop
+from dreamprvr_ray import recorded
 from dreamprvr_ray.checkpoints import STATE, load_model, read_state, read_weights
 from dreamprvr_ray.config import Experiment, load_experiment
 from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.loop import Progress, TrainingDiverged, fit, fitted
-from dreamprvr_ray.reporter import DirectoryReporter, EpochReport
+from dreamprvr_ray.reporter import DirectoryReporter, EpochReport, Snapshot
 from dreamprvr_ray.retrieval import evaluate
 
 CPU = torch.device("cpu")
@@ -81,7 +80,7 @@ def test_it_learns(shards: ShardSet, tmp_path: Path) -> None:
     best = evaluate(trained.model, shards.split("val"), 0.5)
     assert best.recall.sumr == reporter.reports[-1].best_sumr == trained.metrics["SumR"]
     assert trained.metrics["epoch"] == reporter.reports[-1].best_epoch
-    assert trained.experiment == fitted(easy, shards)
+    assert trained.experiment == fitted(easy, shards.manifest)
 
 
 def test_reports_say_how_far_it_is(uninterrupted: DirectoryReporter) -> None:
@@ -111,8 +110,8 @@ def test_the_same_seed_repeats_and_another_does_not(uninterrupted: DirectoryRepo
 class Stopping(DirectoryReporter):
     """Fails once the second epoch's checkpoint is written."""
 
-    def report(self, report: EpochReport, write: Callable[[Path], None]) -> None:
-        super().report(report, write)
+    def report(self, report: EpochReport, snapshot: Snapshot) -> None:
+        super().report(report, snapshot)
         if report.epoch == 2:
             raise ConnectionError("the node is gone")
 
@@ -141,7 +140,7 @@ def test_a_finished_training_does_nothing(uninterrupted: DirectoryReporter, shar
 
 
 def test_a_checkpoint_of_another_model_is_refused(uninterrupted: DirectoryReporter, shards: ShardSet) -> None:
-    with pytest.raises(UserError, match="does not fit this experiment"):
+    with pytest.raises(UserError, match=r"is of another experiment: model\.hidden_size was 16 and is 32 now"):
         fit(experiment(model__hidden_size=32), shards, DirectoryReporter(uninterrupted.last.parent), device=CPU)
 
 
@@ -200,7 +199,7 @@ def test_odd_settings_train(changes: dict[str, Any], steps: int, shards: ShardSe
 
 
 def test_every_step_has_its_own_draws_and_every_epoch_its_order(shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hard, draws, videos, losses = [], [], [], loop.training_losses
+    hard, draws, videos, losses = [], [], [], recorded.training_losses
 
     def watched(model: Any, batch: Any, *arguments: Any, **named: Any) -> Any:
         hard.append(named["hard_negatives"])
@@ -208,7 +207,7 @@ def test_every_step_has_its_own_draws_and_every_epoch_its_order(shards: ShardSet
         videos.extend(batch.clips.sum((1, 2)).tolist())
         return losses(model, batch, *arguments, **named)
 
-    monkeypatch.setattr(loop, "training_losses", watched)
+    monkeypatch.setattr(recorded, "training_losses", watched)
     fit(experiment(epochs=3), shards, DirectoryReporter(tmp_path), device=CPU)
     assert hard == [False] * 6 + [True] * 3  # hard negatives begin with epoch 2, counted from 0
     assert len(set(draws)) == 9
@@ -218,13 +217,13 @@ def test_every_step_has_its_own_draws_and_every_epoch_its_order(shards: ShardSet
 
 
 def test_an_epochs_losses_are_the_means_of_its_batches(shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    totals, losses = [], loop.training_losses
+    totals, losses = [], recorded.training_losses
 
     def watched(*arguments: Any, **named: Any) -> Any:
         totals.append(losses(*arguments, **named))
         return totals[-1]
 
-    monkeypatch.setattr(loop, "training_losses", watched)
+    monkeypatch.setattr(recorded, "training_losses", watched)
     report = fit(experiment(epochs=1), shards, DirectoryReporter(tmp_path), device=CPU)
     assert report is not None
     for name, value in report.losses.items():
@@ -239,5 +238,5 @@ def test_checkpoints_say_what_they_were_measured_on(uninterrupted: DirectoryRepo
 
 def test_sizes_come_from_the_shards(shards: ShardSet) -> None:
     wrong = experiment(data__video_size=7, data__text_size=9)
-    assert fitted(wrong, shards).data == load_experiment("demo").data
-    assert fitted(wrong, shards).model == wrong.model
+    assert fitted(wrong, shards.manifest).data == load_experiment("demo").data
+    assert fitted(wrong, shards.manifest).model == wrong.model

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dreamprvr_ray.reporter import DirectoryReporter, EpochReport, duration
+from dreamprvr_ray.reporter import DirectoryReporter, EpochReport, Sent, duration
 
 REPORT = EpochReport(
     epoch=3,
@@ -22,6 +22,7 @@ REPORT = EpochReport(
     seconds=10.0,
     seconds_left=95.0,
     waited=0.1,
+    sent=None,
     finished=False,
 )
 
@@ -37,6 +38,10 @@ def test_names_of_the_metrics() -> None:
     assert named["epoch"] == 3 and named["SumR"] == 150.04 and named["best_SumR"] == 160.0 and named["loss/total"] == 1.23456
     assert {"R@1", "R@5", "R@10", "R@100", "median_rank", "ties", "loss/clip_nce", "finished", "learning_rate"} <= named.keys()
     assert not any(isinstance(value, dict) for value in named.values())
+    sending = replace(REPORT, sent=Sent(loss=1.9, gradients=140.2, video_tokens=63.0))
+    assert sending.named() == named | {"sent_MB/loss": 1.9, "sent_MB/gradients": 140.2, "sent_MB/video_tokens": 63.0}
+    line = "a worker sends 1.9 MB a step for the loss (63.0 MB if video tokens were gathered) and 140.2 MB of gradients"
+    assert sending.sent is not None and sending.sent.line() == line
 
 
 @pytest.mark.parametrize(
@@ -63,7 +68,7 @@ def test_the_directory_keeps_the_last_and_the_best(tmp_path: Path) -> None:
         assert nothing is None
     for epoch, best in ((1, 1), (2, 2), (3, 2)):
         report = replace(REPORT, epoch=epoch, best_epoch=best)
-        reporter.report(report, lambda directory, epoch=epoch: (directory / "metrics.json").write_text(f'{{"epoch": {epoch}}}'))
+        reporter.report(report, lambda epoch=epoch: lambda directory: (directory / "metrics.json").write_text(f'{{"epoch": {epoch}}}'))
     assert (tmp_path / "run" / "last" / "metrics.json").read_text() == '{"epoch": 3}'
     assert (tmp_path / "run" / "best" / "metrics.json").read_text() == '{"epoch": 2}'
     with reporter.latest_checkpoint() as latest:

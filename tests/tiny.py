@@ -72,10 +72,10 @@ class MemorySplit:
     def tokens(self, start: int, stop: int) -> list[Tensor]:
         return self._tokens[start:stop]
 
-    def batch(self, videos: np.ndarray) -> Batch:
-        """These videos with their queries, in float64."""
+    def batch(self, videos: np.ndarray, dtype: torch.dtype = torch.float64) -> Batch:
+        """These videos with their queries."""
         collated = collate(self, videos)  # type: ignore[arg-type]
-        return Batch(**{name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in vars(collated).items()})
+        return Batch(**{name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in vars(collated).items()})
 
     def whole(self) -> Batch:
         return self.batch(np.arange(len(self)))

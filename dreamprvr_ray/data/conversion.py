@@ -113,7 +113,7 @@ class _ShardTask:
 def convert(
     source: Source, out: Path, settings: ConversionSettings, workers: int, report: Callable[[Progress], None] = lambda progress: None
 ) -> Conversion:
-    """Writes `source` as shards into the folder `out`, by up to `workers` spawned processes, and calls `report` after each.
+    """Writes `source` as shards into the folder `out`, by up to `workers` processes, and calls `report` after each.
 
     Goes on where an earlier run with the same source and settings was stopped, and does nothing where it was finished. Raises
     `UserError` where `out` holds anything else, or the source is at fault: then nothing is left behind. Stopped in any other way,
@@ -325,7 +325,9 @@ def _run(tasks: Sequence[_ShardTask], workers: int) -> Iterator[tuple[str, dict[
         for task in tasks:
             yield _make_shard(task)
         return
-    executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _follow_parent)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # torch is imported once, not by every process
+    executor = ProcessPoolExecutor(workers, context, _follow_parent)
     try:
         futures: list[Future[tuple[str, dict[str, FileRecord], int]]] = [executor.submit(_make_shard, task) for task in tasks]
         for future in as_completed(futures):

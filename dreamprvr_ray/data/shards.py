@@ -93,21 +93,27 @@ class Manifest:
     def read(path: Path) -> Manifest:
         """The manifest in a file. Raises `UserError` where it is missing, malformed or of another schema version."""
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            version = values["schema_version"]
+            return Manifest.parse(path.read_bytes(), str(path))
         except FileNotFoundError:
             raise UserError(f"{path}: no such file") from None
+
+    @staticmethod
+    def parse(content: bytes, where: str) -> Manifest:
+        """The manifest in a file's content. Raises `UserError` that names `where` it is malformed or of another schema version."""
+        try:
+            values = json.loads(content)
+            version = values["schema_version"]
         except (ValueError, KeyError, TypeError):
-            raise UserError(f"{path}: is no manifest of shards") from None
+            raise UserError(f"{where}: is no manifest of shards") from None
         if version != SCHEMA_VERSION:
-            raise UserError(f"{path}: schema version {version}, this program reads {SCHEMA_VERSION}: convert again into another folder")
+            raise UserError(f"{where}: schema version {version}, this program reads {SCHEMA_VERSION}: convert again into another folder")
         try:
             splits = values["splits"].items()
             values["splits"] = {name: SplitRecord(**record | {"shards": tuple(record["shards"])}) for name, record in splits}
             values["files"] = {name: FileRecord(**record) for name, record in values["files"].items()}
             return Manifest(**values)
         except (AttributeError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: is no manifest of shards: {error}") from None
+            raise UserError(f"{where}: is no manifest of shards: {error}") from None
 
     def write(self, directory: Path) -> None:
         """Writes `manifest.json` into `directory`, atomically."""

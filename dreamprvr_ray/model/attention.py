@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dreamprvr_ray.model import fused
+
 MASKED = -10000.0  # added to the score of a key that is not to be seen
 
 
@@ -29,6 +31,8 @@ class Dropout(nn.Module):
         super().__init__()
         self.probability = probability
         self._kept = round((1 - probability) * 65536)  # of the 65536 values of a 16-bit number
+        self.register_buffer("keep", torch.tensor(1 - probability), persistent=False)  # for the fused functions
+        self.keep: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` of any shape; unchanged in evaluation."""
@@ -80,6 +84,8 @@ class StackedLayerNorm(nn.Module):
 class PostNormFeedForward(nn.Module):
     """What follows attention in every block: x = LN(x + drop(attended)); x = LN(x + drop(FFN(x)))."""
 
+    compiled = False  # whether training on a GPU uses the compiled chains of `fused`
+
     def __init__(self, branches: int, size: int, inner: int, dropout: float) -> None:
         super().__init__()
         self.attention_norm = StackedLayerNorm(branches, size)
@@ -90,14 +96,25 @@ class PostNormFeedForward(nn.Module):
 
     def forward(self, residual: Tensor, attended: Tensor) -> Tensor:
         """residual (R, D), shared by the branches, or (N, R, D); attended (N, R, D) -> (N, R, D)."""
+        if self.compiled and self.training and len(attended) > 1 and fused.suits(attended):
+            return self._fused(residual, attended)
         x = self.attention_norm(residual + self.dropout(attended))
         inner = self.dropout(self.widen(x).relu_())
         fed: Tensor = self.output_norm(x + self.dropout(self.narrow(inner)))
         return fed
 
+    def _fused(self, residual: Tensor, attended: Tensor) -> Tensor:
+        keep = self.dropout.keep
+        x = fused.added_and_normed(residual, attended, None, self.attention_norm.weight, self.attention_norm.bias, keep)
+        inner = fused.rectified_and_dropped(x @ self.widen.weight.transpose(1, 2), self.widen.bias, keep)
+        fed = inner @ self.narrow.weight.transpose(1, 2)
+        return fused.added_and_normed(x, fed, self.narrow.bias, self.output_norm.weight, self.output_norm.bias, keep)
+
 
 class SelfAttention(nn.Module):
     """N Gaussian attention blocks side by side, each over the same tokens (and registers, which are seen and do not see)."""
+
+    compiled = False
 
     def __init__(self, branches: int, size: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -117,12 +134,18 @@ class SelfAttention(nn.Module):
         seen = tokens if registers is None else torch.cat([tokens, registers.to(tokens.dtype)], dim=1)
         query = self.query.shared(tokens).view(videos, length, n, h, size // h)
         key, value = self.key_value.shared(seen).view(videos, seen.shape[1], 2, n, h, size // h).unbind(2)
-        scores = query.permute(0, 2, 3, 1, 4) @ key.permute(0, 2, 3, 4, 1)  # (B, N, H, L, S)
-        # In place: the product's backward needs its inputs alone, and this is the largest tensor of all.
-        scores.mul_(1 / math.sqrt(size // h) if factors is None else factors.unsqueeze(1))
-        if key_mask is not None:
-            scores.add_(key_mask[:, None, None, None, :])
-        attended = self.dropout(_softmax(scores)) @ value.permute(0, 2, 3, 1, 4)  # (B, N, H, L, d)
+        if self.compiled and self.training and factors is not None and fused.suits(query):
+            # The keys are copied as they lie and then transposed: the other way round the copy takes twice as long.
+            scores = query.permute(0, 2, 3, 1, 4) @ key.permute(0, 2, 3, 1, 4).contiguous().transpose(3, 4)
+            probabilities = fused.dropped_probabilities(scores, factors, key_mask, self.dropout.keep)
+        else:
+            scores = query.permute(0, 2, 3, 1, 4) @ key.permute(0, 2, 3, 4, 1)  # (B, N, H, L, S)
+            # In place: the product's backward needs its inputs alone, and this is the largest tensor of all.
+            scores.mul_(1 / math.sqrt(size // h) if factors is None else factors.unsqueeze(1))
+            if key_mask is not None:
+                scores.add_(key_mask[:, None, None, None, :])
+            probabilities = self.dropout(_softmax(scores))
+        attended = probabilities @ value.permute(0, 2, 3, 1, 4)  # (B, N, H, L, d)
         attended = attended.permute(1, 0, 3, 2, 4).reshape(n, videos * length, size)
         rows: Tensor = self.feed_forward(tokens.flatten(0, 1), attended)
         return rows.view(n, videos, length, size)

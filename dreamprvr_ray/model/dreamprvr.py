@@ -17,9 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from dreamprvr_ray.config import CLIPS, FRAMES, QUERY_TOKENS, ModelConfig
+from dreamprvr_ray.model import fused
 from dreamprvr_ray.model.attention import (
     CrossAttention,
     Dropout,
+    PostNormFeedForward,
     SelfAttention,
     StackedLayerNorm,
     StackedLinear,
@@ -47,6 +49,8 @@ class VideoEncoding:
 class InputLayer(nn.Module):
     """LayerNorm -> dropout -> Linear -> ReLU."""
 
+    compiled = False
+
     def __init__(self, inputs: int, size: int, dropout: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(inputs)
@@ -55,7 +59,11 @@ class InputLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(.., in) -> (.., D)."""
-        projected: Tensor = self.project(self.dropout(self.norm(x)))
+        if self.compiled and self.training and fused.suits(x):
+            x = fused.normed_and_dropped(x, self.norm.weight, self.norm.bias, self.dropout.keep)
+        else:
+            x = self.dropout(self.norm(x))
+        projected: Tensor = self.project(x)
         return projected.relu_()
 
 
@@ -77,6 +85,8 @@ class TokenInput(nn.Module):
 
 class FusionBlock(nn.Module):
     """The register-augmented Gaussian attention branches over clips or frames, and their weighted sum at each position."""
+
+    compiled = False
 
     def __init__(self, config: ModelConfig, length: int) -> None:
         super().__init__()
@@ -102,13 +112,19 @@ class FusionBlock(nn.Module):
             key_mask = torch.cat([token_mask, token_mask.new_zeros(registers.shape[:2])], dim=1)
         outputs = self.branches(tokens, registers, self.factors, key_mask)  # (N, B, L, D)
         branches, videos, _, size = outputs.shape
-        overall = outputs.mean((0, 2)).expand(branches, videos, size).reshape(branches * videos, 1, size)
+        overall = (
+            outputs.mean((0, 2), dtype=torch.promote_types(outputs.dtype, torch.float32))
+            .expand(branches, videos, size)
+            .reshape(branches * videos, 1, size)
+        )
         tiled_mask = None if token_mask is None else token_mask.repeat(branches, 1)
         summary = self.summary(overall, outputs.flatten(0, 1), tiled_mask).view(branches, videos, size)
         preferences = at_least_float32(self.weight_output(self.dropout(self.weight_hidden(summary).relu_())))  # (N, B, L)
-        weights = torch.softmax(preferences / self.temperature, dim=0)
-        fused: Tensor = (weights.unsqueeze(-1) * outputs).sum(0)
-        return fused if mask is None else fused.masked_fill(~mask.unsqueeze(-1), 0)
+        if self.compiled and self.training and fused.suits(outputs):
+            summed = fused.weighted_sum(preferences / self.temperature, outputs)
+        else:
+            summed = (torch.softmax(preferences / self.temperature, dim=0).unsqueeze(-1) * outputs).sum(0)
+        return summed if mask is None else summed.masked_fill(~mask.unsqueeze(-1), 0)
 
 
 class DreamPRVR(nn.Module):
@@ -167,6 +183,12 @@ class DreamPRVR(nn.Module):
         with torch.autocast(start.device.type, enabled=False):
             errors: Tensor = self.diffusion.errors(start.to(encoding.mu.dtype), encoding.mu, encoding.condition)
         return errors
+
+    def compile_chains(self, compiled: bool) -> None:
+        """Whether training on a GPU runs the chains between matrix products as compiled kernels (`fused`), which takes half a minute once."""
+        for module in self.modules():
+            if isinstance(module, (FusionBlock, InputLayer, PostNormFeedForward, SelfAttention)):
+                module.compiled = compiled
 
     def gradient_parts(self) -> dict[str, int]:
         """By parameter name, how many parts its leading axis stacks that are clipped and normed each by itself (1: the whole)."""

@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ray import train
 from ray.tune import ResultGrid
 from ray.tune.experiment import Trial
 
+from dreamprvr_ray.checkpoint_store import CheckpointStore
 from dreamprvr_ray.checkpoints import write_text
 from dreamprvr_ray.search.searcher import TRIAL_NUMBER
 from dreamprvr_ray.search.trial import number_of
+from dreamprvr_ray.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,14 @@ def entry_of(trial: Trial) -> Entry:
     return _entry(trial.config[TRIAL_NUMBER], values, result, state or _ended_state(result))
 
 
-def entries_of(results: ResultGrid, proposed: Mapping[int, dict[str, Any]], nested_runs: Path) -> list[Entry]:
+def entries_of(results: ResultGrid, proposed: Mapping[int, dict[str, Any]], runs: Path) -> list[Entry]:
     """All trials of an ended search, best first, with their best checkpoints; `proposed` are the values by trial number."""
     entries = []
     for result in results:
         name, metrics = Path(result.path).name, result.metrics or {}
         number = number_of(name)
         state = "failed" if result.error else _ended_state(metrics)
-        checkpoint = _best_checkpoint(result.best_checkpoints, nested_runs / name)
+        checkpoint = _best_checkpoint(runs / name)
         error = str(result.error).strip().splitlines()[-1] if result.error else None
         entries.append(replace(_entry(number, proposed[number], metrics, state), checkpoint=checkpoint, error=error))
     return ranked(entries)
@@ -81,13 +82,10 @@ def _ended_state(metrics: dict[str, Any]) -> str:
     return "finished" if metrics.get("finished") else "pruned" if "SumR" in metrics else "failed"
 
 
-def _best_checkpoint(own: list[Any] | None, nested_run: Path) -> str | None:
-    """The best of a trial's own checkpoints, or of its Ray Train run's."""
-    checkpoints = own or []
-    if not checkpoints and nested_run.exists():
-        checkpoints = train.Result.from_path(str(nested_run)).best_checkpoints or []
-    scored = [(metrics["SumR"], checkpoint.path) for checkpoint, metrics in checkpoints if metrics and "SumR" in metrics]
-    return max(scored)[1] if scored else None
+def _best_checkpoint(run: Path) -> str | None:
+    """The checkpoint of a trial's best epoch."""
+    with CheckpointStore(Storage.of(run / "checkpoints")).best() as best:
+        return str(best) if best else None
 
 
 def _number(value: Any) -> str:

@@ -7,48 +7,53 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dreamprvr_ray.checkpoints import load_model, read_json, write_text
+from dreamprvr_ray.checkpoints import load_model, parse_json
 from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.loop import best_device
 from dreamprvr_ray.retrieval import evaluate
+from dreamprvr_ray.storage import Storage
 
 TEST_RECORD = "test.json"
 
 
-def evaluate_checkpoint(checkpoint: Path, shards: ShardSet, split: str) -> dict[str, Any]:
-    """Retrieval of a checkpoint on a split, by the names of the commands' JSON.
+def evaluate_checkpoint(checkpoint: str | Path, shards: ShardSet, split: str) -> dict[str, Any]:
+    """Retrieval of a checkpoint, by its path or URI, on a split, by the names of the commands' JSON.
 
     Reading test leaves a record in a checkpoint directory; `test_reads` in the result counts the readings, this one included.
     Raises `UserError` where the checkpoint does not fit the shards.
     """
-    trained = load_model(checkpoint)
+    storage = Storage.of(checkpoint)
+    with storage.opened() as path:
+        trained = load_model(path)
+        recordable = path.is_dir()
     sizes, manifest = trained.experiment.data, shards.manifest
     if (sizes.video_size, sizes.text_size) != (manifest.video_size, manifest.text_size):
         raise UserError(
-            f"{checkpoint} was trained on features of sizes {sizes.video_size} / {sizes.text_size},"
+            f"{storage} was trained on features of sizes {sizes.video_size} / {sizes.text_size},"
             f" {shards.directory} holds {manifest.video_size} / {manifest.text_size}"
         )
     model = trained.model.to(best_device())
     retrieval = evaluate(model, shards.split(split), trained.experiment.evaluation.clip_weight)
     result = {"split": split, "collection": manifest.collection, "protocol": manifest.protocol} | retrieval.named()
-    if split != "test" or not checkpoint.is_dir():
+    if split != "test" or not recordable:
         return result
-    readings = _readings(checkpoint)
+    readings = _readings(storage)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     readings.append({"at": now, "shards": str(shards.directory), **result, "test_reads": len(readings) + 1})
-    write_text(checkpoint / TEST_RECORD, json.dumps({"readings": readings}, indent=1) + "\n")
+    storage.write_text(TEST_RECORD, json.dumps({"readings": readings}, indent=1) + "\n")
     return readings[-1]
 
 
 def recorded_test(checkpoint: Path) -> dict[str, Any] | None:
     """The result of the first reading of test that is recorded beside a checkpoint, if there is one."""
-    return next(iter(_readings(checkpoint)), None)
+    return next(iter(_readings(Storage.of(checkpoint))), None)
 
 
-def _readings(checkpoint: Path) -> list[dict[str, Any]]:
-    record = checkpoint / TEST_RECORD
-    return list(read_json(record)["readings"]) if record.exists() else []
+def _readings(storage: Storage) -> list[dict[str, Any]]:
+    if not storage.exists(TEST_RECORD):
+        return []
+    return list(parse_json(storage.read_text(TEST_RECORD), f"{storage}/{TEST_RECORD}")["readings"])
 
 
 def described(result: dict[str, Any]) -> list[str]:

@@ -26,12 +26,12 @@ class TruthfulOptunaSearch(OptunaSearch):
         return None if values is None else values | {TRIAL_NUMBER: self._ot_trials[trial_id].number}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        if trial_id not in self._completed_trials and result["epoch"] > self._told_epochs.get(trial_id, 0):
+        if self._is_open(trial_id) and result["epoch"] > self._told_epochs.get(trial_id, 0):
             self._told_epochs[trial_id] = result["epoch"]
             self._ot_trials[trial_id].report(result["SumR"], result["epoch"])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        if trial_id in self._completed_trials:
+        if not self._is_open(trial_id):
             return
         trial = self._ot_trials[trial_id]
         if result and "SumR" in result:  # the result at which a scheduler stops a trial comes here alone
@@ -43,3 +43,10 @@ class TruthfulOptunaSearch(OptunaSearch):
             self._ot_study.tell(trial, result["best_SumR"], state=TrialState.COMPLETE)
         else:
             self._ot_study.tell(trial, state=TrialState.PRUNED)
+
+    def _is_open(self, trial_id: str) -> bool:
+        """Whether the study waits for more of a trial. A killed search may have told its end, which Ray Tune's last snapshot does not know."""
+        if trial_id in self._completed_trials:
+            return False
+        trial = self._ot_study.get_trials(deepcopy=False)[self._ot_trials[trial_id].number]
+        return not trial.state.is_finished()

@@ -6,24 +6,25 @@ A trial of one worker trains in its own process, which Ray keeps warm for the ne
 from __future__ import annotations
 
 import gc
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from ray import tune
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from dreamprvr_ray.checkpoint_store import CheckpointStore
+from dreamprvr_ray.checkpoints import EXPERIMENT, METRICS, read_json
 from dreamprvr_ray.config import Experiment
-from dreamprvr_ray.data.shards import ShardSet
+from dreamprvr_ray.data.cache import local_shards
 from dreamprvr_ray.loop import fit
-from dreamprvr_ray.reporter import EpochReport
+from dreamprvr_ray.reporter import EpochReport, Snapshot
 from dreamprvr_ray.search.searcher import TRIAL_NUMBER
-from dreamprvr_ray.workers import WorkerGroup, run_config, train_worker
+from dreamprvr_ray.storage import Storage
+from dreamprvr_ray.workers import WorkerGroup, keep_checkpoint, run_config, run_group, train_worker
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class TrialJob:
     experiment: dict[str, Any]
     shards: str
     group: WorkerGroup
-    nested_runs: str  # where the Ray Train runs of trials of several workers keep their checkpoints
+    runs: str  # the directory in which each trial has one of its own, laid out as a training's
 
 
 def trial_name(values: dict[str, Any]) -> str:
@@ -50,40 +51,43 @@ def run_trial(values: dict[str, Any], job: TrialJob) -> None:
     """Ray Tune's function: trains the job's experiment with `values` by dotted key, from the trial's checkpoint if it has one."""
     settings = {key: value for key, value in values.items() if key != TRIAL_NUMBER}
     experiment = Experiment.model_validate(job.experiment).with_values(settings, trial_name(values))
+    run = Storage(job.runs) / trial_name(values)
+    run.write_text(EXPERIMENT, experiment.to_yaml())
+    with CheckpointStore(run / "checkpoints").latest() as latest:
+        ended = read_json(latest / METRICS) if latest else {}
+    if ended.get("finished"):  # before a kill that Ray Tune's last snapshot did not see
+        tune.report(ended)
+        return
     if job.group.workers > 1:
-        _train_nested(experiment, job, trial_name(values))
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={"experiment": experiment.model_dump(), "shards": job.shards, "run": run.location},
+            scaling_config=job.group.scaling(),
+            torch_config=job.group.torch(),
+            run_config=run_config(run.location, "ray", experiment, [TuneReportCallback()]),
+        )
+        run_group(trainer, run)
         return
     gc.collect()  # the process is kept for the next trial: give back what the one before held
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     torch.set_num_threads(max(1, int(job.group.cpus_per_worker)))
-    fit(experiment, ShardSet.open(Path(job.shards)), TuneReporter())
-
-
-def _train_nested(experiment: Experiment, job: TrialJob, name: str) -> None:
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={"experiment": experiment.model_dump(), "shards": job.shards},
-        scaling_config=job.group.scaling(),
-        torch_config=TorchConfig(backend="nccl" if job.group.gpus_per_worker else "gloo"),
-        run_config=run_config(Path(job.nested_runs), name, [TuneReportCallback()]),
-    )
-    trainer.fit()
+    fit(experiment, local_shards(job.shards), TuneReporter(CheckpointStore(run / "checkpoints")))
 
 
 class TuneReporter:
-    """Reports to Ray Tune, with a checkpoint an epoch."""
+    """Reports to Ray Tune, and keeps checkpoints."""
 
-    @contextmanager
-    def latest_checkpoint(self) -> Iterator[Path | None]:
-        checkpoint = tune.get_checkpoint()
-        if checkpoint is None:
-            yield None
-            return
-        with checkpoint.as_directory() as directory:
-            yield Path(directory)
+    def __init__(self, store: CheckpointStore) -> None:
+        self.store = store
 
-    def report(self, report: EpochReport, write: Callable[[Path], None]) -> None:
-        with tempfile.TemporaryDirectory(prefix="dreamprvr-checkpoint-") as directory:
-            write(Path(directory))
-            tune.report(report.named(), checkpoint=tune.Checkpoint(directory))
+    def latest_checkpoint(self) -> AbstractContextManager[Path | None]:
+        return self.store.latest()
+
+    def first_step(self) -> None:
+        pass
+
+    def report(self, report: EpochReport, snapshot: Snapshot) -> None:
+        keep_checkpoint(self.store, report, snapshot)
+        self.store.wait()  # the report may stop this trial, and with it what runs beside it
+        tune.report(report.named())

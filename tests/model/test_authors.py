@@ -123,6 +123,7 @@ def test_settings_arrive_under_our_keys(content: dict[str, Any], tmp_path: Path)
         "training.batch_videos": 64,
         "training.seed": 9,
         "training.precision": "auto",
+        "training.max_failures": 3,
         "evaluation.clip_weight": pytest.approx(0.6),
     }
 

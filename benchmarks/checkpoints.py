@@ -1,0 +1,95 @@
+"""python -m benchmarks.checkpoints --shards SHARDS: what keeping a checkpoint an epoch costs a training in a Ray Train worker.
+
+Times the report of every epoch (the copy of the state, the hand-over to the writer, Ray Train's barrier, the line for the driver), and
+the processor time of the writer beside the training, against the epoch.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from dreamprvr_ray.checkpoint_store import CheckpointStore
+from dreamprvr_ray.checkpoints import EXPERIMENT
+from dreamprvr_ray.command_line import Parser, print_json, run
+from dreamprvr_ray.config import Experiment, load_experiment, parse_overrides
+from dreamprvr_ray.data.cache import local_shards, read_manifest
+from dreamprvr_ray.loop import fit, fitted
+from dreamprvr_ray.ray_session import ray_session
+from dreamprvr_ray.reporter import EpochReport, Snapshot
+from dreamprvr_ray.storage import Storage, absolute
+from dreamprvr_ray.workers import RayTrainReporter, plan_group, run_config
+
+
+class TimedReporter(RayTrainReporter):
+    """Notes how long each report took, and how long its checkpoint's writing kept a processor busy."""
+
+    def __init__(self, store: CheckpointStore) -> None:
+        super().__init__(store, None, 0.0)
+        self.rows: list[dict[str, float]] = []
+
+    def report(self, report: EpochReport, snapshot: Snapshot) -> None:
+        row = {"epoch_seconds": report.seconds}
+
+        def timed() -> Any:
+            write = snapshot()
+            row["copied_after"] = time.perf_counter() - began
+
+            def write_timed(directory: Path) -> None:
+                started = time.thread_time()
+                write(directory)
+                row["writer_seconds"] = time.thread_time() - started
+
+            return write_timed
+
+        began = time.perf_counter()
+        super().report(report, timed)
+        row["report_seconds"] = time.perf_counter() - began
+        self.rows.append(row)
+
+
+def work(job: dict[str, Any]) -> list[dict[str, float]]:
+    """One worker."""
+    reporter = TimedReporter(CheckpointStore(Storage(job["run"]) / "checkpoints"))
+    fit(Experiment.model_validate(job["experiment"]), local_shards(job["shards"]), reporter)
+    reporter.store.wait()
+    return reporter.rows
+
+
+def main(arguments: list[str]) -> None:
+    parser = Parser("benchmarks.checkpoints", "What keeping a checkpoint an epoch costs.")
+    parser.add_argument("--shards", required=True)
+    parser.add_argument("--config", default="tvr")
+    parser.add_overrides()
+    options = parser.parse_args(arguments)
+    experiment = load_experiment(options.config, {"model.hidden_size": 128, "training.epochs": 3} | parse_overrides(options.set))
+    experiment = fitted(experiment, read_manifest(options.shards))
+    with tempfile.TemporaryDirectory(prefix="dreamprvr-checkpoints-") as folder, ray_session(dashboard=False):
+        storage, group = Storage.of(folder), plan_group(1)
+        storage.write_text(EXPERIMENT, experiment.to_yaml())
+        job = {"experiment": experiment.model_dump(), "shards": absolute(options.shards), "run": storage.location}
+        config = run_config(storage.location, "ray", experiment)
+        trainer = TorchTrainer(work, train_loop_config=job, scaling_config=group.scaling(), torch_config=group.torch(), run_config=config)
+        result: ray.train.Result = trainer.fit()
+        rows = result.return_value
+    for number, row in enumerate(rows, start=1):
+        print(
+            f"epoch {number}: {row['epoch_seconds']:.1f} s, report {row['report_seconds'] * 1e3:.0f} ms"
+            f" (copy {row['copied_after'] * 1e3:.0f} ms), writer {row['writer_seconds'] * 1e3:.0f} ms of processor time"
+        )
+    # The last report waits for its checkpoint, after which nothing is trained.
+    shares = [(row["report_seconds"] + row["writer_seconds"]) / row["epoch_seconds"] for row in rows[:-1]]
+    share = statistics.median(shares)
+    print(f"a checkpoint costs {share:.2%} of an epoch, report and writer together")
+    if options.json:
+        print_json({"share": share, "epochs": rows})
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,112 @@
+"""The Ray that a command runs on, connected to or started for the length of a block."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from dreamprvr_ray.errors import UserError
+
+FIRST_DASHBOARD_PORT = 8265  # Ray's own default
+
+# Read by Ray's processes when they start. Ends and losses of workers are seen at the controller's next look at them: 2 s by default.
+RAY_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",  # then an elastic group is started with the workers that there is room for
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor more; a preempted node is a lost node
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1",  # seconds between snapshots of a search: what a kill may lose
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+# Read by the C library of every worker when it starts. glibc gives large blocks back to the system at once; fetching them anew, page by
+# page, took a third of a training step on the CPU.
+WORKER_ENVIRONMENT = RAY_ENVIRONMENT | {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**50),
+    "MALLOC_TOP_PAD_": str(64 * 2**20),
+}
+
+
+@contextmanager
+def ray_session(dashboard: bool) -> Iterator[str | None]:
+    """Ray for the length of the block: the cluster that RAY_ADDRESS names or that runs on this machine, else a local one.
+
+    Gives the dashboard's address where there is one. A Ray that is connected already is used and left alone.
+    """
+    for name, value in RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if ray.is_initialized():
+        yield None
+        return
+    # It warns at every start that token authentication is on, as it should be.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    with ExitStack() as stack:
+        context = _cluster() or _local(dashboard, stack)
+        stack.callback(ray.shutdown)
+        yield f"http://{context.dashboard_url}" if context.dashboard_url else None
+
+
+def _init(address: str, environment: dict[str, str], **options: Any) -> Any:
+    # Our own lines come through queues and callbacks; what workers print stays in Ray's logs and on the dashboard.
+    return ray.init(address=address, runtime_env={"env_vars": environment}, log_to_driver=False, logging_level="WARNING", **options)
+
+
+def _cluster() -> Any | None:
+    """A connection to a cluster; None where there is none, or where RAY_ADDRESS is `local`."""
+    address = os.environ.get("RAY_ADDRESS", "auto")
+    if address == "local":
+        return None
+    try:
+        return _init(address, WORKER_ENVIRONMENT)
+    except ConnectionError as error:
+        if address == "auto":
+            return None
+        raise UserError(f"RAY_ADDRESS={address}: no Ray cluster answers there: {str(error).splitlines()[0]}") from None
+
+
+def _local(dashboard: bool, stack: ExitStack) -> Any:
+    """A Ray of our own on this machine."""
+    port = stack.enter_context(_own_port(FIRST_DASHBOARD_PORT))
+    # Ray's State API looks for the one Ray of this machine unless it is told the address; there may be others.
+    api = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"} if dashboard else {}
+    for name, value in api.items():
+        os.environ[name] = value
+        stack.callback(os.environ.pop, name, None)
+    return _init("local", WORKER_ENVIRONMENT | api, include_dashboard=dashboard, dashboard_port=port)
+
+
+@contextmanager
+def _own_port(first: int) -> Iterator[int]:
+    """The first port from `first` on that nobody listens on here, kept from other commands that look for one while the block runs."""
+    for port in range(first, 2**16):
+        try:
+            lock = os.open(Path(tempfile.gettempdir()) / f"dreamprvr-ray-port-{port}", os.O_RDWR | os.O_CREAT, 0o600)
+        except PermissionError:  # another user's command
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with socket.socket() as probe:
+                free = probe.connect_ex(("127.0.0.1", port)) != 0
+        except BlockingIOError:
+            free = False
+        if free:
+            try:
+                yield port
+            finally:
+                os.close(lock)
+            return
+        os.close(lock)
+    raise RuntimeError(f"no free port from {first} on")

@@ -1,0 +1,157 @@
+"""A directory on a disk, on a shared file system or in an object store, by its path or URI (s3://bucket/run, gs://, abfs://).
+
+Small files and whole directories only: what a run keeps besides Ray's own records. A directory appears whole or not at all: on a disk by
+a rename, in an object store by its last file, `whole_when`, whose presence says that the others are there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.fs
+
+from dreamprvr_ray.checkpoints import METRICS, replacing, write_text
+from dreamprvr_ray.errors import UserError
+
+
+def is_uri(location: str) -> bool:
+    """Whether it is a URI, as s3://bucket/tvr or file:///mnt/tvr, and not a path."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", location) is not None
+
+
+def absolute(location: str) -> str:
+    """A path made absolute, for processes that run elsewhere; a URI as it is."""
+    return location if is_uri(location) else str(Path(location).resolve())
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A directory; `location` is as the user wrote it, made absolute where it is a path."""
+
+    location: str
+
+    @classmethod
+    def of(cls, location: str | Path) -> Storage:
+        """Raises `UserError` where a URI's kind is not known."""
+        text = str(location)
+        if not is_uri(text) or text.startswith("file://"):
+            return cls(str(Path(text.removeprefix("file://")).resolve()))
+        try:
+            pyarrow.fs.FileSystem.from_uri(text)
+        except (pa.ArrowException, ValueError) as error:
+            raise UserError(f"{text}: no storage that can be used: {_first_line(error)}") from None
+        return cls(text)
+
+    @property
+    def directory(self) -> Path | None:
+        """The directory's path, None in an object store."""
+        return None if is_uri(self.location) else Path(self.location)
+
+    @cached_property
+    def _store(self) -> tuple[pyarrow.fs.FileSystem, str]:
+        filesystem, path = pyarrow.fs.FileSystem.from_uri(self.location)
+        return filesystem, path.rstrip("/")
+
+    def __truediv__(self, name: str) -> Storage:
+        path, mark, query = self.location.partition("?")
+        return Storage(f"{path.rstrip('/')}/{name}{mark}{query}")
+
+    def __str__(self) -> str:
+        return self.location.partition("?")[0] if is_uri(self.location) else self.location
+
+    def names(self) -> list[str]:
+        """What is in the directory, sorted; empty where it does not exist."""
+        if (directory := self.directory) is not None:
+            return sorted(os.listdir(directory)) if directory.is_dir() else []
+        filesystem, path = self._store
+        with _readable(self):
+            return sorted(info.base_name for info in filesystem.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True)))
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a file of this name."""
+        if (directory := self.directory) is not None:
+            return (directory / name).is_file()
+        filesystem, path = self._store
+        with _readable(self):
+            return bool(filesystem.get_file_info(f"{path}/{name}").is_file)
+
+    def read_text(self, name: str) -> str:
+        """A small file."""
+        if (directory := self.directory) is not None:
+            return (directory / name).read_text(encoding="utf-8")
+        filesystem, path = self._store
+        with _readable(self), filesystem.open_input_stream(f"{path}/{name}") as file:
+            return bytes(file.read()).decode()
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a small file whole or not at all."""
+        if (directory := self.directory) is not None:
+            write_text(directory / name, text)
+            return
+        filesystem, path = self._store
+        with _readable(self), filesystem.open_output_stream(f"{path}/{name}") as file:
+            file.write(text.encode())
+
+    def write_directory(self, name: str, write: Callable[[Path], None], whole_when: str = METRICS) -> None:
+        """Keeps what `write` puts into a directory under `name`, whole or not at all. Raises OSError where there is no room."""
+        if (directory := self.directory) is not None:
+            with replacing(directory / name) as temporary:
+                write(temporary)
+            return
+        with tempfile.TemporaryDirectory(prefix="dreamprvr-upload-") as folder:
+            write(Path(folder))
+            self.add_files(name, Path(folder), last=whole_when)
+
+    def add_files(self, name: str, folder: Path, last: str | None = None) -> None:
+        """Copies the files of `folder` into the directory `name` of an object store, the one called `last` after all others."""
+        filesystem, path = self._store
+        for file in sorted(folder.iterdir(), key=lambda file: file.name == last):
+            with file.open("rb") as source, filesystem.open_output_stream(f"{path}/{name}/{file.name}") as target:
+                shutil.copyfileobj(source, target, 8 * 2**20)
+
+    @contextmanager
+    def opened(self) -> Iterator[Path]:
+        """The directory as files on this machine: itself, or a copy for the length of the block."""
+        if (directory := self.directory) is not None:
+            yield directory
+            return
+        filesystem, path = self._store
+        with tempfile.TemporaryDirectory(prefix="dreamprvr-download-") as folder:
+            with _readable(self):
+                pyarrow.fs.copy_files(path, folder, source_filesystem=filesystem)
+            yield Path(folder)
+
+    def delete_directory(self, name: str) -> None:
+        """Removes a directory, the file that makes it whole first."""
+        if (directory := self.directory) is not None:
+            (directory / name / METRICS).unlink(missing_ok=True)
+            shutil.rmtree(directory / name, ignore_errors=True)
+            return
+        filesystem, path = self._store
+        if self.exists(f"{name}/{METRICS}"):
+            filesystem.delete_file(f"{path}/{name}/{METRICS}")
+        filesystem.delete_dir(f"{path}/{name}")
+
+
+@contextmanager
+def _readable(storage: Storage) -> Iterator[None]:
+    """Says what went wrong with a store in one line."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError(f"{storage}: {_first_line(error)}") from None
+    except OSError as error:
+        raise UserError(f"{storage}: the store does not answer as it should: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

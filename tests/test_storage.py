@@ -1,0 +1,83 @@
+"""Directories on a disk and in an object store behave alike."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from object_store import S3
+
+from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.storage import Storage, absolute, is_uri
+
+
+@pytest.fixture(params=["disk", "object store"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    if request.param == "disk":
+        return Storage.of(tmp_path / "run")
+    s3: S3 = request.getfixturevalue("s3")
+    return Storage.of(s3.uri("some/run"))
+
+
+def write(directory: Path) -> None:
+    for name in ("metrics.json", "weights", "state"):
+        (directory / name).write_text(name)
+
+
+def test_small_files(storage: Storage) -> None:
+    assert storage.names() == [] and not storage.exists("a.yaml")
+    storage.write_text("a.yaml", "ä: 1\n")
+    storage.write_text("a.yaml", "ä: 2\n")
+    assert storage.read_text("a.yaml") == "ä: 2\n" and storage.exists("a.yaml") and storage.names() == ["a.yaml"]
+
+
+def test_directories(storage: Storage) -> None:
+    inner = storage / "checkpoints"
+    inner.write_directory("epoch-0001", write)
+    inner.write_directory("epoch-0001", write)  # replaced
+    assert inner.names() == ["epoch-0001"] and inner.exists("epoch-0001/metrics.json") and storage.names() == ["checkpoints"]
+    with (inner / "epoch-0001").opened() as directory:
+        assert {path.name: path.read_text() for path in directory.iterdir()} == {name: name for name in ("metrics.json", "weights", "state")}
+    inner.delete_directory("epoch-0001")
+    assert inner.names() == []
+
+
+def test_what_fails_leaves_nothing(storage: Storage) -> None:
+    def fail(directory: Path) -> None:
+        write(directory)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        storage.write_directory("best", fail)
+    assert storage.names() == []
+
+
+def test_an_upload_is_whole_with_its_last_file(s3: S3) -> None:
+    storage = Storage.of(s3.uri("run"))
+    before = len(s3.requests)
+    storage.write_directory("epoch-0001", write)
+    done = [line.split("epoch-0001/")[1].split("?")[0] for line in s3.requests[before:] if "POST" in line and "?uploadId=" in line]
+    assert sorted(done[:2]) == ["state", "weights"] and done[2:] == ["metrics.json"]
+
+
+def test_locations(tmp_path: Path) -> None:
+    assert all(map(is_uri, ("s3://bucket/tvr", "gs://bucket", "abfs://c@account.dfs.core.windows.net/tvr", "file:///mnt/tvr")))
+    assert not any(map(is_uri, ("shards", "/mnt/tvr", "./s3:/tvr", "shards/s3://tvr")))
+    assert absolute("s3://bucket/run") == "s3://bucket/run" and absolute("runs") == os.path.abspath("runs")
+    assert Storage.of("file:///runs/tvr") == Storage.of("/runs/tvr") and Storage.of("/runs/tvr").directory == Path("/runs/tvr")
+    assert Storage.of("runs").location == os.path.abspath("runs")
+    remote = Storage("s3://bucket/run?region=x")
+    assert (remote / "best").location == "s3://bucket/run/best?region=x" and remote.directory is None
+    assert str(remote) == "s3://bucket/run"  # where keys may stand among the options
+
+
+def test_a_store_that_is_none() -> None:
+    with pytest.raises(UserError, match=r"^nonsense://bucket/run: no storage that can be used: "):
+        Storage.of("nonsense://bucket/run")
+
+
+def test_a_bucket_that_is_missing(s3: S3) -> None:
+    location = s3.uri("run").replace("bucket-", "missing-")
+    with pytest.raises(UserError, match=r"^s3://missing-\d+/run: "):
+        Storage.of(location).write_text("a", "b")
