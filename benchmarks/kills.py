@@ -125,14 +125,14 @@ def undisturbed(shards: Path, out: Path, cluster: Cluster) -> float:
     """Trains without a kill; returns the seconds from the first step to the end."""
     training = Training(shards, out, cluster, "--workers", "2")
     training.end()
-    return training.epochs()[-1][0] - training.times("workers train")[0]
+    return training.epochs()[-1][0] - training.times(r"trains? \d")[0]
 
 
 def kill_once(target: str, moment: float, shards: Path, out: Path, reference: Path, cluster: Cluster) -> Loss | None:
     """Trains, kills `target` so many seconds after the first step; None where the training was over by then."""
     workers = ("--workers", "1:2" if target == "node" else "2")
     training = Training(shards, out, cluster, *workers)
-    time.sleep(max(0.0, training.wait_for("train ") + moment - time.monotonic()))
+    time.sleep(max(0.0, training.wait_for(r"trains? \d") + moment - time.monotonic()))
     told = [epoch for _, epoch in training.epochs()]
     if EPOCHS in told:
         training.end()
@@ -142,13 +142,13 @@ def kill_once(target: str, moment: float, shards: Path, out: Path, reference: Pa
         training.process.kill()
         training.process.wait()
         training = Training(shards, out, cluster, *workers, "--resume")
-        recovered = training.wait_for("train ")
+        recovered = training.wait_for(r"trains? \d")
     elif target == "worker":
         random.choice(ray_processes("RayTrainWorker")).kill()
-        recovered = training.wait_for("train again", after=killed)
+        recovered = training.wait_for(r"trains? again", after=killed)
     else:
         cluster.remove_node(_node_without_driver(cluster), allow_graceful=False)
-        recovered = training.wait_for("train again", after=killed)
+        recovered = training.wait_for(r"trains? again", after=killed)
         cluster.add_node(num_cpus=1)  # the group grows again
     training.end()
     again = [epoch for at, epoch in training.epochs() if at > recovered]

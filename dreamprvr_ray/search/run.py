@@ -127,6 +127,7 @@ def _tuner(search: Search, manifest: Manifest, plan: TrialPlan, out: Path) -> ra
             storage_path=str(out),
             verbose=0,
             callbacks=[SearchProgress(search.name, search.file.trials, [space.key for space in search.ranges])],
+            checkpoint_config=ray.tune.CheckpointConfig(num_to_keep=1),
             # Once: Ray Tune cannot tell a lost machine from a trial whose values fail however often they are tried.
             failure_config=ray.tune.FailureConfig(max_failures=min(1, search.experiment.training.max_failures)),
         ),

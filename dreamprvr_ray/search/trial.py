@@ -6,6 +6,7 @@ A trial of one worker trains in its own process, which Ray keeps warm for the ne
 from __future__ import annotations
 
 import gc
+import tempfile
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ def run_trial(values: dict[str, Any], job: TrialJob) -> None:
     with CheckpointStore(run / "checkpoints").latest() as latest:
         ended = read_json(latest / METRICS) if latest else {}
     if ended.get("finished"):  # before a kill that Ray Tune's last snapshot did not see
-        tune.report(ended)
+        report_to_tune(ended)
         return
     if job.group.workers > 1:
         trainer = TorchTrainer(
@@ -90,4 +91,10 @@ class TuneReporter:
     def report(self, report: EpochReport, snapshot: Snapshot) -> None:
         keep_checkpoint(self.store, report, snapshot)
         self.store.wait()  # the report may stop this trial, and with it what runs beside it
-        tune.report(report.named())
+        report_to_tune(report.named())
+
+
+def report_to_tune(metrics: dict[str, Any]) -> None:
+    """Reports an epoch, with a checkpoint that holds nothing: without any, Ray Tune empties the records of a trial that it takes up again."""
+    with tempfile.TemporaryDirectory(prefix="dreamprvr-trial-") as directory:
+        tune.report(metrics, checkpoint=tune.Checkpoint(directory))
