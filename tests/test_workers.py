@@ -83,14 +83,6 @@ def test_what_failed_for_good_is_said_in_a_line(local_ray: None, demo_shards: Pa
         train(hopeless, str(demo_shards), str(tmp_path / "run"), WorkerCount(1), resume=False, say=print, began=time.time())
 
 
-def test_a_group_shrinks_and_grows_with_its_nodes(tmp_path: Path) -> None:
-    with kills.demo_cluster() as cluster:
-        shards, reference = kills.make_shards(tmp_path), tmp_path / "undisturbed"
-        seconds = kills.undisturbed(shards, reference, cluster)
-        loss = kills.kill_once("node", seconds / 2, shards, tmp_path / "run", reference, cluster)
-    assert loss is not None and loss.epochs_lost <= 1 and loss.largest_difference <= kills.TOLERANCE
-
-
 def test_the_line_of_a_start() -> None:
     first = FirstStep(workers=2, entered=109.5, began=110.25)
     assert first.line(Start(100.0, 104.0)) == ("2 workers train 10.2 s after the start: Python and Ray 4.0 s, workers 5.5 s, model and data 0.8 s")
