@@ -1,4 +1,4 @@
-"""Ray Train groups that lose workers and nodes, and runs that live in an object store."""
+"""Ray Train groups that lose workers, and runs that live in an object store."""
 
 from __future__ import annotations
 
