@@ -6,7 +6,7 @@ Shapes: Q queries, B or V videos, L tokens of a video, D hidden size.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -61,6 +61,7 @@ class Retrieval:
     median_rank: float
     ties: int  # queries whose video shares its score with another one
     by_moment: dict[str, Recall] | None  # by moment length / video length, where moments are known
+    ranks: np.ndarray = field(repr=False, compare=False)  # (Q,) of each query's own video, from 1
 
     def named(self) -> dict[str, Any]:
         """Everything by the names of the commands' JSON."""
@@ -117,7 +118,7 @@ def summarise(ranks: Ranks, videos: int, moment_fractions: np.ndarray | None = N
         bounds = pairwise(MOMENT_BOUNDS)
         groups = {f"{low:g}-{high:g}": Recall.of(rank[(moment_fractions > low) & (moment_fractions <= high)]) for low, high in bounds}
     median = float(np.median(rank)) if len(rank) else float("nan")
-    return Retrieval(videos, Recall.of(rank), median, int(ranks.tied.sum()), groups)
+    return Retrieval(videos, Recall.of(rank), median, int(ranks.tied.sum()), groups, rank)
 
 
 @torch.no_grad()
