@@ -69,7 +69,7 @@ def ranks_of(*rank: int, tied: int = 0) -> Ranks:
 
 def test_summary_by_hand() -> None:
     summary = summarise(ranks_of(1, 2, 7, 200, tied=3), 250)
-    assert summary == Retrieval(250, Recall(4, {1: 25.0, 5: 50.0, 10: 75.0, 100: 75.0}, 225.0), 4.5, 3, None)
+    assert summary == Retrieval(250, Recall(4, {1: 25.0, 5: 50.0, 10: 75.0, 100: 75.0}, 225.0), 4.5, 3, None, np.array([1, 2, 7, 200]))
     assert summarise(ranks_of(9, 1, 4), 9).median_rank == 4.0
     assert list(summary.named()) == ["videos", "queries", "R@1", "R@5", "R@10", "R@100", "SumR", "median_rank", "ties", "by_moment"]
     assert summary.named()["queries"] == 4 and summary.named()["by_moment"] is None
