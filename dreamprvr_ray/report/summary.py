@@ -1,0 +1,146 @@
+"""The search in plain words: what was searched, how it ended, what mattered, and what test says."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from dreamprvr_ray.report.experiment import Candidate, Final, SearchRecord
+from dreamprvr_ray.report.importance import Importance, usual_range
+from dreamprvr_ray.report.words import counted, duration, listed, short, signed, sumr
+
+PROTOCOLS = {
+    "own splits": "The collection's own splits: train learns, val chooses, test is read once.",
+    "dev": "Val was carved from train by video; test is as distributed, and was read once.",
+    "paper": "Val is test itself, as in the authors' release: these figures were chosen on test, and are too favourable. Compare them with"
+    " figures made the same way only.",
+}
+
+
+def summary(search: SearchRecord, found: Sequence[Importance]) -> list[str]:
+    """Paragraphs of plain text."""
+    return [text for text in (_searched(search), _winner(search), mattered(search, found), on_test(search)) if text]
+
+
+def status(search: SearchRecord) -> str:
+    """Whether the search is over, in a line."""
+    over = len(search.in_state("finished", "pruned", "failed"))
+    planned = int(search.settings.get("trials") or 0)
+    if search.final is None and (search.in_state("running", "waiting") or over < planned):
+        return f"{over} of {planned} trials ended; the search is running, or was stopped."
+    return f"All {counted(over, 'trial')} ended." if over >= planned else f"{over} of {planned} trials ended."
+
+
+def _searched(search: SearchRecord) -> str:
+    trials, epochs = search.trials, search.epochs
+    length = f" of up to {counted(epochs, 'epoch')}" if epochs else ""
+    names = listed([axis.name for axis in search.axes])
+    what = counted(len(search.axes), "value")
+    sentences = [f"{counted(len(trials), 'trial')}{length} searched {what} around {search.own_setting}: {names}."]
+    counts = [f"{len(search.in_state('finished'))} finished"]
+    for state, words in (("pruned", "were pruned early"), ("failed", "failed"), ("running", "are running or were cut off"), ("waiting", "wait")):
+        number = len(search.in_state(state))
+        if number:
+            counts.append(f"{number} {words if number > 1 else words.replace('were', 'was').replace('are', 'is').replace('wait', 'waits')}")
+    reasons = Counter((trial.reason or "no reason recorded").splitlines()[0] for trial in search.in_state("failed"))
+    why = f" ({'; '.join(f'{reason}: {number}' for reason, number in reasons.most_common(3))})" if reasons else ""
+    sentences.append(f"{listed(counts)}{why}.")
+    if search.refused:
+        sentences.append(f"{counted(search.refused, 'proposal')} broke a constraint and {'was' if search.refused == 1 else 'were'} not trained.")
+    spent, seconds = sum(trial.epochs for trial in trials), sum(trial.seconds or 0 for trial in trials)
+    if spent:
+        took = f" and took {duration(seconds)} of training" if seconds else ""
+        saved = ""
+        if epochs and search.in_state("pruned"):
+            left = sum(epochs - trial.epochs for trial in search.in_state("pruned"))
+            saved = f"; pruning spared up to {counted(left, 'epoch')}"
+        sentences.append(f"Together they trained {counted(spent, 'epoch')}{took}{saved}.")
+    return " ".join(sentences)
+
+
+def _winner(search: SearchRecord) -> str:
+    best, first = search.best, search.first
+    if best is None:
+        return "No epoch has ended yet."
+    at = f" at epoch {best.best_epoch}" if best.best_epoch else ""
+    if best is first:
+        return f"Nothing beat {search.own_setting} (trial 0) so far: its best val SumR is {sumr(best.sumr)}{at}."
+    text = f"The best is trial {best.number}: val SumR {sumr(best.sumr)}{at}."
+    if first is not None and first.sumr is not None and best.sumr is not None:
+        gain = best.sumr - first.sumr
+        text += f" {search.own_setting.capitalize()} (trial 0) reached {sumr(first.sumr)}: a gain of {sumr(gain)} on val."
+        text += " A best of many trials is lucky too: its val SumR promises more than a new training will keep."
+    return text
+
+
+def mattered(search: SearchRecord, found: Sequence[Importance]) -> str:
+    """What mattered, with numbers; empty where too little is known."""
+    if not found:
+        return ""
+    out = [importance for importance in found if importance.stands_out]
+    if not out:
+        return "No single value made a difference that stands out from chance: more trials are needed to say what matters."
+    sentences = []
+    for place, importance in enumerate(out[:3]):
+        name, share = importance.axis.name.capitalize(), f"{importance.share:.0%}"
+        sentences.append(f"{name} mattered most: {share} of what told good trials from others." if place == 0 else f"{name} came next, with {share}.")
+        where = usual_range(search, importance.axis)
+        if where is not None:
+            axis = importance.axis
+            own = f"; {search.own_setting} has {short(axis.own)}" if axis.own is not None else ""
+            between = f"at {short(where[0])}" if where[0] == where[1] else f"between {short(where[0])} and {short(where[1])}"
+            searched = f"{short(int(axis.low) if axis.whole else axis.low)} to {short(int(axis.high) if axis.whole else axis.high)}"
+            sentences.append(f"The best quarter of the trials has it {between} (searched: {searched}{own}).")
+        elif importance.axis.choices is not None:
+            chosen = Counter(trial.values[importance.axis.key] for trial in search.best_quarter() if importance.axis.key in trial.values)
+            if chosen:
+                choice, number = chosen.most_common(1)[0]
+                sentences.append(f"{number} of the {len(search.best_quarter())} best have {short(choice)}.")
+    rest = len(found) - len(out)
+    if rest:
+        sentences.append(f"{'The other value does' if rest == 1 else f'The other {rest} values do'} not stand out from chance.")
+    return " ".join(sentences)
+
+
+def on_test(search: SearchRecord) -> str:
+    """What test says, against the configuration's own setting."""
+    final = search.final
+    if final is None or not final.candidates:
+        return "Test has not been read yet."
+    if not final.retrained:
+        reading = final.candidates[0].runs[0].test
+        return (
+            f"The winner's own checkpoint has SumR {sumr(reading['SumR'])} on test. That is one training with one seed, and nothing was"
+            " trained beside it to compare with."
+        )
+    parts = [f"{candidate_name(search, one)} {_mean(one)}" for one in final.candidates]
+    seeds = {len(one.runs) for one in final.candidates}
+    again = f" with {counted(seeds.pop(), 'seed')} each" if len(seeds) == 1 else " with several seeds"
+    data = " on train and val together" if search.trained_on_val else ""
+    return f"Trained again{data}{again}, mean SumR on test: {'; '.join(parts)}. {compared(search, final)}".strip()
+
+
+def compared(search: SearchRecord, final: Final) -> str:
+    """The comparison and its interval, and what may be concluded."""
+    comparison = final.comparison
+    if comparison is None:
+        return ""
+    named = {candidate.name: candidate_name(search, candidate) for candidate in final.candidates}
+    better, than = named.get(comparison.better, comparison.better), named.get(comparison.than, comparison.than)
+    interval = f"{comparison.confidence:.0%} interval {signed(comparison.low)} to {signed(comparison.high)}"
+    text = f"{better.capitalize()} against {than}: {signed(comparison.difference)} SumR ({interval}, paired bootstrap over videos and seeds)."
+    if comparison.low > 0:
+        return f"{text} The interval lies above zero: the gain is not an accident of which videos were tested."
+    if comparison.high < 0:
+        return f"{text} The interval lies below zero: on test it is worse."
+    return f"{text} The interval holds zero: on test the two cannot be told apart."
+
+
+def candidate_name(search: SearchRecord, candidate: Candidate) -> str:
+    """A candidate in words: the one that `tune` calls paper may start from another configuration."""
+    return search.own_setting if candidate.trial == 0 or candidate.name == "paper" else candidate.name
+
+
+def _mean(candidate: Candidate) -> str:
+    deviation = candidate.deviation
+    return sumr(candidate.mean) + (f" (standard deviation {deviation:.1f})" if deviation is not None else "")
