@@ -8,11 +8,11 @@ from dreamprvr_ray.config import CLIPS, FRAMES, QUERY_TOKENS, DataConfig
 from dreamprvr_ray.data.batches import Batch
 
 
-def random_batch(data: DataConfig, videos: int, queries_per_video: int, seed: int = 0) -> Batch:
-    """`videos` videos of 40 to 128 frames with so many queries each, of 8 to 30 tokens."""
+def random_batch(data: DataConfig, videos: int, queries_per_video: int, seed: int = 0, shortest: int = 40) -> Batch:
+    """`videos` videos of `shortest` to 128 frames with so many queries each, of 8 to 30 tokens."""
     random = torch.Generator().manual_seed(seed)
     queries = videos * queries_per_video
-    frames = torch.randint(40, FRAMES + 1, (videos, 1), generator=random)
+    frames = torch.randint(shortest, FRAMES + 1, (videos, 1), generator=random)
     tokens = torch.randint(8, QUERY_TOKENS + 1, (queries, 1), generator=random)
     frame_mask, token_mask = torch.arange(FRAMES) < frames, torch.arange(QUERY_TOKENS) < tokens
     return Batch(

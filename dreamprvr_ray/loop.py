@@ -69,9 +69,15 @@ def best_device() -> torch.device:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Mixed precision as configured: `auto` is bf16 on a GPU that has it, else fp32."""
-    bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
+    """Mixed precision as configured: `auto` is bf16 where the device has instructions for it, else fp32."""
+    bf16 = precision == "bf16" or (precision == "auto" and _multiplies_bf16(device))
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
+
+
+def _multiplies_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
 def fitted(experiment: Experiment, manifest: Manifest) -> Experiment:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from dreamprvr_ray.model.dreamprvr import DreamPRVR
 MAX_NORM = 1.0  # of each part's gradient
 BETAS = (0.9, 0.999)
 EPSILON = 1e-6
+CACHED = 2**21  # entries whose gradients the CPU clips and applies at a time
 
 
 def learning_rate_factor(step: int, total_steps: int, warmup_fraction: float) -> float:
@@ -65,7 +67,7 @@ class PartwiseAdam:
         self.state: dict[nn.Parameter, dict[str, Tensor]] = {
             parameter: {"mean": torch.zeros_like(parameter), "square": torch.zeros_like(parameter)} for parameter in self._parameters()
         }
-        self._prepared: dict[int, _PreparedGroup] = {}
+        self._prepared: dict[int, _Prepared] = {}
 
     def __getstate__(self) -> dict[str, Any]:  # for copies, which prepare anew
         return vars(self) | {"_prepared": {}}
@@ -118,8 +120,9 @@ class PartwiseAdam:
             if members:
                 prepared = self._prepared.get(place)
                 if prepared is None or prepared.members != members:
-                    prepared = self._prepared[place] = _PreparedGroup(group, members, self.state)
-                prepared.step(group["lr"], group["weight_decay"])
+                    prepared = self._prepared[place] = _prepare(group, members, self.state)
+                for part in prepared.parts:
+                    part.step(group["lr"], group["weight_decay"])
             group["step"] += 1
 
 
@@ -128,29 +131,53 @@ def build_optimizer(model: DreamPRVR, config: OptimizerConfig, total_steps: int)
     return PartwiseAdam(dict(model.named_parameters()), model.gradient_parts(), model.undecayed(), config, total_steps)
 
 
-class _PreparedGroup:
-    """What the steps of a group's parameters that have gradients share, so that a step is a few launches and little work of the host.
+@dataclass(frozen=True)
+class _Prepared:
+    """What the steps of a group share in which the same `members` have gradients."""
+
+    members: list[int]
+    parts: list[_PreparedPart]
+
+
+def _prepare(group: Mapping[str, Any], members: list[int], state: Mapping[nn.Parameter, dict[str, Tensor]]) -> _Prepared:
+    # A GPU wants few launches; a CPU wants a part of the group in its caches at a time, and a copy of its gradients alone in memory.
+    sizes = [group["params"][number].numel() for number in members]
+    limit = CACHED if group["params"][members[0]].device.type == "cpu" else math.inf
+    parts: list[list[int]] = [[]]
+    filled = 0
+    for number, size in zip(members, sizes, strict=True):
+        if parts[-1] and filled + size > limit:
+            parts.append([])
+            filled = 0
+        parts[-1].append(number)
+        filled += size
+    first = group["params"][members[0]]
+    needed = max(sum(group["params"][number].numel() for number in part) for part in parts)
+    buffer = torch.empty(needed, dtype=first.dtype, device=first.device)
+    return _Prepared(members, [_PreparedPart(group, part, state, buffer) for part in parts])
+
+
+class _PreparedPart:
+    """Some parameters of a group, whose steps are a few launches and little work of the host.
 
     The gradients are copied into one buffer (R, C), where every part is a run of whole rows: the norms of all parts are then sums of rows,
     and one product clips them all.
     """
 
-    def __init__(self, group: dict[str, Any], members: list[int], state: Mapping[nn.Parameter, dict[str, Tensor]]) -> None:
-        self.members = members
+    def __init__(self, group: Mapping[str, Any], members: list[int], state: Mapping[nn.Parameter, dict[str, Tensor]], buffer: Tensor) -> None:
         self._parameters: list[nn.Parameter] = [group["params"][number] for number in members]
         parts = [group["parts"][number] for number in members]
         self._means = [state[parameter]["mean"] for parameter in self._parameters]
         self._squares = [state[parameter]["square"] for parameter in self._parameters]
         sizes = [parameter.numel() // count for parameter, count in zip(self._parameters, parts, strict=True) for _ in range(count)]
         columns = math.gcd(*sizes)
-        first = self._parameters[0]
-        self._rows_of_part = torch.tensor([size // columns for size in sizes], device=first.device)
+        self._rows_of_part = torch.tensor([size // columns for size in sizes], device=buffer.device)
         self._part_of_row = torch.repeat_interleave(self._rows_of_part)
-        self._buffer = torch.empty(len(self._part_of_row), columns, dtype=first.dtype, device=first.device)
-        pieces = self._buffer.view(-1).split([parameter.numel() for parameter in self._parameters])
+        self._buffer = buffer[: sum(sizes)].view(-1, columns)
+        pieces = buffer[: sum(sizes)].split([parameter.numel() for parameter in self._parameters])
         self._gradients = [piece.view_as(parameter) for piece, parameter in zip(pieces, self._parameters, strict=True)]
         # Adam of infinitely many steps corrects no bias.
-        self._steps = [torch.full((), math.inf, device=first.device)] * len(members)
+        self._steps = [torch.full((), math.inf, device=buffer.device)] * len(members)
 
     def step(self, rate: float, decay: float) -> None:
         """Clips every part and updates parameters and moments, without waiting for the device."""

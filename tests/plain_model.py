@@ -1,4 +1,7 @@
-"""The model page followed word by word: branch by branch, step by step, with the authors' parameter names. The reference of the fast one."""
+"""The model page followed word by word: branch by branch, step by step, with the authors' parameter names. The reference of the fast one.
+
+It is a whole training step (`python -m benchmarks.step --against plain`): model with torch's dropout, losses, optimiser.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,18 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dreamprvr_ray.config import ModelConfig
+from dreamprvr_ray import losses
+from dreamprvr_ray.config import LossConfig, ModelConfig, OptimizerConfig
+from dreamprvr_ray.data.batches import Batch
 from dreamprvr_ray.model.authors import authors_names
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
+from dreamprvr_ray.objective import StepRandomness
 
 Weights = Mapping[str, Tensor]
 
@@ -34,21 +41,99 @@ def plain_weights(model: DreamPRVR) -> dict[str, Tensor]:
     return {theirs: tensors[ours] if index is None else tensors[ours][index] for theirs, (ours, index) in authors_names(model.config).items()}
 
 
+def plain_losses(weights: Weights, model: ModelConfig, config: LossConfig, batch: Batch, randomness: StepRandomness, hard: bool) -> dict[str, Tensor]:
+    """Section 3 from the plain encodings; the losses of a score matrix have loops of their own to be compared with."""
+    videos = len(batch.clips)
+    queries = encode_queries(weights, model, batch.tokens, batch.token_mask)
+    encoding = encode_videos(weights, model, batch.clips, batch.frames, batch.frame_mask)
+    clip_cosine, clip_dot = best_tokens(queries, encoding.clip_tokens)
+    frame_cosine, frame_dot = best_tokens(queries, encoding.frame_tokens)
+    own = batch.owner.unsqueeze(1) == torch.arange(videos)
+    draws, pool = randomness.negatives, config.hard_negative_pool if hard else None
+    cosines = F.normalize(queries, dim=1) @ F.normalize(queries, dim=1).T
+    values = {
+        "clip_nce": losses.nce(clip_dot, own),
+        "clip_triplet": losses.triplet(clip_cosine, own, config.margin, draws.clip_video, draws.clip_query, pool),
+        "frame_nce": losses.nce(frame_dot, own),
+        "frame_triplet": losses.triplet(frame_cosine, own, config.margin, draws.frame_video, draws.frame_query, pool),
+        "diversity": losses.diversity(cosines, batch.owner, config.diversity_margin, config.diversity_scale, config.diversity_focus),
+        "similarity": losses.similarity(cosines, batch.owner, config.similarity_temperature),
+        "variational": torch.zeros(()),
+        "denoising": torch.zeros(()),
+    }
+    if encoding.mu is not None and encoding.logvar is not None and encoding.condition is not None:
+        mu, logvar = encoding.mu, encoding.logvar
+        values["variational"] = -0.5 * (1 + logvar - mu**2 - logvar.exp()).sum() / videos
+        starts = []
+        for video in range(videos):
+            row = queries[own[:, video]].mean(0)
+            mean, deviation = row.mean().detach(), row.std().detach()
+            standardised = (row - row.mean()) / (row.var(unbiased=False) + 1e-5).sqrt()
+            alpha = 1 + 0.1 * deviation * randomness.alpha_noise[video].to(row)
+            beta = mean + 0.1 * deviation * randomness.beta_noise[video].to(row)
+            starts.append(alpha * standardised + beta)
+        values["denoising"] = denoising_errors(weights, model, torch.stack(starts), mu, encoding.condition).mean()
+    weight = config.weights
+    values["total"] = (
+        weight.clip_nce * values["clip_nce"]
+        + values["clip_triplet"]
+        + weight.frame_nce * values["frame_nce"]
+        + values["frame_triplet"]
+        + weight.diversity * values["diversity"]
+        + weight.similarity * values["similarity"]
+        + weight.variational * values["variational"]
+        + weight.denoising * values["denoising"]
+    )
+    return values
+
+
+def best_tokens(queries: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """The best token's cosine and dot product: (Q, D), (B, L, D) -> two of (Q, B)."""
+    products = torch.einsum("qd,bld->qbl", queries, tokens)
+    cosines = torch.einsum("qd,bld->qbl", F.normalize(queries, dim=-1), F.normalize(tokens, dim=-1))
+    return cosines.amax(2), products.amax(2)
+
+
+class PlainAdam:
+    """Section 4's optimiser, one tensor of the authors' after the other."""
+
+    def __init__(self, weights: Weights, undecayed: set[str], config: OptimizerConfig, total_steps: int) -> None:
+        self._weights, self._undecayed, self._config, self._total = weights, undecayed, config, total_steps
+        self._means, self._squares = ({name: torch.zeros_like(weight) for name, weight in weights.items()} for _ in range(2))
+        self._step = 0
+
+    @torch.no_grad()
+    def step(self, gradients: Mapping[str, Tensor]) -> None:
+        config, progress = self._config, self._step / self._total
+        warm = config.warmup_fraction
+        rate = config.learning_rate * (progress / warm if progress < warm else (1 - progress) / (1 - warm))
+        for name, gradient in gradients.items():
+            weight, mean, square = self._weights[name], self._means[name], self._squares[name]
+            gradient = gradient * (1 / (gradient.norm() + 1e-6)).clamp(max=1)
+            mean.mul_(0.9).add_(gradient, alpha=0.1)
+            square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+            update = mean / (square.sqrt() + 1e-6)
+            if name not in self._undecayed:
+                update += config.weight_decay * weight
+            weight -= rate * update
+        self._step += 1
+
+
 def encode_queries(weights: Weights, config: ModelConfig, tokens: Tensor, mask: Tensor) -> Tensor:
-    x = _input(weights, "query", tokens)
-    x = attention_block(weights, "query_encoder", config.heads, x, x, None, mask[:, None, :].expand(-1, x.shape[1], -1))
+    x = _input(weights, "query", tokens, config.input_dropout)
+    x = attention_block(weights, "query_encoder", config, x, x, None, mask[:, None, :].expand(-1, x.shape[1], -1))
     scores = F.linear(x, weights["modular_vector_mapping.weight"]).squeeze(-1)
     pooled = [torch.softmax(score[here], 0) @ row[here] for score, row, here in zip(scores, x, mask, strict=True)]
     return torch.stack(pooled)
 
 
 def encode_videos(weights: Weights, config: ModelConfig, clips: Tensor, frames: Tensor, frame_mask: Tensor) -> PlainEncoding:
-    clip_tokens, frame_tokens = _input(weights, "clip", clips), _input(weights, "frame", frames)
+    clip_tokens, frame_tokens = (_input(weights, kind, rows, config.input_dropout) for kind, rows in (("clip", clips), ("frame", frames)))
     registers = condition = mu = logvar = None
     if config.registers:
-        context = attention_block(weights, "mean_clip_encoder", config.heads, clip_tokens, clip_tokens, None, None)
+        context = attention_block(weights, "mean_clip_encoder", config, clip_tokens, clip_tokens, None, None)
         learned = weights["video_qformer.query_tokens"].expand(len(clips), -1, -1)
-        condition = attention_block(weights, "video_qformer.cross_attention", config.heads, learned, context, None, None)
+        condition = attention_block(weights, "video_qformer.cross_attention", config, learned, context, None, None)
         mu, logvar = _sample(weights, context)
         registers = diffuse(weights, config, mu, condition)
     everywhere = torch.ones(clip_tokens.shape[:2], dtype=torch.bool)
@@ -98,6 +183,7 @@ def diffuse(weights: Weights, config: ModelConfig, mu: Tensor, condition: Tensor
     return x
 
 
+@cache
 def gaussian(width: float, length: int) -> Tensor:
     """G_w, entry by entry."""
     s = max(width, 0.01) / 9
@@ -105,9 +191,11 @@ def gaussian(width: float, length: int) -> Tensor:
     return torch.tensor([[entry / max(row) for entry in row] for row in square], dtype=torch.float64)
 
 
-def attention_block(weights: Weights, name: str, heads: int, queries: Tensor, tokens: Tensor, factors: Tensor | None, mask: Tensor | None) -> Tensor:
+def attention_block(
+    weights: Weights, name: str, config: ModelConfig, queries: Tensor, tokens: Tensor, factors: Tensor | None, mask: Tensor | None
+) -> Tensor:
     """queries (B, Lq, D), tokens (B, S, D), factors (Lq, S), mask (B, Lq, S)"""
-    (videos, rows, size), keys = queries.shape, tokens.shape[1]
+    (videos, rows, size), keys, heads = queries.shape, tokens.shape[1], config.heads
     d = size // heads
 
     def split(x: Tensor, part: str, length: int) -> Tensor:
@@ -119,10 +207,10 @@ def attention_block(weights: Weights, name: str, heads: int, queries: Tensor, to
         scores = scores * factors.to(scores)
     if mask is not None:
         scores = scores + torch.where(mask, 0.0, -10000.0).to(scores)[:, None]
-    attended = (torch.softmax(scores, -1) @ v).transpose(1, 2).reshape(videos, rows, size)
-    x = _norm(weights, f"{name}.norm1", queries + attended)
-    inner = F.relu(_linear(weights, f"{name}.output.layer1", x))
-    return _norm(weights, f"{name}.norm2", x + _linear(weights, f"{name}.output.layer2", inner))
+    attended = (F.dropout(torch.softmax(scores, -1), config.dropout) @ v).transpose(1, 2).reshape(videos, rows, size)
+    x = _norm(weights, f"{name}.norm1", queries + F.dropout(attended, config.dropout))
+    inner = F.dropout(F.relu(_linear(weights, f"{name}.output.layer1", x)), config.dropout)
+    return _norm(weights, f"{name}.norm2", x + F.dropout(_linear(weights, f"{name}.output.layer2", inner), config.dropout))
 
 
 def _fuse(weights: Weights, name: str, config: ModelConfig, tokens: Tensor, registers: Tensor | None, mask: Tensor) -> Tensor:
@@ -133,19 +221,20 @@ def _fuse(weights: Weights, name: str, config: ModelConfig, tokens: Tensor, regi
     seen[:, :, :length] = mask[:, None, :]  # tokens and registers see tokens
     seen[:, :length, length:] = True  # tokens see registers
     if registers is not None:
-        normed = _norm(weights, f"{name}.noise_input_layer.LayerNorm", registers)
+        normed = F.dropout(_norm(weights, f"{name}.noise_input_layer.LayerNorm", registers), config.dropout)
         x = torch.cat([tokens, F.relu(_linear(weights, f"{name}.noise_input_layer.net.1", normed))], 1)
     outputs = []
     for branch in range(config.branches):
         factors = torch.ones(length + k, length + k, dtype=torch.float64)
         if branch:
             factors[:length, :length] = gaussian(2.0 ** (branch - 3), length)
-        outputs.append(attention_block(weights, f"{name}.e_attns.{branch}", config.heads, x, x, factors, seen)[:, :length])
+        outputs.append(attention_block(weights, f"{name}.e_attns.{branch}", config, x, x, factors, seen)[:, :length])
     overall = torch.stack(outputs).mean((0, 2)).unsqueeze(1)  # (B, 1, D)
     preferences = []
     for output in outputs:
-        summary = attention_block(weights, f"{name}.ca", config.heads, overall, output, None, mask[:, None, :])
-        preferences.append(_linear(weights, f"{name}.layer2", F.relu(_linear(weights, f"{name}.layer1", summary))).squeeze(1))
+        summary = attention_block(weights, f"{name}.ca", config, overall, output, None, mask[:, None, :])
+        hidden = F.dropout(F.relu(_linear(weights, f"{name}.layer1", summary)), config.dropout)
+        preferences.append(_linear(weights, f"{name}.layer2", hidden).squeeze(1))
     shares = torch.softmax(torch.stack(preferences) / config.fusion_temperature, 0)
     fused = torch.zeros_like(tokens)
     for share, output in zip(shares, outputs, strict=True):
@@ -208,10 +297,11 @@ def _denoise(weights: Weights, config: ModelConfig, x: Tensor, t: int, condition
     return _linear(weights, f"{name}.short_cut", h + x)
 
 
-def _input(weights: Weights, kind: str, features: Tensor) -> Tensor:
-    x = F.relu(_linear(weights, f"{kind}_input_proj.net.1", _norm(weights, f"{kind}_input_proj.LayerNorm", features)))
+def _input(weights: Weights, kind: str, features: Tensor, dropout: float) -> Tensor:
+    normed = F.dropout(_norm(weights, f"{kind}_input_proj.LayerNorm", features), dropout)
+    x = F.relu(_linear(weights, f"{kind}_input_proj.net.1", normed))
     x = x + weights[f"{kind}_pos_embed.position_embeddings.weight"][: x.shape[1]]
-    return _norm(weights, f"{kind}_pos_embed.LayerNorm", x)
+    return F.dropout(_norm(weights, f"{kind}_pos_embed.LayerNorm", x), dropout)
 
 
 def _linear(weights: Weights, name: str, x: Tensor) -> Tensor:

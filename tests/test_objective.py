@@ -10,10 +10,8 @@ import tiny
 import torch
 from torch import Tensor
 
-from dreamprvr_ray import losses
 from dreamprvr_ray.distributed import Division
 from dreamprvr_ray.losses import Losses
-from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.objective import StepRandomness, stream_seed, training_losses
 
 SPLIT = tiny.MemorySplit([2, 1, 3, 1])
@@ -24,59 +22,12 @@ def drawn(step: int = 0, seed: int = 7, registers: int = 3) -> StepRandomness:
     return StepRandomness.draw(seed, step, len(SPLIT), len(SPLIT.owner), registers, 16)
 
 
-def plain_losses(model: DreamPRVR, randomness: StepRandomness, hard: bool) -> dict[str, Tensor]:
-    """Section 3 from the plain model's encodings."""
-    batch, config, weights = SPLIT.whole(), model.config, plain_model.plain_weights(model)
-    queries = plain_model.encode_queries(weights, config, batch.tokens, batch.token_mask)
-    encoding = plain_model.encode_videos(weights, config, batch.clips, batch.frames, batch.frame_mask)
-    clip_cosine, clip_dot = tiny.best_tokens(queries, encoding.clip_tokens)
-    frame_cosine, frame_dot = tiny.best_tokens(queries, encoding.frame_tokens)
-    own = torch.zeros(len(queries), len(SPLIT), dtype=torch.bool)
-    own[range(len(queries)), SPLIT.owner] = True
-    draws, pool = randomness.negatives, CONFIG.hard_negative_pool if hard else None
-    cosines = torch.nn.functional.cosine_similarity(queries[:, None], queries[None], dim=2)
-    values = {
-        "clip_nce": losses.nce(clip_dot, own),
-        "clip_triplet": losses.triplet(clip_cosine, own, CONFIG.margin, draws.clip_video, draws.clip_query, pool),
-        "frame_nce": losses.nce(frame_dot, own),
-        "frame_triplet": losses.triplet(frame_cosine, own, CONFIG.margin, draws.frame_video, draws.frame_query, pool),
-        "diversity": losses.diversity(cosines, batch.owner, CONFIG.diversity_margin, CONFIG.diversity_scale, CONFIG.diversity_focus),
-        "similarity": losses.similarity(cosines, batch.owner, CONFIG.similarity_temperature),
-        "variational": torch.zeros(()),
-        "denoising": torch.zeros(()),
-    }
-    if encoding.mu is not None and encoding.logvar is not None and encoding.condition is not None:
-        mu, logvar = encoding.mu, encoding.logvar
-        values["variational"] = -0.5 * (1 + logvar - mu**2 - logvar.exp()).sum() / len(SPLIT)
-        starts = []
-        for video in range(len(SPLIT)):
-            row = queries[own[:, video]].mean(0)
-            mean, deviation = row.mean().detach(), row.std().detach()
-            standardised = (row - row.mean()) / (row.var(unbiased=False) + 1e-5).sqrt()
-            alpha = 1 + 0.1 * deviation * randomness.alpha_noise[video].double()
-            beta = mean + 0.1 * deviation * randomness.beta_noise[video].double()
-            starts.append(alpha * standardised + beta)
-        values["denoising"] = plain_model.denoising_errors(weights, config, torch.stack(starts), mu, encoding.condition).mean()
-    weight = CONFIG.weights
-    values["total"] = (
-        weight.clip_nce * values["clip_nce"]
-        + values["clip_triplet"]
-        + weight.frame_nce * values["frame_nce"]
-        + values["frame_triplet"]
-        + weight.diversity * values["diversity"]
-        + weight.similarity * values["similarity"]
-        + weight.variational * values["variational"]
-        + weight.denoising * values["denoising"]
-    )
-    return values
-
-
 @pytest.mark.parametrize("registers", [0, 3])
 @pytest.mark.parametrize("hard", [False, True])
 def test_losses_and_gradients_are_those_of_the_plain_parts(registers: int, hard: bool) -> None:
     model, randomness = tiny.build(registers=registers), drawn(registers=registers)
     fast = training_losses(model, SPLIT.whole(), CONFIG, hard_negatives=hard, randomness=randomness)
-    plain = plain_losses(model, randomness, hard)
+    plain = plain_model.plain_losses(plain_model.plain_weights(model), model.config, CONFIG, SPLIT.whole(), randomness, hard)
     assert {field.name for field in fields(Losses)} == plain.keys()
     for name, value in plain.items():
         # The fast model's codes and factors are in float32, though its weights are in float64 here.

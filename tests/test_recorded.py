@@ -18,7 +18,7 @@ from dreamprvr_ray.data.batches import Batch
 from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.loop import autocast, fit
 from dreamprvr_ray.losses import Losses
-from dreamprvr_ray.model import fused
+from dreamprvr_ray.model import cpu, fused
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.objective import StepRandomness, training_losses
 from dreamprvr_ray.recorded import GradientPass
@@ -84,6 +84,7 @@ def test_the_chains_that_are_compiled_for_a_gpu_are_the_plain_ones(registers: in
     plain = values(passes(batch, drawn(setting)))
     expected = gradients(model)
     used = []
+    monkeypatch.setattr(cpu, "suits", lambda x: False)
     monkeypatch.setattr(fused, "suits", lambda x: True)
     monkeypatch.setattr(fused, "_compiled", lambda function: used.append(function.__name__) or function)
     model, passes = build(setting, CPU, LONG)

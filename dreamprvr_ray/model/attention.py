@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamprvr_ray.model import fused
+from dreamprvr_ray.model import cpu, fused
 
 MASKED = -10000.0  # added to the score of a key that is not to be seen
 
@@ -23,26 +23,25 @@ MASKED = -10000.0  # added to the score of a key that is not to be seen
 class Dropout(nn.Module):
     """Dropout whose mask costs little on the CPU.
 
-    There, torch draws one float per element. Here one 64-bit draw of torch's global generator makes four 16-bit numbers, so the
-    probability is rounded to a multiple of 2^-16; values are scaled by the probability with which they are really kept.
+    There, torch draws one float per element. Here an element takes 16 random bits, so the probability is rounded to a multiple of 2^-16;
+    values are scaled by the probability with which they are really kept.
     """
 
     def __init__(self, probability: float) -> None:
         super().__init__()
         self.probability = probability
-        self._kept = round((1 - probability) * 65536)  # of the 65536 values of a 16-bit number
+        self.kept = round((1 - probability) * 65536)  # of the 65536 values of a 16-bit number
         self.register_buffer("keep", torch.tensor(1 - probability), persistent=False)  # for the fused functions
         self.keep: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` of any shape; unchanged in evaluation."""
-        if not self.training or self._kept == 65536:
+        if not self.training or self.kept == 65536:
             return x
-        if x.device.type != "cpu":
+        if not cpu.suits(x):
             return F.dropout(x, self.probability)
-        draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-        kept = draws.view(torch.int16)[: x.numel()].view(x.shape) < self._kept - 32768
-        return x * torch.where(kept, x.new_tensor(65536 / self._kept), x.new_tensor(0))
+        dropped: Tensor = cpu.Drop.apply(x, self.kept)
+        return dropped
 
     def extra_repr(self) -> str:
         return f"probability={self.probability}"
@@ -130,6 +129,8 @@ class SelfAttention(nn.Module):
         tokens (B, L, D); registers (B, K, D) or None; factors (N, L, S) multiply the scores, 1 / sqrt(d) included (None: that alone);
         key_mask (B, S), added to the scores, None where every key is seen -> (N, B, L, D).
         """
+        if cpu.suits(tokens):
+            return self._on_cpu(tokens, registers, factors, key_mask)
         (videos, length, size), n, h = tokens.shape, self.branches, self.heads
         seen = tokens if registers is None else torch.cat([tokens, registers.to(tokens.dtype)], dim=1)
         query = self.query.shared(tokens).view(videos, length, n, h, size // h)
@@ -149,6 +150,14 @@ class SelfAttention(nn.Module):
         attended = attended.permute(1, 0, 3, 2, 4).reshape(n, videos * length, size)
         rows: Tensor = self.feed_forward(tokens.flatten(0, 1), attended)
         return rows.view(n, videos, length, size)
+
+    def _on_cpu(self, tokens: Tensor, registers: Tensor | None, factors: Tensor | None, key_mask: Tensor | None) -> Tensor:
+        fed = self.feed_forward
+        parts = (self.query, self.key_value, fed.attention_norm, fed.widen, fed.narrow, fed.output_norm)
+        setting = cpu.Setting(self.heads, self.dropout.kept if self.training else 65536, torch.is_grad_enabled(), cpu.product_type(tokens))
+        weights = [tensor for part in parts for tensor in (part.weight, part.bias)]
+        outputs: Tensor = cpu.AttentionBlock.apply(setting, tokens, registers, factors, key_mask, *weights)
+        return outputs
 
 
 class CrossAttention(nn.Module):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamprvr_ray.config import CLIPS, FRAMES, QUERY_TOKENS, ModelConfig
-from dreamprvr_ray.model import fused
+from dreamprvr_ray.model import cpu, fused
 from dreamprvr_ray.model.attention import (
     CrossAttention,
     Dropout,
@@ -59,6 +59,11 @@ class InputLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(.., in) -> (.., D)."""
+        if cpu.suits(x):
+            keep = self.dropout.kept if self.training else 65536
+            tensors = self.norm.weight, self.norm.bias, self.project.weight, self.project.bias
+            on_cpu: Tensor = cpu.DroppedLinear.apply(x, cpu.product_type(x), keep, *tensors)
+            return on_cpu
         if self.compiled and self.training and fused.suits(x):
             x = fused.normed_and_dropped(x, self.norm.weight, self.norm.bias, self.dropout.keep)
         else:

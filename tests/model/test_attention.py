@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dreamprvr_ray.config import ModelConfig
 from dreamprvr_ray.model.attention import (
     CrossAttention,
     Dropout,
@@ -19,6 +20,8 @@ from dreamprvr_ray.model.attention import (
     additive_mask,
     gaussian_factors,
 )
+
+SETTING = ModelConfig(registers=0, diffusion_steps=1, hidden_size=8, heads=2, dropout=0.0, input_dropout=0.0, fusion_temperature=1.0)
 
 
 def randomised(module: nn.Module) -> nn.Module:
@@ -121,7 +124,7 @@ def test_cross_attention_equals_the_block_that_projects_its_tokens() -> None:
     for theirs, ours in parts.items():
         weights |= {f"{theirs}.{kind}": getattr(getattr(block.feed_forward, ours), kind)[0] for kind in ("weight", "bias")}
     weights = {f"block.{name}": weight for name, weight in weights.items()}
-    plain = plain_model.attention_block(weights, "block", 2, queries, tokens, None, mask[:, None, :].expand(-1, 4, -1))
+    plain = plain_model.attention_block(weights, "block", SETTING, queries, tokens, None, mask[:, None, :].expand(-1, 4, -1))
     fast = block(queries, tokens, additive_mask(mask).double())
     torch.testing.assert_close(fast, plain)
     direction = torch.randn_like(plain)

@@ -1,0 +1,61 @@
+"""A training step by the fast path, and by the plain one: the specification followed branch by branch in fp32 (`tests/plain_model.py`)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from dreamprvr_ray.config import Experiment
+from dreamprvr_ray.data.batches import Batch
+from dreamprvr_ray.loop import autocast
+from dreamprvr_ray.model.authors import authors_names
+from dreamprvr_ray.model.dreamprvr import DreamPRVR
+from dreamprvr_ray.objective import StepRandomness
+from dreamprvr_ray.optimizer import build_optimizer
+from dreamprvr_ray.recorded import GradientPass
+from tests import plain_model
+
+STEPS = 10**6  # of the learning rate's schedule
+
+
+class FastSteps:
+    """Steps as the training loop takes them, of a training of `videos` videos in all."""
+
+    def __init__(self, experiment: Experiment, device: torch.device, precision: str, videos: int = 0) -> None:
+        torch.manual_seed(0)
+        self.model = DreamPRVR(experiment.model, experiment.data.video_size, experiment.data.text_size).to(device).train()
+        self._optimizer = build_optimizer(self.model, experiment.optimizer, STEPS)
+        self._pass = GradientPass(self.model, experiment, videos, partial(autocast, device, precision))
+
+    def step(self, batch: Batch, randomness: StepRandomness, hard: bool = True) -> None:
+        self._pass(batch, randomness, hard=hard)
+        self._optimizer.step()
+
+
+class LaunchedSteps(FastSteps):
+    """The same on a GPU, launched kernel by kernel and without compiled chains: how several workers, and steps of rare shapes, are run."""
+
+    def step(self, batch: Batch, randomness: StepRandomness, hard: bool = True) -> None:
+        self._pass.launch(batch, randomness, hard=hard)
+        self._optimizer.step()
+
+
+class PlainSteps:
+    """Steps of the plain model, on the CPU in fp32; its tensors are its own, each as the authors' checkpoint names it."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        torch.manual_seed(0)
+        model = DreamPRVR(experiment.model, experiment.data.video_size, experiment.data.text_size)
+        learned = dict(model.named_parameters())
+        names = authors_names(experiment.model)
+        self._config, self._losses = experiment.model, experiment.loss
+        self._weights = {name: tensor.detach().clone() for name, tensor in plain_model.plain_weights(model).items()}
+        self._learned = {name: self._weights[name].requires_grad_() for name, (ours, _) in names.items() if ours in learned}
+        undecayed = {name for name, (ours, _) in names.items() if ours in model.undecayed()}
+        self._optimizer = plain_model.PlainAdam(self._learned, undecayed, experiment.optimizer, STEPS)
+
+    def step(self, batch: Batch, randomness: StepRandomness, hard: bool = True) -> None:
+        losses = plain_model.plain_losses(self._weights, self._config, self._losses, batch, randomness, hard)
+        gradients = torch.autograd.grad(losses["total"], list(self._learned.values()), allow_unused=True)
+        self._optimizer.step({name: gradient for name, gradient in zip(self._learned, gradients, strict=True) if gradient is not None})
