@@ -24,7 +24,8 @@ class FastSteps:
 
     def __init__(self, experiment: Experiment, device: torch.device, precision: str, videos: int = 0) -> None:
         torch.manual_seed(0)
-        self.model = DreamPRVR(experiment.model, experiment.data.video_size, experiment.data.text_size).to(device).train()
+        data = experiment.data
+        self.model = DreamPRVR(experiment.model, data.video_size, data.text_size, data.trim_frames).to(device).train()
         self._optimizer = build_optimizer(self.model, experiment.optimizer, STEPS)
         self._pass = GradientPass(self.model, experiment, videos, partial(autocast, device, precision))
 

@@ -7,6 +7,7 @@ it is whole, so that one which exists can be loaded.
 from __future__ import annotations
 
 import ctypes
+import errno
 import io
 import json
 import os
@@ -73,10 +74,12 @@ def replacing(directory: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o755)  # mkdtemp's are for the owner alone
-        if directory.exists():
-            _exchange(temporary, directory)
-        else:
+        try:
             os.replace(temporary, directory)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            _exchange(temporary, directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -141,7 +144,8 @@ def load_model(path: Path) -> TrainedModel:
     else:
         raise UserError(f"{path}: no such checkpoint")
     with torch.random.fork_rng(devices=[]):  # the initial weights are replaced: leave the caller's generator alone
-        model = DreamPRVR(experiment.model, experiment.data.video_size, experiment.data.text_size)
+        data = experiment.data
+        model = DreamPRVR(experiment.model, data.video_size, data.text_size, data.trim_frames)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

@@ -92,11 +92,20 @@ class OptimizerConfig(Section):
     weight_decay: NonNegative = 0.01
 
 
+TrimFrames = Literal["exact", "batch"]
+
+
 class DataConfig(Section):
-    """What the shards hold. Training reads both sizes from the shards' manifest; a preset's serve `--dry-run` only."""
+    """What the shards hold, and how videos of fewer than 128 frames are padded.
+
+    Training reads both sizes from the shards' manifest; a preset's serve `--dry-run` only. `trim_frames` is `exact`, the paper's: always 128
+    rows, of which the padded ones take part in a video's mean and, as zero rows, in its best token; or `batch`: padding takes part in
+    nothing, and a batch is as long as its longest video.
+    """
 
     video_size: Count
     text_size: Count
+    trim_frames: TrimFrames = "exact"
 
 
 class TrainingConfig(Section):

@@ -102,7 +102,8 @@ def fit(
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(training.seed, 0, "weights"))
-        model = DreamPRVR(experiment.model, experiment.data.video_size, experiment.data.text_size).to(device)
+        data = experiment.data
+        model = DreamPRVR(experiment.model, data.video_size, data.text_size, data.trim_frames).to(device)
     optimizer = build_optimizer(model, experiment.optimizer, training.epochs * steps_per_epoch)
     progress = Progress()
     with reporter.latest_checkpoint() as checkpoint:
@@ -172,7 +173,7 @@ def _train_epoch(
     traffic_before, token_bytes = replace(workers.traffic), 0
     model.train()
     queries_per_video = np.diff(train.first_query)
-    batches = prefetch(collate(train, workers.divide(videos)[workers.rank]) for videos in plan)
+    batches = prefetch(collate(train, workers.divide(videos)[workers.rank], model.trimmed) for videos in plan)
     for step, videos in enumerate(plan, start=epoch * len(plan)):
         asked = time.perf_counter()
         batch = next(batches).to(device)

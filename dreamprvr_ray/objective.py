@@ -69,7 +69,7 @@ def training_losses(
 
     all_queries = workers.gather_for_own_part(queries, division.queries)  # (Q, D)
     clip = token_scores(all_queries, encoding.clip_tokens)
-    frame = token_scores(all_queries, encoding.frame_tokens)
+    frame = token_scores(all_queries, encoding.frame_tokens, encoding.frame_mask)
     columns = torch.stack([clip.cosine, clip.dot, frame.cosine, frame.dot]).movedim(-1, 0)  # (B_r, 4, Q)
     columns = workers.gather_for_same_loss(columns, division.videos).movedim(0, -1)  # (4, Q, B)
 

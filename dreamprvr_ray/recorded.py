@@ -18,6 +18,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dreamprvr_ray.config import QUERY_TOKENS, Experiment
@@ -29,11 +30,12 @@ from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.objective import StepRandomness, training_losses
 
 RECORDINGS = 64  # shapes of batches that are recorded at most; steps of further shapes are launched anew
+FRAME_ROWS = 16  # trimmed frames are padded to a multiple of these
 ROWS = 256  # what the recordings read is kept in buffers of multiples of so many rows, shared among them
 
 WORTH_COMPILING = 1e7  # GFLOP of a training: 3,600 steps of the TVR setting, whose kernels take 25 to 30 s to compile and spare 8 ms a step
 
-Shape = tuple[int, int, bool]  # videos, queries, whether negatives are hard
+Shape = tuple[int, int, int, bool]  # videos, their longest one's frames, queries, whether negatives are hard
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class GradientPass:
         self._workers = workers or Workers()
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._recordings: dict[Shape, _Recording | None] = {}  # None: seen once
-        self._buffers: dict[tuple[str, int], Tensor] = {}
+        self._buffers: dict[tuple[str | int, ...], Tensor] = {}
         self._gradients: list[Tensor | None] = []
         self._pool: Any = None
 
@@ -75,8 +77,8 @@ class GradientPass:
         """
         if self._workers.count > 1 or batch.clips.device.type != "cuda":
             return self.launch(batch, randomness, division, hard)
-        shape = (len(batch.clips), len(batch.tokens), hard)
         batch, randomness = self._copied(batch, randomness)
+        shape = (*batch.frame_mask.shape, len(batch.tokens), hard)
         if shape not in self._recordings:
             if len(self._recordings) < RECORDINGS:
                 self._recordings[shape] = None  # a shape that comes once, as in a run of one epoch, is not worth it
@@ -130,8 +132,11 @@ class GradientPass:
         return _Recording(graph, batch, randomness, losses)
 
     def _copied(self, batch: Batch, randomness: StepRandomness) -> tuple[Batch, StepRandomness]:
-        """Both where recordings of this shape read them, the tokens padded to the longest query that there can be."""
+        """Both where recordings of this shape read them; tokens are padded to the longest query that there can be, trimmed frames a little."""
         device = batch.clips.device
+        if missing := -batch.frames.shape[1] % FRAME_ROWS:
+            frames, mask = F.pad(batch.frames, (0, 0, 0, missing)), F.pad(batch.frame_mask, (0, missing))
+            batch = replace(batch, frames=frames, frame_mask=mask)
         queries, length, size = batch.tokens.shape
         tokens = self._buffer("tokens", queries, batch.tokens, (QUERY_TOKENS, size))
         mask = self._buffer("token_mask", queries, batch.token_mask, (QUERY_TOKENS,))
@@ -153,9 +158,10 @@ class GradientPass:
     def _buffer(self, name: str, rows: int, like: Tensor, shape: tuple[int, ...], device: torch.device | None = None) -> Tensor:
         """The first `rows` rows of a buffer that never moves."""
         capacity = -(-rows // ROWS) * ROWS
-        if (name, capacity) not in self._buffers:
-            self._buffers[name, capacity] = torch.empty(capacity, *shape, dtype=like.dtype, device=device or like.device)
-        return self._buffers[name, capacity][:rows]
+        key: tuple[str | int, ...] = (name, capacity, *shape)
+        if key not in self._buffers:
+            self._buffers[key] = torch.empty(capacity, *shape, dtype=like.dtype, device=device or like.device)
+        return self._buffers[key][:rows]
 
 
 def _detached(losses: Losses) -> Losses:

@@ -17,7 +17,7 @@ from torch import Tensor
 from dreamprvr_ray.data.batches import collate_queries, collate_videos
 from dreamprvr_ray.data.shards import Split
 from dreamprvr_ray.distributed import Workers
-from dreamprvr_ray.model.dreamprvr import DreamPRVR
+from dreamprvr_ray.model.dreamprvr import DreamPRVR, VideoEncoding
 
 RECALL_RANKS = (1, 5, 10, 100)
 MOMENT_BOUNDS = (0.0, 0.2, 0.4, 1.0)  # groups by moment length / video length, each open below and closed above
@@ -84,9 +84,10 @@ class Ranks:
     tied: Tensor
 
 
-def token_scores(queries: Tensor, tokens: Tensor) -> TokenScores:
+def token_scores(queries: Tensor, tokens: Tensor, mask: Tensor | None = None) -> TokenScores:
     """Scores of (Q, D) queries against the best of each video's (B, L, D) tokens; zero rows of padding take part.
 
+    With a mask (B, L) bool, only those tokens do.
     Always in float32 or better: in bfloat16 scores would tie by the thousand.
     """
     with torch.autocast(queries.device.type, enabled=False):
@@ -99,7 +100,10 @@ def token_scores(queries: Tensor, tokens: Tensor) -> TokenScores:
         products = (queries @ tokens.reshape(-1, hidden).T).view(len(queries), videos, length)
         token_norm = tokens.norm(dim=-1).clamp_min(1e-12)
         query_norm = queries.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-        return TokenScores((products / token_norm).amax(-1) / query_norm, products.amax(-1))
+        cosines = products / token_norm
+        if mask is not None:
+            cosines, products = (scores.masked_fill(~mask, -torch.inf) for scores in (cosines, products))
+        return TokenScores(cosines.amax(-1) / query_norm, products.amax(-1))
 
 
 def exact_ranks(scores: Tensor, own: Tensor) -> Ranks:
@@ -152,18 +156,26 @@ def _split_scores(model: DreamPRVR, split: Split, clip_weight: float, workers: W
     own_queries = torch.cat(embeddings) if embeddings else torch.zeros(0, model.config.hidden_size, device=device)
     queries = workers.gather_for_same_loss(own_queries, [len(part) for part in query_parts])
 
-    columns = []
-    for block in _blocks(video_parts[workers.rank], VIDEO_BLOCK):
-        clips, frames, mask = collate_videos(split, block)
+    own_videos = video_parts[workers.rank]
+    own_columns = torch.zeros(len(queries), len(own_videos), device=device)
+    # Where frames are trimmed, videos of like lengths share a block.
+    order = np.argsort(split.frame_counts[own_videos], kind="stable") if model.trimmed else np.arange(len(own_videos))
+    for places in _blocks(order, VIDEO_BLOCK):
+        clips, frames, mask = collate_videos(split, own_videos[places], model.trimmed)
         encoding = model.encode_videos(clips.to(device), frames.to(device), mask.to(device))
-        columns.append(torch.cat([_fused(part, encoding.clip_tokens, encoding.frame_tokens, clip_weight) for part in queries.split(QUERY_BLOCK)]))
-    own_columns = torch.cat(columns, 1) if columns else torch.zeros(len(queries), 0, device=device)
+        own_columns[:, torch.from_numpy(places).to(device)] = _fused(queries, encoding, clip_weight)
     return workers.gather_for_same_loss(own_columns.T.contiguous(), [len(part) for part in video_parts]).T
 
 
-def _fused(queries: Tensor, clip_tokens: Tensor, frame_tokens: Tensor, clip_weight: float) -> Tensor:
-    """w_clip * S_clip + w_frame * S_frame, (Q, B)."""
-    return clip_weight * token_scores(queries, clip_tokens).cosine + (1 - clip_weight) * token_scores(queries, frame_tokens).cosine
+def _fused(queries: Tensor, videos: VideoEncoding, clip_weight: float) -> Tensor:
+    """w_clip * S_clip + w_frame * S_frame, (Q, B), by blocks of queries: a query's scores of every token are never held for all of them."""
+    return torch.cat(
+        [
+            clip_weight * token_scores(part, videos.clip_tokens).cosine
+            + (1 - clip_weight) * token_scores(part, videos.frame_tokens, videos.frame_mask).cosine
+            for part in queries.split(QUERY_BLOCK)
+        ]
+    )
 
 
 def _blocks(indices: np.ndarray, size: int) -> Iterator[np.ndarray]:

@@ -214,8 +214,8 @@ def attention_block(
 
 
 def _fuse(weights: Weights, name: str, config: ModelConfig, tokens: Tensor, registers: Tensor | None, mask: Tensor) -> Tensor:
-    videos, length, _ = tokens.shape
-    k = config.registers
+    (videos, length, _), k = tokens.shape, config.registers
+    positions = len(weights[f"{name}.layer2.weight"])  # of which a batch of trimmed videos, all of one length, has the first
     x = tokens
     seen = torch.zeros(videos, length + k, length + k, dtype=torch.bool)
     seen[:, :, :length] = mask[:, None, :]  # tokens and registers see tokens
@@ -227,14 +227,14 @@ def _fuse(weights: Weights, name: str, config: ModelConfig, tokens: Tensor, regi
     for branch in range(config.branches):
         factors = torch.ones(length + k, length + k, dtype=torch.float64)
         if branch:
-            factors[:length, :length] = gaussian(2.0 ** (branch - 3), length)
+            factors[:length, :length] = gaussian(2.0 ** (branch - 3), positions)[:length, :length]
         outputs.append(attention_block(weights, f"{name}.e_attns.{branch}", config, x, x, factors, seen)[:, :length])
     overall = torch.stack(outputs).mean((0, 2)).unsqueeze(1)  # (B, 1, D)
     preferences = []
     for output in outputs:
         summary = attention_block(weights, f"{name}.ca", config, overall, output, None, mask[:, None, :])
         hidden = F.dropout(F.relu(_linear(weights, f"{name}.layer1", summary)), config.dropout)
-        preferences.append(_linear(weights, f"{name}.layer2", hidden).squeeze(1))
+        preferences.append(_linear(weights, f"{name}.layer2", hidden).squeeze(1)[:, :length])
     shares = torch.softmax(torch.stack(preferences) / config.fusion_temperature, 0)
     fused = torch.zeros_like(tokens)
     for share, output in zip(shares, outputs, strict=True):

@@ -50,6 +50,7 @@ TABLE: dict[str, tuple[Any, Any, Any]] = {
     "optimizer.warmup_fraction":       (0.01,   0.01,   0.01),
     "optimizer.weight_decay":          (0.01,   0.01,   0.01),
     # Ours.
+    "data.trim_frames":                ("exact", "exact", "exact"),
     "training.precision":              ("auto", "auto", "auto"),
     "training.max_failures":           (3,      3,      3),
 }  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +13,16 @@ import ray.train
 import tiny
 import torch
 import torch.distributed as dist
-from ray.train.torch import TorchTrainer
 from torch import Tensor
 
 from dreamprvr_ray import distributed
-from dreamprvr_ray.config import CLIPS, FRAMES, OptimizerConfig
+from dreamprvr_ray.config import CLIPS, FRAMES, OptimizerConfig, TrimFrames
 from dreamprvr_ray.distributed import Traffic, Workers, token_traffic
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.objective import StepRandomness, training_losses
 from dreamprvr_ray.optimizer import build_optimizer
 from dreamprvr_ray.retrieval import evaluate
-from dreamprvr_ray.workers import WorkerGroup
+from dreamprvr_ray.workers import Trainer, WorkerGroup, connected
 
 COUNTS = (2, 3, 4)  # workers
 SPLIT = tiny.MemorySplit([3, 1, 6, 2, 1, 1, 4, 2, 5, 1, 2, 3, 6])
@@ -39,10 +37,11 @@ class Case:
     hard: bool
     registers: int = 3
     dtype: torch.dtype = torch.float64
+    trim_frames: TrimFrames = "exact"
 
     def __str__(self) -> str:
         kind = "hard" if self.hard else "random"
-        return f"{self.videos} videos, {self.registers} registers, {kind}, {str(self.dtype).removeprefix('torch.')}"
+        return f"{self.videos} videos, {self.registers} registers, {kind}, {str(self.dtype).removeprefix('torch.')}, {self.trim_frames}"
 
     def tolerance(self, largest: float) -> float:
         """How far an entry may be off in a tensor with this largest one."""
@@ -54,6 +53,7 @@ CASES = [
     *(Case(videos, hard, dtype=torch.float32) for videos in (1, 2, 5, 13) for hard in (False, True)),
     Case(2, False, registers=0),
     Case(5, True, registers=0),
+    *(Case(videos, True, trim_frames="batch") for videos in (1, 5, 13)),
 ]
 
 
@@ -63,7 +63,7 @@ def backward(model: DreamPRVR, videos: np.ndarray, hard: bool, workers: Workers,
     config, dtype = model.config, next(model.parameters()).dtype
     losses = training_losses(
         model,
-        SPLIT.batch(workers.divide(videos)[workers.rank], dtype),
+        SPLIT.batch(workers.divide(videos)[workers.rank], dtype, model.trimmed),
         tiny.loss_config(),
         hard_negatives=hard,
         randomness=StepRandomness.draw(0, step, sum(division.videos), sum(division.queries), config.registers, config.hidden_size),
@@ -80,7 +80,7 @@ def compute(workers: Workers) -> dict[str, Any]:
     """Everything that the tests compare."""
     results: dict[str, Any] = {}
     for case in CASES:
-        model = tiny.build(registers=case.registers).to(case.dtype)
+        model = tiny.build(trim_frames=case.trim_frames, registers=case.registers).to(case.dtype)
         losses = backward(model, np.arange(case.videos)[::-1], case.hard, workers)
         results[str(case)] = losses, {name: parameter.grad for name, parameter in model.named_parameters()}
     results["traffic"] = workers.traffic
@@ -97,53 +97,58 @@ def compute(workers: Workers) -> dict[str, Any]:
     model = tiny.build().float()
     splits = {"larger": SPLIT, "of one video": tiny.MemorySplit([1])}
     results["retrieval"] = {name: evaluate(model, split, 0.6, workers) for name, split in splits.items()}  # type: ignore[arg-type]
+    results["retrieval"]["trimmed"] = evaluate(tiny.build(trim_frames="batch"), SPLIT, 0.6, workers)  # type: ignore[arg-type]
 
     gathered = workers.gather_for_same_loss(torch.full((workers.rank, 2), float(workers.rank)), range(workers.count))
     results["gathered"] = gathered
     results["summed"] = workers.sum_for_same_loss(torch.tensor([1.0, workers.rank]))
-    distributed.BUCKET = 5
     parameters = [torch.zeros(size, requires_grad=True) for size in (4, 3, 6, 1, 0)]
     for number, parameter in enumerate(parameters):
         if number != workers.rank:  # each worker lacks a gradient
             parameter.grad = torch.full_like(parameter, 10.0**workers.rank)
-    workers.sum_gradients(parameters)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "BUCKET", 5)
+        workers.sum_gradients(parameters)
     results["buckets"] = [parameter.grad for parameter in parameters]
     return results
 
 
 def work(directory: str) -> None:
-    """One worker of a group."""
+    """One worker of a group of four, of which the first two and the first three then make groups of their own."""
     torch.set_num_threads(1)
-    context = ray.train.get_context()
-    torch.save(compute(Workers(context.get_world_rank(), context.get_world_size())), Path(directory) / f"{context.get_world_rank()}.pt")
+    with connected() as four:
+        torch.save(compute(four), Path(directory) / f"4-{four.rank}.pt")
+    for count in (2, 3):
+        if four.rank < count:
+            dist.init_process_group("gloo", init_method=f"file://{directory}/meet-{count}", rank=four.rank, world_size=count)
+            torch.save(compute(Workers(four.rank, count)), Path(directory) / f"{count}-{four.rank}.pt")
+            dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def four_cpus() -> Iterator[None]:
-    """A Ray that believes it has four CPUs."""
+def computed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the workers of all groups computed, under Ray Train on a Ray that believes it has four CPUs."""
     variables = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1", "PYTHONPATH": str(Path(__file__).parent)}  # workers import this file
+    directory = tmp_path_factory.mktemp("workers")
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": variables})
-    yield
-    ray.shutdown()
+    try:
+        storage = ray.train.RunConfig(name="run", storage_path=str(directory))
+        Trainer(work, train_loop_config=str(directory), scaling_config=WorkerGroup(4, 1, 0).scaling(), run_config=storage).fit()
+    finally:
+        ray.shutdown()
+    return directory
 
 
 @pytest.fixture(scope="module", params=COUNTS, ids=lambda count: f"{count} workers")
-def workers_results(request: pytest.FixtureRequest, four_cpus: None, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each worker computed."""
-    group, directory = WorkerGroup(request.param, 1, 0), tmp_path_factory.mktemp("workers")
-    storage = ray.train.RunConfig(name="run", storage_path=str(directory))
-    TorchTrainer(work, train_loop_config=str(directory), scaling_config=group.scaling(), torch_config=group.torch(), run_config=storage).fit()
-    return [torch.load(directory / f"{rank}.pt", weights_only=False) for rank in range(request.param)]
+def workers_results(request: pytest.FixtureRequest, computed: Path) -> list[dict[str, Any]]:
+    """What each worker of a group of two, three or four computed."""
+    return [torch.load(computed / f"{request.param}-{rank}.pt", weights_only=False) for rank in range(request.param)]
 
 
 @pytest.fixture(scope="module")
 def alone() -> dict[str, Any]:
     """What one worker computes."""
-    bucket = distributed.BUCKET
-    try:
-        return compute(Workers())
-    finally:
-        distributed.BUCKET = bucket
+    return compute(Workers())
 
 
 def assert_equal_but_for_rounding(ours: Tensor, theirs: Tensor, case: Case, name: str) -> None:

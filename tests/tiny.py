@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dreamprvr_ray.config import LossConfig, LossWeights, ModelConfig
+from dreamprvr_ray.config import LossConfig, LossWeights, ModelConfig, TrimFrames
 from dreamprvr_ray.data.batches import Batch, collate
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 
@@ -34,10 +34,10 @@ def loss_config(**changes: object) -> LossConfig:
     return LossConfig(**(values | changes))
 
 
-def build(seed: int = 0, **changes: object) -> DreamPRVR:
+def build(seed: int = 0, trim_frames: TrimFrames = "exact", **changes: object) -> DreamPRVR:
     """A model in float64 whose every weight matters: noise on top of the initialisation, which leaves biases at 0 and norms at 1."""
     torch.manual_seed(seed)
-    model = DreamPRVR(model_config(**changes), VIDEO_SIZE, TEXT_SIZE).double()
+    model = DreamPRVR(model_config(**changes), VIDEO_SIZE, TEXT_SIZE, trim_frames).double()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.2)
@@ -72,9 +72,9 @@ class MemorySplit:
     def tokens(self, start: int, stop: int) -> list[Tensor]:
         return self._tokens[start:stop]
 
-    def batch(self, videos: np.ndarray, dtype: torch.dtype = torch.float64) -> Batch:
+    def batch(self, videos: np.ndarray, dtype: torch.dtype = torch.float64, trimmed: bool = False) -> Batch:
         """These videos with their queries."""
-        collated = collate(self, videos)  # type: ignore[arg-type]
+        collated = collate(self, videos, trimmed)  # type: ignore[arg-type]
         return Batch(**{name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in vars(collated).items()})
 
     def whole(self) -> Batch:

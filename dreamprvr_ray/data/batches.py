@@ -3,7 +3,8 @@
 The batch is global: `plan_epoch` draws its videos by (seed, epoch) alone, `worker_slice` divides it among the workers, so the number of
 workers changes nothing but speed.
 
-Shapes: B videos and Q queries of a batch, M = 32 clips, L = 128 frames, Lq tokens of its longest query; Dv, Dt feature sizes.
+Shapes: B videos and Q queries of a batch, M = 32 clips, L = 128 frames (the longest video's where they are trimmed), Lq tokens of its
+longest query; Dv, Dt feature sizes.
 """
 
 from __future__ import annotations
@@ -51,29 +52,31 @@ def worker_slice(batch: np.ndarray, rank: int, workers: int) -> np.ndarray:
     return batch[len(batch) * rank // workers : len(batch) * (rank + 1) // workers]
 
 
-def collate(split: Split, videos: np.ndarray) -> Batch:
+def collate(split: Split, videos: np.ndarray, trimmed: bool = False) -> Batch:
     """The batch of these videos (indices into the split, also none) with all their queries; features in pinned memory where CUDA is.
 
-    Without any query, Lq is 1: reductions over tokens need one.
+    Without any query, Lq is 1, and L without any video where it is `trimmed`: reductions need one.
     """
     starts, stops = split.first_query[videos], split.first_query[videos + 1]
     counts = stops - starts
     # The queries' indices: each video's range, one after the other.
     queries = np.arange(counts.sum()) + np.repeat(starts - (np.cumsum(counts) - counts), counts)
     owner = torch.from_numpy(np.repeat(np.arange(len(videos)), counts))
-    return Batch(*collate_videos(split, videos), *collate_queries(split, queries), owner)
+    return Batch(*collate_videos(split, videos, trimmed), *collate_queries(split, queries), owner)
 
 
-def collate_videos(split: Split, videos: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+def collate_videos(split: Split, videos: np.ndarray, trimmed: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """Clips (B, M, Dv), frames (B, L, Dv) and frame mask (B, L) of these videos, as in `Batch`."""
+    counts = split.frame_counts[videos]
+    length = int(counts.max(initial=1)) if trimmed else FRAMES
     clips = _empty(len(videos), CLIPS, split.video_size)
-    frames = _empty(len(videos), FRAMES, split.video_size)
+    frames = _empty(len(videos), length, split.video_size)
     for row, video in enumerate(videos.tolist()):
         clips[row].copy_(split.clips(video))
         present = split.frames(video)
         frames[row, : len(present)].copy_(present)
         frames[row, len(present) :].zero_()
-    return clips, frames, _mask(split.frame_counts[videos], FRAMES)
+    return clips, frames, _mask(counts, length)
 
 
 def collate_queries(split: Split, queries: np.ndarray) -> tuple[Tensor, Tensor]:

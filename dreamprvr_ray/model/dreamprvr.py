@@ -5,8 +5,8 @@ Scores, losses and what crosses between workers are elsewhere. A tiny run:
     model = DreamPRVR(load_experiment("demo").model, video_size=24, text_size=16)
     encoding = model.encode_videos(clips, frames, frame_mask)
 
-B videos, Q queries, L frame tokens (128), M clip tokens (32), Lq query tokens, K registers, T diffusion steps, N branches, D hidden size,
-Dv and Dt sizes of a video's and a query's features.
+B videos, Q queries, L frame tokens (128, or those of a batch's longest video), M clip tokens (32), Lq query tokens, K registers, T diffusion
+steps, N branches, D hidden size, Dv and Dt sizes of a video's and a query's features.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamprvr_ray.config import CLIPS, FRAMES, QUERY_TOKENS, ModelConfig
+from dreamprvr_ray.config import CLIPS, FRAMES, QUERY_TOKENS, ModelConfig, TrimFrames
 from dreamprvr_ray.model import cpu, fused
 from dreamprvr_ray.model.attention import (
     CrossAttention,
@@ -40,6 +41,7 @@ class VideoEncoding:
 
     clip_tokens: Tensor  # (B, M, D)
     frame_tokens: Tensor  # (B, L, D), padded rows zero
+    frame_mask: Tensor | None  # (B, L) bool: the tokens that may be a query's best; None: all, zero rows too
     registers: Tensor | None  # (B, K, D); this and the rest None where K = 0
     condition: Tensor | None  # (B, K, D)
     mu: Tensor | None  # (B, D)
@@ -101,44 +103,57 @@ class FusionBlock(nn.Module):
         self.branches = SelfAttention(config.branches, size, config.heads, config.dropout)
         factors = gaussian_factors(config.branches, length, config.registers, size // config.heads)
         self.register_buffer("factors", factors, persistent=False)
-        self.factors: Tensor  # (N, L, L + K)
+        self.factors: Tensor  # (N, P, P + K), P the most positions that there can be
         self.summary = CrossAttention(size, config.heads, config.dropout)
         self.weight_hidden = nn.Linear(size, size)
         self.weight_output = nn.Linear(size, length)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, tokens: Tensor, registers: Tensor | None, mask: Tensor | None) -> Tensor:
-        """tokens (B, L, D), registers (B, K, D), mask (B, L) bool, None where no position is padded -> (B, L, D)."""
+    def forward(self, tokens: Tensor, registers: Tensor | None, mask: Tensor | None, trimmed: bool = False) -> Tensor:
+        """tokens (B, L, D), registers (B, K, D), mask (B, L) bool, None where no position is padded -> (B, L, D).
+
+        `trimmed`: L may be less than P, and padding takes no part in the mean either.
+        """
+        length = tokens.shape[1]
         if self.register_input is not None and registers is not None:
             registers = self.register_input(registers)
         token_mask = None if mask is None else additive_mask(mask)
         key_mask = token_mask
         if token_mask is not None and registers is not None:
             key_mask = torch.cat([token_mask, token_mask.new_zeros(registers.shape[:2])], dim=1)
-        outputs = self.branches(tokens, registers, self.factors, key_mask)  # (N, B, L, D)
+        outputs = self.branches(tokens, registers, self._factors(length), key_mask)  # (N, B, L, D)
         branches, videos, _, size = outputs.shape
-        overall = (
-            outputs.mean((0, 2), dtype=torch.promote_types(outputs.dtype, torch.float32))
-            .expand(branches, videos, size)
-            .reshape(branches * videos, 1, size)
-        )
+        precise = torch.promote_types(outputs.dtype, torch.float32)
+        if trimmed and mask is not None:
+            overall = outputs.mean(0, dtype=precise).masked_fill(~mask.unsqueeze(-1), 0).sum(1) / mask.sum(1, keepdim=True)
+        else:
+            overall = outputs.mean((0, 2), dtype=precise)
+        overall = overall.expand(branches, videos, size).reshape(branches * videos, 1, size)
         tiled_mask = None if token_mask is None else token_mask.repeat(branches, 1)
         summary = self.summary(overall, outputs.flatten(0, 1), tiled_mask).view(branches, videos, size)
-        preferences = at_least_float32(self.weight_output(self.dropout(self.weight_hidden(summary).relu_())))  # (N, B, L)
+        hidden = self.dropout(self.weight_hidden(summary).relu_())
+        preferences = at_least_float32(F.linear(hidden, self.weight_output.weight[:length], self.weight_output.bias[:length]))  # (N, B, L)
         if self.compiled and self.training and fused.suits(outputs):
             summed = fused.weighted_sum(preferences / self.temperature, outputs)
         else:
             summed = (torch.softmax(preferences / self.temperature, dim=0).unsqueeze(-1) * outputs).sum(0)
         return summed if mask is None else summed.masked_fill(~mask.unsqueeze(-1), 0)
 
+    def _factors(self, length: int) -> Tensor:
+        """(N, L, L + K): the first L rows and columns, and the registers' columns."""
+        positions = self.factors.shape[1]
+        if length == positions:
+            return self.factors
+        return torch.cat([self.factors[:, :length, :length], self.factors[:, :length, positions:]], dim=2)
+
 
 class DreamPRVR(nn.Module):
     """The network. Initialised (page, section 4) from torch's global generator, which the caller seeds."""
 
-    def __init__(self, config: ModelConfig, video_size: int, text_size: int) -> None:
+    def __init__(self, config: ModelConfig, video_size: int, text_size: int, trim_frames: TrimFrames = "exact") -> None:
         super().__init__()
         size, heads, dropout = config.hidden_size, config.heads, config.dropout
-        self.config = config
+        self.config, self.trimmed = config, trim_frames == "batch"
         self.query_input = TokenInput(text_size, size, QUERY_TOKENS, config.input_dropout)
         self.clip_input = TokenInput(video_size, size, CLIP_POSITIONS, config.input_dropout)
         self.frame_input = TokenInput(video_size, size, FRAMES, config.input_dropout)
@@ -161,7 +176,7 @@ class DreamPRVR(nn.Module):
         return (torch.softmax(scores, dim=1).unsqueeze(-1) * encoded).sum(1)
 
     def encode_videos(self, clips: Tensor, frames: Tensor, frame_mask: Tensor) -> VideoEncoding:
-        """clips (B, M, Dv), frames (B, L, Dv), frame_mask (B, L) bool, true at frames."""
+        """clips (B, M, Dv), frames (B, L, Dv), frame_mask (B, L) bool, true at frames; L is 128 unless frames are trimmed."""
         clip_tokens = self.clip_input(clips)
         # Padded rows take part in a video's mean over positions: whatever they hold, they count as zero rows.
         frame_tokens = self.frame_input(frames.masked_fill(~frame_mask.unsqueeze(-1), 0))
@@ -175,7 +190,8 @@ class DreamPRVR(nn.Module):
                 registers = self.diffusion(mu, condition)
         return VideoEncoding(
             clip_tokens=self.clip_fusion(clip_tokens, registers, None),
-            frame_tokens=self.frame_fusion(frame_tokens, registers, frame_mask),
+            frame_tokens=self.frame_fusion(frame_tokens, registers, frame_mask, self.trimmed),
+            frame_mask=frame_mask if self.trimmed else None,
             registers=registers,
             condition=condition,
             mu=mu,

@@ -118,6 +118,7 @@ def test_settings_arrive_under_our_keys(content: dict[str, Any], tmp_path: Path)
         "optimizer.weight_decay": 0.02,
         "data.video_size": 24,
         "data.text_size": 16,
+        "data.trim_frames": "exact",
         "training.epochs": 4,
         "training.patience": 7,
         "training.batch_videos": 64,
