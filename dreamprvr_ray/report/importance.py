@@ -17,7 +17,7 @@ from optuna.importance import PedAnovaImportanceEvaluator
 from dreamprvr_ray.report.experiment import Axis, SearchRecord
 
 ENDED_NEEDED, FINISHED_NEEDED = 10, 5
-SHUFFLES = 200
+SHUFFLES = 100
 CONFIDENCE = 0.95
 
 

@@ -50,7 +50,7 @@ nav a { color: #00578a; margin-right: 14px; white-space: nowrap; }
 .wide { overflow-x: auto; margin: 10px 0; }
 table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; }
 th, td { padding: 4px 8px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
-th { font-weight: 600; vertical-align: bottom; border-bottom: 2px solid #b9c0c7; }
+th { font-weight: 600; vertical-align: bottom; white-space: normal; line-height: 1.25; border-bottom: 2px solid #b9c0c7; }
 th:first-child, td:first-child { padding-left: 2px; }
 .words, th.words { text-align: left; }
 td.long { white-space: normal; min-width: 16em; overflow-wrap: anywhere; }
@@ -59,6 +59,7 @@ tr.own td { background: #f0f0f0; }
 tr.pale td { color: #6b6b6b; }
 abbr { text-decoration: none; cursor: help; }
 figure { margin: 8px 0; }
+figcaption { margin-top: 6px; }
 .slices { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 4px 18px; }
 .slices h3 { margin: 10px 0 0; }
 pre { background: var(--tint); border-radius: 8px; padding: 12px 14px; font-size: 13px; line-height: 1.45; white-space: pre-wrap;

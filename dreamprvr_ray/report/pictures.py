@@ -19,7 +19,8 @@ from dreamprvr_ray.report.importance import Importance
 from dreamprvr_ray.report.words import counted, short, signed, sumr
 
 BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
-BLACK, GREY, PALE = "#222222", "#8c8c8c", "#c9ced3"
+BLACK, GREY, PALE, GRID = "#222222", "#8c8c8c", "#c9ced3", "#ebeef1"
+HIGHLIGHTED = 10  # lines of the parallel coordinates; more are a tangle
 CANDIDATE_COLOURS = (VERMILION, BLUE, GREEN, ORANGE, PURPLE, SKY)
 COSTS = {"gflop_per_video": "GFLOP per video and training step", "encode_ms": "milliseconds to encode a video"}
 VAL = "val SumR"
@@ -28,7 +29,8 @@ VAL = "val SumR"
 def _figure(height: int, **layout: Any) -> go.Figure:
     figure = go.Figure()
     figure.update_layout(
-        template="plotly_white",
+        template="none",  # plotly's default is seven kilobytes in each figure
+        plot_bgcolor="white",
         height=height,
         margin={"l": 58, "r": 16, "t": 12, "b": 48},
         font={"family": "system-ui, sans-serif", "size": 13, "color": BLACK},
@@ -37,8 +39,8 @@ def _figure(height: int, **layout: Any) -> go.Figure:
         hovermode="closest",
         dragmode=False,
     )
-    figure.update_xaxes(automargin=True, title={"standoff": 8, "font": {"size": 13}}, zeroline=False, showline=True, linecolor=PALE)
-    figure.update_yaxes(automargin=True, title={"standoff": 8, "font": {"size": 13}}, zeroline=False, showline=True, linecolor=PALE)
+    figure.update_xaxes(automargin=True, title={"standoff": 8, "font": {"size": 13}}, zeroline=False, showline=True, linecolor=PALE, gridcolor=GRID)
+    figure.update_yaxes(automargin=True, title={"standoff": 8, "font": {"size": 13}}, zeroline=False, showline=True, linecolor=PALE, gridcolor=GRID)
     figure.update_layout(**layout)
     return figure
 
@@ -68,9 +70,9 @@ def _span(search: SearchRecord) -> list[float]:
     return [low - room, high + room]
 
 
-def _told(search: SearchRecord, trial: Trial) -> str:
-    """A trial in the words of a hover label."""
-    values = [f"{escape(axis.key)} = {escape(short(trial.values[axis.key]))}" for axis in search.axes if axis.key in trial.values]
+def _told(axes: Sequence[Axis], trial: Trial) -> str:
+    """A trial and its values in the words of a hover label."""
+    values = [f"{escape(axis.key)} = {escape(short(trial.values[axis.key]))}" for axis in axes if axis.key in trial.values]
     head = f"<b>trial {trial.number}</b>, {trial.state}"
     return "<br>".join([head, f"{VAL} {sumr(trial.sumr)} at epoch {trial.best_epoch or '-'}", *values])
 
@@ -98,8 +100,12 @@ def _groups(search: SearchRecord) -> list[tuple[str, list[Trial], dict[str, Any]
     return [group for group in groups if group[1]]
 
 
-def _points(search: SearchRecord, figure: go.Figure, x: Callable[[Trial], Any], floor: float, legend: bool = True) -> None:
-    """Every trial with a SumR as a point at its best; what lies below the floor stands on it as a triangle."""
+def _points(search: SearchRecord, figure: go.Figure, x: Callable[[Trial], Any], only: Axis | None = None) -> None:
+    """Every trial with a SumR as a point at its best; what lies below the floor stands on it as a triangle.
+
+    With `only` the labels tell this key's value alone, and there is no legend: slices are many.
+    """
+    floor = _floor(search)
     groups = [(name, [trial for trial in trials if x(trial) is not None], marker) for name, trials, marker in _groups(search)]
     below = [(trial, marker["color"]) for _, trials, marker in groups for trial in trials if (trial.sumr or 0.0) < floor]
     groups = [(name, [trial for trial in trials if (trial.sumr or 0.0) >= floor], marker) for name, trials, marker in groups]
@@ -112,9 +118,9 @@ def _points(search: SearchRecord, figure: go.Figure, x: Callable[[Trial], Any], 
                 mode="markers",
                 name=name,
                 marker=marker,
-                text=[_told(search, trial) for trial in shown],
+                text=[_told([only] if only else search.axes, trial) for trial in shown],
                 hovertemplate="%{text}<extra></extra>",
-                showlegend=legend,
+                showlegend=only is None,
             )
 
 
@@ -123,6 +129,8 @@ def history(search: SearchRecord) -> go.Figure:
     scored = [trial for trial in search.trials if trial.sumr is not None]
     values = [trial.sumr for trial in scored if trial.sumr is not None]
     figure = _figure(380, xaxis_title="trial", yaxis_title=VAL, dragmode="zoom", yaxis_range=_span(search))
+    if search.trials[-1].number <= 12:
+        figure.update_xaxes(dtick=1)
     so_far = np.maximum.accumulate(values)
     figure.add_scatter(
         x=[trial.number for trial in scored],
@@ -134,7 +142,7 @@ def history(search: SearchRecord) -> go.Figure:
     )
     if search.first is not None:
         figure.add_hline(y=search.first.sumr, line={"dash": "dash", "color": BLACK, "width": 1})
-    _points(search, figure, lambda trial: trial.number, _floor(search))
+    _points(search, figure, lambda trial: trial.number)
     return figure
 
 
@@ -201,7 +209,7 @@ def slice_of(search: SearchRecord, axis: Axis) -> go.Figure:
     where = _place(axis, axis.own)
     if where is not None:
         figure.add_vline(x=where, line={"dash": "dash", "color": BLACK, "width": 1})
-    _points(search, figure, lambda trial: _place(axis, trial.values.get(axis.key)), _floor(search), legend=False)
+    _points(search, figure, lambda trial: _place(axis, trial.values.get(axis.key)), only=axis)
     return figure
 
 
@@ -244,13 +252,13 @@ def parallel(search: SearchRecord, axes: Sequence[Axis]) -> go.Figure:
                 bgcolor="rgba(255,255,255,0.8)",
                 borderpad=0,
             )
-    best, first, quarter = search.best, search.first, {trial.number for trial in search.best_quarter()}
+    best, first, top = search.best, search.first, {trial.number for trial in search.best_quarter()[:HIGHLIGHTED]}
     apart = {trial.number for trial in (best, first) if trial is not None}
     others = [trial for trial in scored if trial.number not in apart]
     sets: list[tuple[str, Iterable[Trial], dict[str, Any]]] = [
-        ("pruned", [t for t in others if t.state == "pruned" and t.number not in quarter], {"color": PALE, "width": 1, "dash": "dot"}),
-        ("others", [t for t in others if t.state != "pruned" and t.number not in quarter], {"color": "#aab2ba", "width": 1}),
-        ("best quarter", [t for t in others if t.number in quarter], {"color": BLUE, "width": 1.5}),
+        ("pruned", [t for t in others if t.state == "pruned" and t.number not in top], {"color": PALE, "width": 1, "dash": "dot"}),
+        ("others", [t for t in others if t.state != "pruned" and t.number not in top], {"color": "#aab2ba", "width": 1}),
+        (f"best {len(top)}", [t for t in others if t.number in top], {"color": BLUE, "width": 1.5}),
     ]
     if first is not None and first is not best:
         sets.append((search.own_short, [first], {"color": BLACK, "width": 2, "dash": "dash"}))
@@ -268,8 +276,7 @@ def parallel(search: SearchRecord, axes: Sequence[Axis]) -> go.Figure:
                 showlegend=place == 0,
                 line=line,
                 marker={"size": 4, "color": line["color"]},
-                text=[_told(search, trial)] * len(rows),
-                hovertemplate="%{text}<extra></extra>",
+                hovertemplate=f"{_told(axes, trial)}<extra></extra>",
             )
     return figure
 
@@ -333,7 +340,7 @@ def pareto(search: SearchRecord) -> go.Figure:
     costs = [trial.cost for trial in scored if trial.cost is not None]
     if 0 < 20 * min(costs) < max(costs):
         figure.update_xaxes(type="log")
-    _points(search, figure, lambda trial: trial.cost, _floor(search))
+    _points(search, figure, lambda trial: trial.cost)
     return figure
 
 

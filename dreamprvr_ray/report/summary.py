@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 
@@ -42,7 +43,7 @@ def _searched(search: SearchRecord) -> str:
         number = len(search.in_state(state))
         if number:
             counts.append(f"{number} {words if number > 1 else words.replace('were', 'was').replace('are', 'is').replace('wait', 'waits')}")
-    reasons = Counter((trial.reason or "no reason recorded").splitlines()[0] for trial in search.in_state("failed"))
+    reasons = Counter(textwrap.shorten(trial.reason or "no reason recorded", 90, placeholder=" ...") for trial in search.in_state("failed"))
     why = f" ({'; '.join(f'{reason}: {number}' for reason, number in reasons.most_common(3))})" if reasons else ""
     sentences.append(f"{listed(counts)}{why}.")
     if search.refused:
