@@ -97,7 +97,7 @@ def compute(workers: Workers) -> dict[str, Any]:
     model = tiny.build().float()
     splits = {"larger": SPLIT, "of one video": tiny.MemorySplit([1])}
     results["retrieval"] = {name: evaluate(model, split, 0.6, workers) for name, split in splits.items()}  # type: ignore[arg-type]
-    results["retrieval"]["trimmed"] = evaluate(tiny.build(trim_frames="batch"), SPLIT, 0.6, workers)  # type: ignore[arg-type]
+    results["retrieval"]["trimmed"] = evaluate(tiny.build(trim_frames="batch").float(), SPLIT, 0.6, workers)  # type: ignore[arg-type]
 
     gathered = workers.gather_for_same_loss(torch.full((workers.rank, 2), float(workers.rank)), range(workers.count))
     results["gathered"] = gathered
