@@ -1,9 +1,9 @@
 """python -m benchmarks.kills: SIGKILL at random moments of a training, and what was lost.
 
-Kills a worker, the driver and a node of a Ray cluster on this machine (`ray.cluster_utils`), each `--runs` times. A killed driver is started
-again with `--resume`; of a killed worker or node the training recovers by itself, the node's group with the workers that are left until
-another node comes. Dropout is 0: the final weights must equal the undisturbed run's. `epochs_lost` counts finished epochs that had to
-be trained again; the one that was under way comes on top.
+Kills a worker, the driver and a node of a Ray cluster on this machine (`ray.cluster_utils`), each `--runs` times, several times in one
+training. A killed driver is started again with `--resume`; of a killed worker or node the training recovers by itself, the node's group
+with the workers that are left until another node comes. Dropout is 0: the final weights must equal the undisturbed run's. `epochs_lost`
+counts finished epochs that had to be trained again; the one that was under way comes on top.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +35,13 @@ from dreamprvr_ray.data.source import Source
 from dreamprvr_ray.storage import Storage
 
 TARGETS = ("worker", "driver", "node")
-EPOCHS = 8
-SETTINGS = [f"training.epochs={EPOCHS}", "training.batch_videos=32", "model.hidden_size=32", "model.dropout=0", "model.input_dropout=0"]
+EPOCHS = 40
+SETTINGS = [
+    *(f"training.epochs={EPOCHS}", f"training.patience={EPOCHS}", "training.max_failures=1000", "training.batch_videos=16"),
+    *("model.hidden_size=16", "model.branches=2", "model.dropout=0", "model.input_dropout=0"),
+]
+WINDOW = 3  # epochs after a first step within which the next kill comes
+STEP = r"trains? (again|\d)"
 TOLERANCE = 1e-4  # of a weight, where the number of workers changed on the way: sums in another order
 
 
@@ -45,16 +50,13 @@ class Loss:
     """What one kill cost."""
 
     target: str
+    finished: int  # epochs, when it came
     epochs_lost: int
-    largest_difference: float  # between a final weight and the undisturbed run's
     recovered_after: float  # seconds from the kill to the next step
 
     def line(self) -> str:
         """For a person."""
-        return (
-            f"{self.target:>6} killed: {self.epochs_lost} finished epochs lost, next step after {self.recovered_after:.1f} s,"
-            f" final weights within {self.largest_difference:.1e}"
-        )
+        return f"{self.target} killed after {self.finished} epochs: {self.epochs_lost} of them lost, next step after {self.recovered_after:.1f} s"
 
 
 class Training:
@@ -62,7 +64,7 @@ class Training:
 
     def __init__(self, shards: Path, out: Path, cluster: Cluster, *options: str) -> None:
         words = [sys.executable, "-m", "dreamprvr_ray.train", "--config", "demo", "--set", *SETTINGS, "--shards", str(shards), "--out", str(out)]
-        environment = os.environ | {"RAY_ADDRESS": cluster.address, "DREAMPRVR_RAY_RESIZE_SECONDS": "2"}
+        environment = os.environ | {"RAY_ADDRESS": cluster.address, "DREAMPRVR_RAY_RESIZE_SECONDS": "2", "RAY_TRAIN_ENABLE_STATE_TRACKING": "0"}
         self.process = subprocess.Popen([*words, *options], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment)
         self.lines: list[tuple[float, str]] = []
         self._reader = threading.Thread(target=self._read)
@@ -89,6 +91,11 @@ class Training:
                     raise RuntimeError("the training ended early:\n" + "\n".join(line for _, line in self.lines[-20:]))
             time.sleep(0.02)
 
+    def epoch_after(self, time: float) -> int:
+        """The first epoch that was finished after a time; waits for it."""
+        self.wait_for(r"epoch +\d+/", after=time)
+        return next(epoch for at, epoch in self.epochs() if at > time)
+
     def epochs(self) -> list[tuple[float, int]]:
         """When each epoch's line came, and which epoch it was."""
         found = ((at, re.match(r"epoch +(\d+)/", line)) for at, line in list(self.lines))
@@ -105,7 +112,7 @@ class Training:
 @contextmanager
 def demo_cluster() -> Iterator[Cluster]:
     """A head that runs no workers, and two nodes of one CPU."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         for _ in range(2):
             cluster.add_node(num_cpus=1)
@@ -116,44 +123,45 @@ def demo_cluster() -> Iterator[Cluster]:
 
 def make_shards(folder: Path) -> Path:
     """Small demo shards."""
-    write_demo(folder / "source", videos={"train": 128, "val": 24, "test": 8})
+    write_demo(folder / "source", videos={"train": 32, "val": 12, "test": 8})
     convert(Source.open(folder / "source", "demo"), folder / "shards", ConversionSettings(), workers=1)
     return folder / "shards"
 
 
 def undisturbed(shards: Path, out: Path, cluster: Cluster) -> float:
-    """Trains without a kill; returns the seconds from the first step to the end."""
+    """Trains without a kill; returns the seconds of an epoch."""
     training = Training(shards, out, cluster, "--workers", "2")
     training.end()
-    return training.epochs()[-1][0] - training.times(r"trains? \d")[0]
+    return (training.epochs()[-1][0] - training.times(STEP)[0]) / EPOCHS
 
 
-def kill_once(target: str, moment: float, shards: Path, out: Path, reference: Path, cluster: Cluster) -> Loss | None:
-    """Trains, kills `target` so many seconds after the first step; None where the training was over by then."""
+def disturbed(target: str, waits: Iterator[float], shards: Path, out: Path, cluster: Cluster, say: Callable[[Loss], None]) -> None:
+    """Trains once and kills `target` so many seconds after each first step; says what each kill cost."""
     workers = ("--workers", "1:2" if target == "node" else "2")
     training = Training(shards, out, cluster, *workers)
-    time.sleep(max(0.0, training.wait_for(r"trains? \d") + moment - time.monotonic()))
-    told = [epoch for _, epoch in training.epochs()]
-    if EPOCHS in told:
-        training.end()
-        return None
-    killed = time.monotonic()
-    if target == "driver":
-        training.process.kill()
-        training.process.wait()
-        training = Training(shards, out, cluster, *workers, "--resume")
-        recovered = training.wait_for(r"trains? \d")
-    elif target == "worker":
-        random.choice(ray_processes("RayTrainWorker")).kill()
-        recovered = training.wait_for(r"trains? again", after=killed)
-    else:
-        cluster.remove_node(_node_without_driver(cluster), allow_graceful=False)
-        recovered = training.wait_for(r"trains? again", after=killed)
-        cluster.add_node(num_cpus=1)  # the group grows again
+    stepped = training.wait_for(STEP)
+    for wait in waits:
+        time.sleep(max(0.0, stepped + wait - time.monotonic()))
+        finished = max((epoch for _, epoch in training.epochs()), default=0)
+        if finished > EPOCHS - WINDOW:  # it may have ended before it is killed
+            break
+        killed = time.monotonic()
+        if target == "driver":
+            training.process.kill()
+            training.process.wait()
+            training = Training(shards, out, cluster, *workers, "--resume")
+            stepped = recovered = training.wait_for(STEP)
+        elif target == "worker":
+            random.choice(ray_processes("RayTrainWorker")).kill()
+            stepped = recovered = training.wait_for(STEP, after=killed)
+        else:
+            cluster.remove_node(_node_without_driver(cluster), allow_graceful=False)
+            recovered = training.wait_for(STEP, after=killed)
+            cluster.add_node(num_cpus=1)
+            stepped = training.wait_for(rf"{STEP}|epoch +{EPOCHS}/", after=recovered)  # the group grows again
+        next_epoch = training.epoch_after(recovered)
+        say(Loss(target, finished, max(0, finished + 1 - next_epoch), recovered - killed))
     training.end()
-    again = [epoch for at, epoch in training.epochs() if at > recovered]
-    lost = max(told, default=0) - (again[0] - 1) if again else 0
-    return Loss(target, lost, _difference(out, reference), recovered - killed)
 
 
 def ray_processes(name: str) -> list[psutil.Process]:
@@ -191,28 +199,32 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    moments, losses = random.Random(options.seed), []
+    moments = random.Random(options.seed)
+    losses: list[Loss] = []
+    differences: list[float] = []  # of each training's final weights from the undisturbed one's
+
+    def say(loss: Loss) -> None:
+        losses.append(loss)
+        print(f"{len(losses):>3} {loss.line()}", flush=True)
+
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with tempfile.TemporaryDirectory(prefix="dreamprvr-kills-") as folder, demo_cluster() as cluster:
         shards, reference = make_shards(Path(folder)), Path(folder) / "undisturbed"
         seconds = undisturbed(shards, reference, cluster)
-        print(f"undisturbed: {seconds:.1f} s from the first step to the end", flush=True)
+        print(f"undisturbed: {seconds:.2f} s an epoch", flush=True)
         for target in options.targets:
-            done = 0
-            while done < options.runs:
-                out = Path(folder) / f"{target}-{moments.randrange(10**9)}"
-                loss = kill_once(target, moments.uniform(0, seconds), shards, out, reference, cluster)
-                if loss is None:
-                    continue
-                done += 1
-                losses.append(loss)
-                print(f"{done:>3}/{options.runs} {loss.line()}", flush=True)
+            while (left := options.runs - sum(loss.target == target for loss in losses)) > 0:
+                out = Path(folder) / f"{target}-{len(differences)}"
+                waits = (moments.uniform(0, WINDOW * seconds) for _ in range(left))
+                disturbed(target, waits, shards, out, cluster, say)
+                differences.append(_difference(out, reference))
+                print(f"    final weights within {differences[-1]:.1e} of the undisturbed", flush=True)
     worst = max(loss.epochs_lost for loss in losses)
-    equal = all(loss.largest_difference <= TOLERANCE for loss in losses)
+    equal = max(differences) <= TOLERANCE
     print(f"{len(losses)} kills: at most {worst} finished epochs lost; final weights {'equal' if equal else 'DIFFER'}")
     if options.json:
         by_target = {target: [vars(loss) for loss in losses if loss.target == target] for target in options.targets}
-        print_json({"runs": len(losses), "epochs_lost_max": worst, "weights_equal": equal, "kills": by_target})
+        print_json({"runs": len(losses), "epochs_lost_max": worst, "weights_equal": equal, "differences": differences, "kills": by_target})
 
 
 if __name__ == "__main__":

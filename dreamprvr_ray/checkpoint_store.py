@@ -1,11 +1,13 @@
 """The checkpoints of one training, wherever they are kept: the best epoch's and the latest, written beside the training.
 
 STORE/epoch-0007/   as `checkpoints` describes it; one that has `metrics.json` is whole
+STORE/owner         whose writes count: workers of a killed driver write on for seconds, beside the run that goes on from their checkpoints
 """
 
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,14 +17,20 @@ from dreamprvr_ray.checkpoints import METRICS, read_json
 from dreamprvr_ray.errors import Failure
 from dreamprvr_ray.storage import Storage
 
+OWNER = "owner"
 _NAME = re.compile(r"epoch-(\d+)")
 
 
 class CheckpointStore:
-    """Keeps the best and the latest checkpoint of a training in `storage`, for one writer at a time."""
+    """Keeps the best and the latest checkpoint of a training in `storage`, for one owner at a time.
 
-    def __init__(self, storage: Storage) -> None:
+    The latest to take it over is the owner, and the others' writes fail. A store takes over with its first write, unless `owner` says whom
+    it writes for.
+    """
+
+    def __init__(self, storage: Storage, owner: str | None = None) -> None:
         self.storage = storage
+        self.owner = owner
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
@@ -58,6 +66,12 @@ class CheckpointStore:
         with (self.storage / _name(epoch)).opened() as directory:
             yield directory
 
+    def take_over(self) -> str:
+        """Makes this store the owner, to be called before reading what to go on from; returns the `owner` for stores that write for it."""
+        self.owner = uuid.uuid4().hex
+        self.storage.write_text(OWNER, self.owner)
+        return self.owner
+
     def write(self, epoch: int, best_epoch: int, write: Callable[[Path], None]) -> None:
         """Keeps a checkpoint, written in the background, and drops those that are neither it nor the best one's.
 
@@ -74,15 +88,26 @@ class CheckpointStore:
 
     def _write(self, epoch: int, best_epoch: int, write: Callable[[Path], None]) -> None:
         try:
+            if self.owner is None:
+                self.take_over()
+            self._check_owner()
             self.storage.write_directory(_name(epoch), write)
         except OSError as error:
+            self._check_owner()  # a later one sweeps away what we are writing
             reason = error.strerror or str(error).splitlines()[0]
             kept = self.epochs()
             last = f"the last good one is of epoch {kept[-1]}" if kept else "there is none yet"
             raise Failure(f"{self.storage}: the checkpoint of epoch {epoch} could not be written: {reason}; {last}") from None
-        for name in self.storage.names():  # also what killed writers left behind
-            if name not in (_name(epoch), _name(best_epoch)):
+        names = self.storage.names()  # also what killed writers left behind
+        # After the names were listed: whoever takes over from here on finds our checkpoint, and what it writes is not among them.
+        self._check_owner()
+        for name in names:
+            if name not in (OWNER, _name(epoch), _name(best_epoch)):
                 self.storage.delete_directory(name)
+
+    def _check_owner(self) -> None:
+        if self.storage.read_text(OWNER) != self.owner:
+            raise Failure(f"{self.storage}: a later run has taken this training over; this one stops")
 
 
 def _name(epoch: int) -> str:

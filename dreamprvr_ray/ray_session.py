@@ -24,10 +24,13 @@ RAY_ENVIRONMENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",  # then an elastic group is started with the workers that there is room for
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor more; a preempted node is a lost node
+    "TRAIN_ENABLE_SHARE_CUDA_VISIBLE_DEVICES": "1",  # NCCL copies directly between the GPUs of a node that a process sees
+    "RAY_prestart_worker_first_driver": "0",  # processes that none of our actors would be placed in: theirs have an environment of their own
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_GLOBAL_CHECKPOINT_S": "1",  # seconds between snapshots of a search: what a kill may lose
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a search keeps its own records, and is taken up again from its study
+    "TUNE_GLOBAL_CHECKPOINT_S": "600",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 # Read by the C library of every worker when it starts. glibc gives large blocks back to the system at once; fetching them anew, page by
@@ -59,7 +62,8 @@ def ray_session(dashboard: bool) -> Iterator[str | None]:
         yield f"http://{context.dashboard_url}" if context.dashboard_url else None
 
 
-def _init(address: str, environment: dict[str, str], **options: Any) -> Any:
+def _init(address: str, local: dict[str, str], **options: Any) -> Any:
+    environment = WORKER_ENVIRONMENT | {name: os.environ[name] for name in RAY_ENVIRONMENT} | local
     # Our own lines come through queues and callbacks; what workers print stays in Ray's logs and on the dashboard.
     return ray.init(address=address, runtime_env={"env_vars": environment}, log_to_driver=False, logging_level="WARNING", **options)
 
@@ -70,7 +74,7 @@ def _cluster() -> Any | None:
     if address == "local":
         return None
     try:
-        return _init(address, WORKER_ENVIRONMENT)
+        return _init(address, {})
     except ConnectionError as error:
         if address == "auto":
             return None
@@ -80,12 +84,21 @@ def _cluster() -> Any | None:
 def _local(dashboard: bool, stack: ExitStack) -> Any:
     """A Ray of our own on this machine."""
     port = stack.enter_context(_own_port(FIRST_DASHBOARD_PORT))
-    # Ray's State API looks for the one Ray of this machine unless it is told the address; there may be others.
-    api = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"} if dashboard else {}
-    for name, value in api.items():
-        os.environ[name] = value
-        stack.callback(os.environ.pop, name, None)
-    return _init("local", WORKER_ENVIRONMENT | api, include_dashboard=dashboard, dashboard_port=port)
+    # Ray's State API looks for the one Ray of this machine unless it is told the address; there may be others. What the dashboard shows of
+    # Ray Train's runs takes an actor more, seconds of every run's start.
+    local = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"} if dashboard else {"RAY_TRAIN_ENABLE_STATE_TRACKING": "0"}
+    before = {name: os.environ.get(name) for name in local}
+    stack.callback(_restore, before)
+    os.environ |= local
+    return _init("local", local, include_dashboard=dashboard, dashboard_port=port)
+
+
+def _restore(environment: dict[str, str | None]) -> None:
+    for name, value in environment.items():
+        if value is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = value
 
 
 @contextmanager

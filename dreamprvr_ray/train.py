@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
+from importlib import import_module
 
 from dreamprvr_ray.command_line import Parser, print_json, run
 from dreamprvr_ray.config import WorkerCount, load_experiment, parse_overrides
@@ -37,16 +39,27 @@ def main(arguments: list[str]) -> None:
         return
     if options.shards is None or options.out is None:
         raise UserError("--shards and --out are needed (only --dry-run does without)")
-    from dreamprvr_ray.workers import train  # so does Ray
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    metrics = train(experiment, options.shards, options.out, workers, resume=options.resume, say=say, began=began)
+    from dreamprvr_ray.ray_session import ray_session  # imports Ray
+
+    threading.Thread(target=_import_torch, daemon=True).start()  # while Ray's processes start
+    with ray_session(dashboard=False):
+        from dreamprvr_ray.workers import train
+
+        metrics = train(experiment, options.shards, options.out, workers, resume=options.resume, say=say, began=began)
     best = f"{options.out.rstrip('/')}/best"
     print(f"best epoch {metrics['best_epoch']}: val SumR {metrics['best_SumR']:.1f}, checkpoint {best}")
     if options.json:
         print_json(metrics | {"checkpoint": best})
+
+
+def _import_torch() -> None:
+    """Imports what takes seconds and is not Ray's: modules of Ray import each other in circles, which two threads must not do at once."""
+    for name in ("dreamprvr_ray.loop", "pandas"):
+        import_module(name)
 
 
 if __name__ == "__main__":

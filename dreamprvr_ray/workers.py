@@ -13,14 +13,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
-from ray.train.torch import TorchConfig, TorchTrainer
+import torch
+import torch.distributed as dist
+from ray.train.collective import broadcast_from_rank_zero
+from ray.train.torch import TorchConfig, get_device
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tensorboardX import SummaryWriter
@@ -92,35 +96,46 @@ def train(
     storage = Storage.of(out)
     experiment = fitted(experiment, read_manifest(shards))
     check_run(storage, experiment, resume)
-    with ray_session(dashboard=True):
+    with ray_session(dashboard=False):
         group = plan_group(workers.most, at_least=workers.at_least)
         storage.write_text(EXPERIMENT, experiment.to_yaml())
-        # On this node: with another one it would be lost.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        reports = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-        job = {
-            "experiment": experiment.model_dump(),
-            "shards": absolute(shards),
-            "run": storage.location,
-            "reports": reports,
-        }
-        trainer = TorchTrainer(
-            train_worker,
-            train_loop_config=job,
-            scaling_config=group.scaling(),
-            torch_config=group.torch(),
-            run_config=run_config(storage.location, "ray", experiment),
-        )
-        with _relay(reports, storage, say, Start(began, time.time())):
-            run_group(trainer, storage)
-    with CheckpointStore(storage / "checkpoints").best() as best:
+        store = CheckpointStore(storage / "checkpoints")
+        with store.latest() as latest:
+            finished = latest is not None and bool(read_json(latest / METRICS)["finished"])
+        if not finished:
+            # On this node: with another one it would be lost.
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+            job = {
+                "experiment": experiment.model_dump(),
+                "shards": absolute(shards),
+                "run": storage.location,
+                "owner": store.take_over(),
+                "reports": Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here}),
+            }
+            settings = run_config(storage.location, "ray", experiment)
+            trainer = Trainer(train_worker, train_loop_config=job, scaling_config=group.scaling(), run_config=settings)
+            with _relay(job["reports"], storage, say, Start(began, time.time())):
+                run_group(trainer, storage)
+    with store.best() as best:
         if best is None:
             raise Failure(f"{storage}: the training ended without a checkpoint")
         storage.write_directory("best", partial(copy_files, best))
         return read_json(best / METRICS)
 
 
-def run_group(trainer: TorchTrainer, storage: Storage) -> None:
+class Trainer(DataParallelTrainer):
+    """Ray Train's trainer of no framework, for functions that begin with `connected`.
+
+    A `TorchTrainer` would make the same group, but its controller imports torch: seconds of every start. So does, just when the workers
+    import torch, an actor that serves Ray Data; it is left out.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks: list[Any] = super()._create_default_callbacks()
+        return [callback for callback in callbacks if type(callback).__name__ != "DatasetsCallback"]
+
+
+def run_group(trainer: DataParallelTrainer, storage: Storage) -> None:
     """Runs a group of `train_worker` to its end; what failed for good is said in a line."""
     try:
         diverged = trainer.fit().return_value
@@ -171,18 +186,39 @@ def train_worker(job: dict[str, Any]) -> str | None:
     Returns what went wrong where trying again would not help: Ray Train would try again after an exception.
     """
     entered = time.time()
-    context = ray.train.get_context()
-    rank = context.get_world_rank()
     storage = Storage(job["run"])
     # On a node that does not see the run's directory, checkpoints would be written where nobody looks for them.
     if not storage.exists(EXPERIMENT):
         raise UserError(f"{storage}: is not the same on all nodes; use a file system that they share, or a store as in s3://bucket/run")
-    reporter = RayTrainReporter(CheckpointStore(storage / "checkpoints"), job.get("reports"), entered) if rank == 0 else Follower()
     try:
-        fit(Experiment.model_validate(job["experiment"]), local_shards(job["shards"]), reporter, Workers(rank, context.get_world_size()))
+        with connected() as workers:
+            store = CheckpointStore(storage / "checkpoints", job.get("owner"))
+            reporter = RayTrainReporter(store, job.get("reports"), entered) if workers.rank == 0 else Follower()
+            fit(Experiment.model_validate(job["experiment"]), local_shards(job["shards"]), reporter, workers)
     except TrainingDiverged as diverged:  # on every worker: they have computed the same loss
         return str(diverged)
     return None
+
+
+@contextmanager
+def connected() -> Iterator[Workers]:
+    """The workers of this Ray Train group, who can talk to each other inside the block: through NCCL where they have GPUs, else gloo."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(get_device())
+    context = ray.train.get_context()
+    workers = Workers(context.get_world_rank(), context.get_world_size())
+    if workers.count == 1:
+        yield workers
+        return
+    if workers.rank == 0:
+        here = ray.util.get_node_ip_address()
+        store = dist.TCPStore(here, 0, is_master=True, wait_for_workers=False)
+        broadcast_from_rank_zero((here, store.port))
+    else:
+        store = dist.TCPStore(*broadcast_from_rank_zero(None))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", store=store, rank=workers.rank, world_size=workers.count)
+    yield workers
+    dist.destroy_process_group()  # not after an exception: NCCL would wait for a lost worker; Ray ends the process
 
 
 class Follower:
@@ -199,7 +235,10 @@ class Follower:
 
 
 class RayTrainReporter:
-    """The first worker's reporter: keeps checkpoints, and puts each report into `reports` for the driver to show."""
+    """The first worker's reporter: keeps checkpoints, and puts each report into `reports` for the driver to show.
+
+    What goes there is plain values: the queue's process would import torch to hold one of our classes.
+    """
 
     def __init__(self, store: CheckpointStore, reports: Queue | None, entered: float) -> None:
         self.store = store
@@ -211,13 +250,15 @@ class RayTrainReporter:
 
     def first_step(self) -> None:
         if self.reports is not None:
-            self.reports.put(FirstStep(ray.train.get_context().get_world_size(), self.entered, time.time()))
+            first = FirstStep(ray.train.get_context().get_world_size(), self.entered, time.time())
+            self.reports.put({"first_step": asdict(first)})
 
     def report(self, report: EpochReport, snapshot: Snapshot) -> None:
         keep_checkpoint(self.store, report, snapshot)
         ray.train.report(report.named())
         if self.reports is not None:
-            self.reports.put(report)
+            sent = report.sent.line() if report.sent else None
+            self.reports.put({"line": report.line(), "sent": sent, "scalars": report.named()})
 
 
 def keep_checkpoint(store: CheckpointStore, report: EpochReport, snapshot: Snapshot) -> None:
@@ -272,21 +313,21 @@ def _show(reports: Queue, storage: Storage, say: Callable[[str], None], start: S
         while True:
             stopping = ended.is_set()  # asked before the queue is emptied, so that the last report is not lost
             try:
-                report: EpochReport | FirstStep = reports.get(timeout=0.5)
+                news: dict[str, Any] = reports.get(timeout=0.5)
             except Empty:
                 if stopping:
                     return
                 continue
-            if isinstance(report, FirstStep):
-                say(report.line(start))
+            if "first_step" in news:
+                say(FirstStep(**news["first_step"]).line(start))
                 start = None
                 continue
-            say(report.line())
-            if report.sent and not sent:
-                say(report.sent.line())
+            say(news["line"])
+            if news["sent"] and not sent:
+                say(news["sent"])
                 sent = True
-            for name, value in report.named().items():
-                writer.add_scalar(name, float(value), report.epoch)
+            for name, value in news["scalars"].items():
+                writer.add_scalar(name, float(value), news["scalars"]["epoch"])
 
 
 @contextmanager

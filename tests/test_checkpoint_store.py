@@ -20,7 +20,7 @@ import tiny
 import torch
 from object_store import S3
 
-from dreamprvr_ray.checkpoint_store import CheckpointStore
+from dreamprvr_ray.checkpoint_store import OWNER, CheckpointStore
 from dreamprvr_ray.checkpoints import read_state, read_weights, write_checkpoint
 from dreamprvr_ray.config import load_experiment
 from dreamprvr_ray.errors import Failure
@@ -55,7 +55,7 @@ def test_the_best_and_the_latest_are_kept(store: CheckpointStore) -> None:
         assert read_weights(latest)["a"][0] == 4 and read_weights(best)["a"][0] == 2 and read_state(best)["b"][0] == 2
     store.write(5, 5, checkpoint(5, 5))
     store.wait()
-    assert store.epochs() == [5] and store.storage.names() == ["epoch-0005"]
+    assert store.epochs() == [5] and store.storage.names() == ["epoch-0005", OWNER]
 
 
 def test_what_a_killed_writer_left_is_no_checkpoint(store: CheckpointStore) -> None:
@@ -65,7 +65,61 @@ def test_what_a_killed_writer_left_is_no_checkpoint(store: CheckpointStore) -> N
     assert store.epochs() == [1]
     store.write(3, 3, checkpoint(3, 3))
     store.wait()
-    assert store.storage.names() == ["epoch-0003"]  # swept
+    assert store.storage.names() == ["epoch-0003", OWNER]  # swept
+
+
+class Pause:
+    """In the middle of writing a checkpoint, until told to go on."""
+
+    def __init__(self, epoch: int) -> None:
+        self.reached, self.go = threading.Event(), threading.Event()
+        self.epoch = epoch
+
+    def __call__(self, directory: Path) -> None:
+        (directory / "weights.safetensors").write_text("half")
+        self.reached.set()
+        assert self.go.wait(30)
+        checkpoint(self.epoch, self.epoch)(directory)
+
+
+def test_the_writer_of_a_run_that_was_taken_over_stops_and_sweeps_nothing(store: CheckpointStore) -> None:
+    store.write(1, 1, checkpoint(1, 1))
+    late, half = Pause(2), Pause(2)
+    store.write(2, 2, late)
+    assert late.reached.wait(30)
+    later = CheckpointStore(store.storage)
+    owner = later.take_over()
+    with later.latest() as latest:
+        assert latest and read_weights(latest)["a"][0] == 1
+    later.write(2, 2, half)
+    assert half.reached.wait(30)
+    late.go.set()  # it is whole now, and its writer would drop all others
+    with pytest.raises(Failure, match=r"a later run has taken this training over; this one stops$"):
+        store.wait()
+    half.go.set()
+    later.wait()
+    assert later.epochs() == [2]
+
+    store.write(9, 9, checkpoint(9, 9))
+    with pytest.raises(Failure, match="taken this training over"):
+        store.wait()
+    same = CheckpointStore(store.storage, owner)  # a worker of the later run, started again
+    same.write(3, 3, checkpoint(3, 3))
+    same.wait()
+    assert store.storage.names() == ["epoch-0003", OWNER]
+
+
+def test_a_writer_whose_unfinished_checkpoint_is_swept_away_says_why(tmp_path: Path) -> None:
+    store, later = CheckpointStore(Storage.of(tmp_path)), CheckpointStore(Storage.of(tmp_path))
+    late = Pause(2)
+    store.write(2, 2, late)
+    assert late.reached.wait(30)
+    later.write(3, 3, checkpoint(3, 3))
+    later.wait()
+    late.go.set()
+    with pytest.raises(Failure, match="taken this training over"):
+        store.wait()
+    assert later.epochs() == [3]
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path) -> None:
@@ -102,7 +156,7 @@ def test_a_full_disk_is_said_and_keeps_the_last_good_checkpoint(small_disk: Path
     wanted = r"checkpoints: the checkpoint of epoch 3 could not be written: No space left on device; the last good one is of epoch 2$"
     with pytest.raises(Failure, match=wanted):
         store.wait()
-    assert store.epochs() == [1, 2] and store.storage.names() == ["epoch-0001", "epoch-0002"]
+    assert store.epochs() == [1, 2] and store.storage.names() == ["epoch-0001", "epoch-0002", OWNER]
     with store.latest() as latest:
         assert latest and read_weights(latest)["a"].eq(2).all()
 

@@ -7,13 +7,16 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from object_store import S3
 
 from benchmarks import kills
-from dreamprvr_ray.checkpoints import parse_json, read_weights
+from dreamprvr_ray.checkpoints import METRICS, parse_json, read_json, read_weights
 from dreamprvr_ray.config import Experiment, WorkerCount, load_experiment
 from dreamprvr_ray.data.cache import local_shards
 from dreamprvr_ray.errors import Failure, UserError
+from dreamprvr_ray.loop import fit
+from dreamprvr_ray.reporter import DirectoryReporter
 from dreamprvr_ray.search.protocol import evaluate_checkpoint
 from dreamprvr_ray.storage import Storage
 from dreamprvr_ray.workers import FirstStep, Start, train
@@ -30,11 +33,6 @@ SETTINGS = {
 
 def experiment(**changes: object) -> Experiment:
     return load_experiment("demo", SETTINGS | {key.replace("__", "."): value for key, value in changes.items()})
-
-
-def weights(location: str) -> dict[str, object]:
-    with (Storage.of(location) / "best").opened() as directory:
-        return {name: tensor.tolist() for name, tensor in read_weights(directory).items()}
 
 
 def test_a_run_in_an_object_store_survives_its_worker(
@@ -61,17 +59,21 @@ def test_a_run_in_an_object_store_survives_its_worker(
     storage = Storage.of(out)
     assert {"best", "checkpoints", "experiment.yaml", "tensorboard"} <= set(storage.names())
 
-    alone = str(tmp_path / "alone")
-    again = train(experiment(training__epochs=6), str(demo_shards), alone, WorkerCount(1), resume=False, say=lines.append, began=time.time())
-    assert again["SumR"] == metrics["SumR"] and weights(out) == weights(alone)
+    undisturbed = DirectoryReporter(tmp_path / "undisturbed")
+    fit(experiment(training__epochs=6), local_shards(str(demo_shards)), undisturbed)
+    assert read_json(undisturbed.best / METRICS)["SumR"] == metrics["SumR"]
+    with (storage / "best").opened() as directory:
+        weights, theirs = read_weights(directory), read_weights(undisturbed.best)
+    assert all(torch.equal(weight, theirs[name]) for name, weight in weights.items())
     best = (storage / "best").location
     readings = [evaluate_checkpoint(best, local_shards(shards), "test") for _ in range(2)]
     assert [reading["test_reads"] for reading in readings] == [1, 2]
     assert parse_json(storage.read_text("best/test.json"), "test.json")["readings"] == readings
 
     # A finished run has nothing left to do; one of another experiment is refused, and so is one that is in the way.
+    said = len(lines)
     resumed = train(experiment(training__epochs=6), shards, out, WorkerCount(1), resume=True, say=lines.append, began=time.time())
-    assert resumed["SumR"] == metrics["SumR"]
+    assert resumed["SumR"] == metrics["SumR"] and len(lines) == said
     for resume, wanted in ((True, "cannot resume: training.epochs was 6 and is 7 now"), (False, "already there; go on with --resume")):
         with pytest.raises(UserError, match=wanted):
             train(experiment(training__epochs=7), shards, out, WorkerCount(1), resume=resume, say=lines.append, began=time.time())
