@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_map_only
 from dreamprvr_ray.checkpoints import EXPERIMENT, read_state, read_weights, write_checkpoint
 from dreamprvr_ray.config import CLIPS, FRAMES, Experiment, load_experiment
 from dreamprvr_ray.data.batches import collate, plan_epoch, prefetch
+from dreamprvr_ray.data.resident import ResidentSplit
 from dreamprvr_ray.data.shards import Manifest, ShardSet, Split
 from dreamprvr_ray.distributed import Traffic, Workers, token_traffic
 from dreamprvr_ray.errors import Failure, UserError
@@ -113,11 +114,15 @@ def fit(
     optimizer.continue_at(progress.epoch * steps_per_epoch)
     gradients = GradientPass(model, experiment, training.epochs * len(train), partial(autocast, device, training.precision), workers)
 
+    resident = None if progress.finished else ResidentSplit.where_it_fits(train, device)
+
     report, started = None, time.perf_counter()
     first_epoch = progress.epoch
     while not progress.finished:
         epoch_started = time.perf_counter()
-        epoch = _train_epoch(model, gradients, optimizer, experiment, train, progress.epoch, workers, device, reporter if report is None else None)
+        epoch = _train_epoch(
+            model, gradients, optimizer, experiment, train, resident, progress.epoch, workers, device, reporter if report is None else None
+        )
         with autocast(device, training.precision):
             retrieval = evaluate(model, val, experiment.evaluation.clip_weight, workers)
         progress = progress.after(retrieval.recall.sumr, experiment)
@@ -158,6 +163,7 @@ def _train_epoch(
     optimizer: PartwiseAdam,
     experiment: Experiment,
     train: Split,
+    resident: ResidentSplit | None,
     epoch: int,
     workers: Workers,
     device: torch.device,
@@ -173,7 +179,9 @@ def _train_epoch(
     traffic_before, token_bytes = replace(workers.traffic), 0
     model.train()
     queries_per_video = np.diff(train.first_query)
-    batches = prefetch(collate(train, workers.divide(videos)[workers.rank], model.trimmed) for videos in plan)
+    own = (workers.divide(videos)[workers.rank] for videos in plan)
+    made = (resident.collate(videos, model.trimmed) if resident else collate(train, videos, model.trimmed) for videos in own)
+    batches = made if resident else prefetch(made)
     for step, videos in enumerate(plan, start=epoch * len(plan)):
         asked = time.perf_counter()
         batch = next(batches).to(device)

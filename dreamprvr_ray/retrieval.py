@@ -163,11 +163,11 @@ def _split_scores(model: DreamPRVR, split: Split, clip_weight: float, workers: W
     for places in _blocks(order, VIDEO_BLOCK):
         clips, frames, mask = collate_videos(split, own_videos[places], model.trimmed)
         encoding = model.encode_videos(clips.to(device), frames.to(device), mask.to(device))
-        own_columns[:, torch.from_numpy(places).to(device)] = _fused(queries, encoding, clip_weight)
+        own_columns[:, torch.from_numpy(places).to(device)] = fused_scores(queries, encoding, clip_weight)
     return workers.gather_for_same_loss(own_columns.T.contiguous(), [len(part) for part in video_parts]).T
 
 
-def _fused(queries: Tensor, videos: VideoEncoding, clip_weight: float) -> Tensor:
+def fused_scores(queries: Tensor, videos: VideoEncoding, clip_weight: float) -> Tensor:
     """w_clip * S_clip + w_frame * S_frame, (Q, B), by blocks of queries: a query's scores of every token are never held for all of them."""
     return torch.cat(
         [

@@ -239,6 +239,10 @@ class Split:
         """Dt."""
         return self._shards[0].tokens.shape[1]
 
+    def features(self) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Clips (v, 32, Dv), frame rows (N, Dv) and token rows (T, Dt) of each shard, as views of the mapped files."""
+        return [(shard.clips, shard.frames, shard.tokens) for shard in self._shards]
+
     def clips(self, video: int) -> torch.Tensor:
         """(32, Dv) view of the mapped file, of the shards' dtype; not to be written to."""
         number = bisect_right(self._video_starts, video) - 1

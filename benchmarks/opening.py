@@ -1,0 +1,70 @@
+"""python -m benchmarks.opening: how long it takes to open a set of shards of 20,000 videos and one of its splits.
+
+The shards are written first, with features of a few numbers: opening maps the files and reads none of their features.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from dreamprvr_ray.command_line import Parser, print_json, run
+from dreamprvr_ray.config import CLIPS
+from dreamprvr_ray.data.shards import Manifest, ShardContent, ShardSet, SplitRecord, write_shard
+
+SIZE = 2  # of a feature
+
+
+def write(directory: Path, videos: int, queries_per_video: int, videos_per_shard: int) -> None:
+    """Shards of one split."""
+    random, files, stems = np.random.default_rng(0), {}, []
+    for first in range(0, videos, videos_per_shard):
+        count = min(videos_per_shard, videos - first)
+        frames, tokens = random.integers(1, 129, count), random.integers(1, 31, count * queries_per_video)
+        content = ShardContent(
+            videos=[f"video {first + number}" for number in range(count)],
+            clips=np.zeros((count, CLIPS, SIZE), np.float16),
+            frames=np.zeros((frames.sum(), SIZE), np.float16),
+            frame_counts=frames,
+            queries=[f"query {first * queries_per_video + number}" for number in range(len(tokens))],
+            texts=["something happens"] * len(tokens),
+            owner=np.repeat(np.arange(count), queries_per_video),
+            tokens=np.zeros((tokens.sum(), SIZE), np.float16),
+            token_counts=tokens,
+            moment_fractions=None,
+        )
+        stems.append(f"train-{len(stems):05}")
+        files |= write_shard(directory, stems[-1], content)
+    splits = {"train": SplitRecord(videos, videos * queries_per_video, tuple(stems))}
+    Manifest(1, "made", "made", SIZE, SIZE, "float16", "own splits", splits, {}, {}, files).write(directory)
+
+
+def main(arguments: list[str]) -> None:
+    parser = Parser("benchmarks.opening", "The speed of opening shards.")
+    parser.add_argument("--videos", type=int, default=20_000)
+    parser.add_argument("--queries", type=int, default=5, help="of a video")
+    parser.add_argument("--videos-per-shard", type=int, default=273, help="TVR's")
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="dreamprvr-opening-") as folder:
+        write(Path(folder), options.videos, options.queries, options.videos_per_shard)
+        seconds = []
+        for _ in range(options.rounds):
+            began = time.perf_counter()
+            split = ShardSet.open(Path(folder)).split("train")
+            opened = time.perf_counter()
+            assert len(split) == options.videos and split.first_query[-1] == options.videos * options.queries and len(split.frame_counts)
+            seconds.append((opened - began, time.perf_counter() - began))
+    opening, counting = (1000 * statistics.median(each) for each in zip(*seconds, strict=True))
+    shards = -(-options.videos // options.videos_per_shard)
+    print(f"{options.videos:,} videos in {shards} shards: open after {opening:.1f} ms, with every count and owner after {counting:.1f} ms")
+    if options.json:
+        print_json({"videos": options.videos, "shards": shards, "open_ms": round(opening, 2), "counted_ms": round(counting, 2)})
+
+
+if __name__ == "__main__":
+    run(main)
