@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
-from ray.train.torch import TorchTrainer
 
 from dreamprvr_ray.checkpoint_store import CheckpointStore
 from dreamprvr_ray.checkpoints import EXPERIMENT
@@ -24,7 +23,7 @@ from dreamprvr_ray.loop import fit, fitted
 from dreamprvr_ray.ray_session import ray_session
 from dreamprvr_ray.reporter import EpochReport, Snapshot
 from dreamprvr_ray.storage import Storage, absolute
-from dreamprvr_ray.workers import RayTrainReporter, plan_group, run_config
+from dreamprvr_ray.workers import RayTrainReporter, Trainer, plan_group, run_config
 
 
 class TimedReporter(RayTrainReporter):
@@ -75,7 +74,7 @@ def main(arguments: list[str]) -> None:
         storage.write_text(EXPERIMENT, experiment.to_yaml())
         job = {"experiment": experiment.model_dump(), "shards": absolute(options.shards), "run": storage.location}
         config = run_config(storage.location, "ray", experiment)
-        trainer = TorchTrainer(work, train_loop_config=job, scaling_config=group.scaling(), torch_config=group.torch(), run_config=config)
+        trainer = Trainer(work, train_loop_config=job, scaling_config=group.scaling(), run_config=config)
         result: ray.train.Result = trainer.fit()
         rows = result.return_value
     for number, row in enumerate(rows, start=1):

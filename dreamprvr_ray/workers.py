@@ -63,7 +63,7 @@ class WorkerGroup:
         )
 
     def torch(self) -> TorchConfig:
-        """How its workers talk: NCCL between GPUs, else gloo."""
+        """The same for a `TorchTrainer`."""
         return TorchConfig(backend="nccl" if self.gpus_per_worker else "gloo")
 
 
@@ -207,7 +207,7 @@ def connected() -> Iterator[Workers]:
         torch.cuda.set_device(get_device())
     context = ray.train.get_context()
     workers = Workers(context.get_world_rank(), context.get_world_size())
-    if workers.count == 1:
+    if workers.count == 1 or dist.is_initialized():  # a TorchTrainer has connected them already
         yield workers
         return
     if workers.rank == 0:

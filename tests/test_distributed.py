@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +77,17 @@ def backward(model: DreamPRVR, videos: np.ndarray, hard: bool, workers: Workers,
     return torch.stack([value.detach() for value in vars(losses).values()])
 
 
+@cache
+def built(registers: int, dtype: torch.dtype, trim_frames: TrimFrames) -> DreamPRVR:
+    """The model of some cases, whose weights stay as they are."""
+    return tiny.build(trim_frames=trim_frames, registers=registers).to(dtype)
+
+
 def compute(workers: Workers) -> dict[str, Any]:
     """Everything that the tests compare."""
     results: dict[str, Any] = {}
     for case in CASES:
-        model = tiny.build(trim_frames=case.trim_frames, registers=case.registers).to(case.dtype)
+        model = built(case.registers, case.dtype, case.trim_frames)
         losses = backward(model, np.arange(case.videos)[::-1], case.hard, workers)
         results[str(case)] = losses, {name: parameter.grad for name, parameter in model.named_parameters()}
     results["traffic"] = workers.traffic
