@@ -13,7 +13,13 @@ from typing import Any
 import torch
 
 # As Ray's workers are started (`ray_session.WORKER_ENVIRONMENT`).
-ENVIRONMENT = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**50), "MALLOC_TOP_PAD_": str(64 * 2**20)}
+ENVIRONMENT = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**50),
+    "MALLOC_TOP_PAD_": str(64 * 2**20),
+    "OMP_WAIT_POLICY": "passive",  # threads that spin while they wait take the time from each other where cores are shared
+}
 
 
 class Side:

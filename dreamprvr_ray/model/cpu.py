@@ -141,19 +141,18 @@ class AttentionBlock(torch.autograd.Function):
     ) -> Tensor:
         """weights: of query, key_value, attention_norm, widen, narrow, output_norm, each weight and bias -> (N, B, L, D)."""
         query_w, query_b, key_value_w, key_value_b, norm1_w, norm1_b, widen_w, widen_b, narrow_w, narrow_b, norm2_w, norm2_b = weights
-        (videos, length, size), branches, dtype = tokens.shape, len(query_w), setting.dtype
+        (_, length, size), branches, dtype = tokens.shape, len(query_w), setting.dtype
         seen = tokens if registers is None else torch.cat([tokens, registers.to(tokens.dtype)], 1)
         rows, seen_rows = tokens.flatten(0, 1), seen.flatten(0, 1).to(dtype)
-        token_rows = rows.to(dtype)
         outputs = rows.new_empty(branches, *tokens.shape)
         saved: list[Tensor] = []
         random: list[list[Mask]] = []
         for n in range(branches):
-            query = torch.addmm(query_b[n].to(dtype), token_rows, query_w[n].to(dtype).T).view(videos, length, size)
-            key, value = (
-                torch.addmm(key_value_b[part].to(dtype), seen_rows, key_value_w[part].to(dtype).T).view_as(seen) for part in (n, branches + n)
-            )
-            attended = torch.empty_like(query)
+            weight = torch.cat([query_w[n], key_value_w[n], key_value_w[branches + n]]).to(dtype)
+            bias = torch.cat([query_b[n], key_value_b[n], key_value_b[branches + n]]).to(dtype)
+            projected = torch.addmm(bias, seen_rows, weight.T).view(*seen.shape[:2], 3, size)
+            query, key, value = _query_key_value(projected, length)
+            attended = rows.new_empty(tokens.shape, dtype=dtype)
             probabilities, masks = [], [setting.mask() for _ in range(setting.heads + 3)]
             for columns, mask in zip(_head_columns(size, setting.heads), masks, strict=False):
                 scores = query[..., columns] @ key[..., columns].transpose(1, 2)
@@ -178,7 +177,7 @@ class AttentionBlock(torch.autograd.Function):
             normed, mean2, deviation2 = torch.native_layer_norm(summed, (size,), norm2_w[n], norm2_b[n], 1e-5)
             outputs[n] = normed.view_as(tokens)
             if setting.gradients:
-                saved += [query, key, value, *probabilities, added, mean1, deviation1, inner, summed, mean2, deviation2]
+                saved += [projected, *probabilities, added, mean1, deviation1, inner, summed, mean2, deviation2]
                 random.append(masks)
         context.setting, context.random = setting, random
         context.save_for_backward(tokens, registers, factors, *weights, *saved)
@@ -190,16 +189,17 @@ class AttentionBlock(torch.autograd.Function):
         tokens, registers, factors, *tensors = context.saved_tensors
         query_w, _, key_value_w, _, norm1_w, norm1_b, widen_w, _, narrow_w, _, norm2_w, norm2_b = tensors[:12]
         (videos, length, size), branches, dtype = tokens.shape, len(query_w), setting.dtype
-        each, scale = setting.heads + 10, setting.scale
+        each, scale = setting.heads + 8, setting.scale
         seen = tokens if registers is None else torch.cat([tokens, registers.to(tokens.dtype)], 1)
-        token_rows, seen_rows = tokens.flatten(0, 1).to(dtype), seen.flatten(0, 1).to(dtype)
+        seen_rows = seen.flatten(0, 1).to(dtype)
         to_tokens, to_seen = torch.zeros_like(tokens).flatten(0, 1), torch.zeros_like(seen).flatten(0, 1)
         made = [torch.empty_like(weight) for weight in tensors[:12]]
         d_query_w, d_query_b, d_key_value_w, d_key_value_b, d_norm1_w, d_norm1_b, d_widen_w, d_widen_b, d_narrow_w, d_narrow_b, *d_norm2 = made
         # The last branch first: what is kept of it was written last.
         for n in reversed(range(branches)):
-            query, key, value, *probabilities = tensors[12 + n * each : 12 + n * each + 3 + setting.heads]
-            added, mean1, deviation1, inner, summed, mean2, deviation2 = tensors[12 + n * each + 3 + setting.heads : 12 + (n + 1) * each]
+            projected, *rest = tensors[12 + n * each : 12 + (n + 1) * each]
+            probabilities, (added, mean1, deviation1, inner, summed, mean2, deviation2) = rest[: setting.heads], rest[setting.heads :]
+            query, key, value = _query_key_value(projected, length)
             *head_masks, attended_mask, _, fed_mask = context.random[n]
             outer = gradient[n].flatten(0, 1).contiguous()
             d_summed, d_norm2[0][n], d_norm2[1][n] = _norm_backward(outer, summed, mean2, deviation2, norm2_w[n], norm2_b[n])
@@ -217,7 +217,9 @@ class AttentionBlock(torch.autograd.Function):
             d_added, d_norm1_w[n], d_norm1_b[n] = _norm_backward(d_x, added, mean1, deviation1, norm1_w[n], norm1_b[n])
             to_tokens += d_added
             d_attended = attended_mask.drop_(d_added.to(dtype, copy=True)).mul_(scale**2).view(videos, length, size)
-            d_query, d_key, d_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+            d_projected = torch.empty_like(projected)
+            d_query, d_key, d_value = _query_key_value(d_projected, length)
+            d_projected[:, length:, 0] = 0  # registers ask nothing
             for columns, shares, mask in zip(_head_columns(size, setting.heads), probabilities, head_masks, strict=True):
                 d_out = d_attended[..., columns]
                 d_value[..., columns] = mask.drop_(shares.clone()).transpose(1, 2) @ d_out
@@ -226,18 +228,20 @@ class AttentionBlock(torch.autograd.Function):
                 d_scores = d_scores.mul_(_factors(factors, n, size // setting.heads)).to(dtype)
                 d_query[..., columns] = d_scores @ key[..., columns]
                 d_key[..., columns] = d_scores.transpose(1, 2) @ query[..., columns]
-            for into, d_rows, inputs, part, weight, d_w, d_b in (
-                (to_tokens, d_query, token_rows, n, query_w, d_query_w, d_query_b),
-                (to_seen, d_key, seen_rows, n, key_value_w, d_key_value_w, d_key_value_b),
-                (to_seen, d_value, seen_rows, branches + n, key_value_w, d_key_value_w, d_key_value_b),
-            ):
-                d_rows = d_rows.flatten(0, 1)
-                d_b[part] = _column_sums(d_rows)
-                _put_product(d_w[part], d_rows.T, inputs)
-                _add_product_(into, d_rows, weight[part])
+            d_rows = d_projected.view(-1, 3 * size)
+            weight = torch.cat([query_w[n], key_value_w[n], key_value_w[branches + n]])
+            d_bias, d_weight = _column_sums(d_rows).split(size), (d_rows.T @ seen_rows).split(size)
+            d_query_b[n], d_key_value_b[n], d_key_value_b[branches + n] = d_bias
+            d_query_w[n], d_key_value_w[n], d_key_value_w[branches + n] = d_weight
+            _add_product_(to_seen, d_rows, weight)
         to_seen = to_seen.view_as(seen)
         to_registers = None if registers is None else to_seen[:, length:].to(registers.dtype)
         return None, to_tokens.view_as(tokens) + to_seen[:, :length], to_registers, None, None, *made
+
+
+def _query_key_value(projected: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of (B, S, 3, D): the queries (B, L, D) of the tokens, the keys and the values (B, S, D)."""
+    return projected[:, :length, 0], projected[:, :, 1], projected[:, :, 2]
 
 
 def _head_columns(size: int, heads: int) -> list[slice]:

@@ -32,6 +32,7 @@ from dreamprvr_ray.model.attention import (
 )
 from dreamprvr_ray.model.registers import Condition, TruncatedDiffusion, VariationalSampler
 
+QUERY_GROUPS = 4  # in which the CPU encodes a batch's queries
 CLIP_POSITIONS = 128  # rows of the clips' position table; the first 32 are used
 
 
@@ -169,7 +170,16 @@ class DreamPRVR(nn.Module):
         self._initialise()
 
     def encode_queries(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """tokens (Q, Lq, Dt) with Lq <= 30, mask (Q, Lq) bool, true at tokens -> (Q, D)."""
+        """tokens (Q, Lq, Dt) with Lq <= 30, mask (Q, Lq) bool, true at a query's first tokens -> (Q, D)."""
+        if not cpu.suits(tokens) or len(tokens) < 2 * QUERY_GROUPS:
+            return self._encode_queries(tokens, mask)
+        # Half of a batch's token rows are padding: on the CPU, queries of like lengths are encoded together.
+        lengths, order = mask.sum(1).sort()
+        ends = [int(part[-1]) for part in lengths.chunk(QUERY_GROUPS)]
+        encoded = [self._encode_queries(tokens[part, :end], mask[part, :end]) for part, end in zip(order.chunk(QUERY_GROUPS), ends, strict=True)]
+        return torch.cat(encoded)[order.argsort()]
+
+    def _encode_queries(self, tokens: Tensor, mask: Tensor) -> Tensor:
         key_mask = additive_mask(mask)
         encoded: Tensor = self.query_attention(self.query_input(tokens), None, None, key_mask)[0]
         scores = at_least_float32(self.query_pooling(encoded).squeeze(-1)).masked_fill(~mask, -1e10)
