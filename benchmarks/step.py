@@ -46,16 +46,16 @@ class Steps:
         self._sizes = (size, size * QUERIES_PER_VIDEO, experiment.model.registers, experiment.model.hidden_size)
         self._step = 0
 
-    def __call__(self, count: int) -> tuple[float, float]:
-        """Takes so many steps; gives the seconds that one took, and the most memory so far in GiB, less the interpreter's."""
+    def __call__(self, count: int) -> tuple[float, float, float]:
+        """Takes so many steps; gives the seconds that one took, those of the CPU, and the most memory so far in GiB, less the interpreter's."""
         synchronise()
-        began = time.perf_counter()
+        began, used = time.perf_counter(), time.process_time()
         for _ in range(count):
             torch.manual_seed(self._step)
             self._steps.step(self._batch, StepRandomness.draw(0, self._step, *self._sizes))
             self._step += 1
         synchronise()
-        return (time.perf_counter() - began) / count, peak_memory() - self._before
+        return (time.perf_counter() - began) / count, (time.process_time() - used) / count, peak_memory() - self._before
 
 
 def synchronise() -> None:
@@ -109,16 +109,18 @@ def main(arguments: list[str]) -> None:
     print(f"{dtype} matrix products: {peaks[0]:.3g} TFLOP/s; a step of {videos} videos is specified as {videos * gflop / 1000:.3g} TFLOP", flush=True)
 
     results: dict[str, Any] = {"device": options.device, "precision": str(dtype).removeprefix("torch."), "threads": options.threads, "videos": videos}
-    sides, seconds = {}, {}
+    sides, seconds, used = {}, {}, {}
     for path in PATHS if options.against else PATHS[:1]:
         sides[path], seconds[path] = Side(options.threads, Steps, path, experiment, device, options.precision), []
+        used[path] = []
         first = [sides[path](1)[0] for _ in range(3 if device.type == "cuda" else 1)]  # on a GPU: launched, recorded, replayed
         print(f"{path}: the first steps took {', '.join(f'{each:.1f}' for each in first)} s", flush=True)
         results[path] = {"first_steps_s": [round(each, 2) for each in first]}
     for number in range(options.rounds):
         for path, side in sides.items():
-            taken, results[path]["peak_gib"] = side(steps)
+            taken, cpu, results[path]["peak_gib"] = side(steps)
             seconds[path].append(taken)
+            used[path].append(cpu)
         each = ", ".join(f"{path} {videos / taken[-1]:.2f}" for path, taken in seconds.items())
         print(f"round {number + 1}: videos/s: {each}", flush=True)
     peaks.append(measured(options.threads, device, dtype))  # what else the machine does may have changed meanwhile
@@ -128,6 +130,7 @@ def main(arguments: list[str]) -> None:
         rate = videos * gflop / step / 1000
         results[path] |= {
             "step_ms": round(1000 * step, 2),
+            "cpu_ms": round(1000 * statistics.median(used[path]), 2),
             "videos_per_second": round(videos / step, 2),
             "gflops": round(1000 * rate, 1),
             "share_of_matrix_peak": round(rate / peak, 4),
@@ -147,8 +150,9 @@ def main(arguments: list[str]) -> None:
         )
     if options.against:
         results["memory_ratio"] = round(results["fast"]["peak_gib"] / results["plain"]["peak_gib"], 3)
+        results["cpu_ratio"] = round(results["plain"]["cpu_ms"] / results["fast"]["cpu_ms"], 3)
         results["ratio"] = round(statistics.median(plain / fast for plain, fast in zip(seconds["plain"], seconds["fast"], strict=True)), 3)
-        print(f"fast is {results['ratio']:.2f} times as fast as plain (median of {options.rounds} rounds)")
+        print(f"fast is {results['ratio']:.2f} times as fast as plain (median of {options.rounds} rounds; by CPU time {results['cpu_ratio']:.2f})")
         print(f"it takes {results['memory_ratio']:.2f} of plain's memory")
     for side in sides.values():
         side.close()
