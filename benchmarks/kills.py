@@ -62,23 +62,11 @@ class Training:
     """A `train` command of two workers on the cluster, whose lines are noted with the time at which they came."""
 
     def __init__(self, shards: Path, out: Path, cluster: Cluster, *options: str) -> None:
-        words = [
-            sys.executable,
-            "-m",
-            "dreamprvr_ray.train",
-            "--config",
-            "demo",
-            "--workers",
-            "2",
-            "--set",
-            *SETTINGS,
-            "--shards",
-            str(shards),
-            "--out",
-            str(out),
-        ]
+        command = f"-m dreamprvr_ray.train --config demo --workers 2 --shards {shards} --out {out} --set"
         environment = os.environ | {"RAY_ADDRESS": cluster.address, "RAY_TRAIN_ENABLE_STATE_TRACKING": "0"}
-        self.process = subprocess.Popen([*words, *options], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment)
+        self.process = subprocess.Popen(
+            [sys.executable, *command.split(), *SETTINGS, *options], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment
+        )
         self.lines: list[tuple[float, str]] = []
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
