@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,25 @@ def load_model(path: Path) -> TrainedModel:
     except RuntimeError as error:
         raise UserError(f"{path}: the weights do not fit its {EXPERIMENT}: {' '.join(str(error).split())[:300]}") from None
     return TrainedModel(model.eval(), experiment, metrics)
+
+
+def export_checkpoint(source: Path, target: Path) -> dict[str, Any]:
+    """Copies what evaluating a checkpoint needs into a new directory, with a script that retrieves with it; returns its metrics.
+
+    Raises `UserError` where `source` is no checkpoint that can be loaded, or `target` exists.
+    """
+    if target.exists():
+        raise UserError(f"{target}: already there; choose another --out")
+    if not source.is_dir():
+        raise UserError(f"{source}: no such checkpoint")
+    metrics = load_model(source).metrics
+    with replacing(target) as directory:
+        for path in source.iterdir():
+            if path.is_file() and path.name != STATE:
+                shutil.copy2(path, directory)
+        script = resources.files("dreamprvr_ray") / "retrieve.py.txt"
+        (directory / "retrieve.py").write_text(script.read_text(encoding="utf-8"), encoding="utf-8")
+    return metrics
 
 
 def copy_checkpoint(source: Path, target: Path) -> dict[str, Any]:

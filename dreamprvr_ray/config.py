@@ -116,6 +116,7 @@ class TrainingConfig(Section):
     batch_videos: Count = 128
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    with_val: bool = False  # learn from val as well: the last epoch is then the best, for nothing is left to choose by
     max_failures: Annotated[int, Field(ge=0)] = 3  # lost workers or nodes after which a training goes on by itself
 
 

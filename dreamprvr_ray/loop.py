@@ -53,7 +53,7 @@ class Progress:
 
     def after(self, sumr: float, experiment: Experiment) -> Progress:
         """The progress after one more epoch with this SumR."""
-        better = sumr > self.best_sumr
+        better = sumr > self.best_sumr or experiment.training.with_val
         epoch, stale = self.epoch + 1, 0 if better else self.stale_epochs + 1
         return Progress(
             epoch,
@@ -98,7 +98,8 @@ def fit(
     device = device or best_device()
     experiment = fitted(experiment, shards.manifest)
     training = experiment.training
-    train, val = shards.split("train"), shards.split("val")
+    train = shards.joined("train", "val") if training.with_val else shards.split("train")
+    val = shards.split("val")
     steps_per_epoch = math.ceil(len(train) / training.batch_videos)
 
     with torch.random.fork_rng(devices=[]):

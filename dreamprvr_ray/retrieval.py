@@ -127,23 +127,27 @@ def summarise(ranks: Ranks, videos: int, moment_fractions: np.ndarray | None = N
 
 @torch.no_grad()
 def evaluate(model: DreamPRVR, split: Split, clip_weight: float, workers: Workers | None = None) -> Retrieval:
-    """Retrieval of all queries of a split among all its videos, on the model's device; every worker gets the whole result.
-
-    The workers divide the videos and the queries among them. The model is left in the mode it was in.
-    """
-    workers = workers or Workers()
-    training = model.training
-    model.eval()
-    try:
-        scores = _split_scores(model, split, clip_weight, workers)
-    finally:
-        model.train(training)
+    """Retrieval of all queries of a split among all its videos, as `score_split` scores them; every worker gets the whole result."""
+    scores = score_split(model, split, clip_weight, workers)
     own = torch.from_numpy(np.array(split.owner)).to(scores.device)
     return summarise(exact_ranks(scores, own), len(split), split.moment_fractions)
 
 
+@torch.no_grad()
+def score_split(model: DreamPRVR, split: Split, clip_weight: float, workers: Workers | None = None) -> Tensor:
+    """Fused scores (Q, V) of all queries and all videos of a split, on the model's device and on every worker.
+
+    The workers divide the videos and the queries among them. The model is left in the mode it was in.
+    """
+    training = model.training
+    model.eval()
+    try:
+        return _split_scores(model, split, clip_weight, workers or Workers())
+    finally:
+        model.train(training)
+
+
 def _split_scores(model: DreamPRVR, split: Split, clip_weight: float, workers: Workers) -> Tensor:
-    """Fused scores (Q, V) of a split on every worker."""
     device = next(model.parameters()).device
     query_parts = workers.divide(np.arange(len(split.owner)))
     video_parts = workers.divide(np.arange(len(split)))

@@ -46,13 +46,18 @@ def main(arguments: list[str]) -> None:
         if entry.error:
             print(f"trial {entry.number} failed: {entry.error}")
     winner = outcome.entries[0]
-    print(f"winner: trial {winner.number}, val SumR {winner.best_sumr:.1f} at epoch {winner.best_epoch}; its checkpoint: {outcome.best}")
+    print(f"winner: trial {winner.number}, val SumR {winner.best_sumr:.1f} at epoch {winner.best_epoch}")
+    if outcome.final:
+        print("\n".join(outcome.final.lines()))
+    print(f"the chosen model: {outcome.best}")
     print("\n".join(described(outcome.test)))
+    print(f"what was found, with pictures: python -m dreamprvr_ray.report {search.file.out}")
     if options.json:
         states = [entry.state for entry in outcome.entries]
         counts = {state: states.count(state) for state in ("finished", "pruned", "failed")}
         best = {"trial": winner.number, "val_SumR": winner.best_sumr, "values": winner.values, "checkpoint": str(outcome.best)}
-        print_json({"trials": len(states)} | counts | {"best": best, "test": outcome.test})
+        final = {"final": outcome.final.named()} if outcome.final else {}
+        print_json({"trials": len(states)} | counts | {"best": best, "test": outcome.test} | final)
 
 
 def _print_plan(search: Search, json: bool) -> None:

@@ -53,6 +53,7 @@ TABLE: dict[str, tuple[Any, Any, Any]] = {
     "data.trim_frames":                ("exact", "exact", "exact"),
     "training.precision":              ("auto", "auto", "auto"),
     "training.max_failures":           (3,      3,      3),
+    "training.with_val":               (False,  False,  False),
 }  # fmt: skip
 
 

@@ -240,3 +240,21 @@ def test_sizes_come_from_the_shards(shards: ShardSet) -> None:
     wrong = experiment(data__video_size=7, data__text_size=9)
     assert fitted(wrong, shards.manifest).data == load_experiment("demo").data
     assert fitted(wrong, shards.manifest).model == wrong.model
+
+
+def test_with_val_it_learns_from_train_and_val_to_the_last_epoch(shards: ShardSet, tmp_path: Path) -> None:
+    reporter = DirectoryReporter(tmp_path)
+    fit(experiment(with_val=True, patience=0, epochs=3), shards, reporter, device=CPU)
+    assert [report.best_epoch for report in reporter.reports] == [1, 2, 3]  # nothing is chosen, and nothing stops it
+    assert math.isclose(reporter.reports[-1].best_sumr, reporter.reports[-1].sumr)
+    joined = shards.joined("train", "val")
+    assert len(joined) == 34 and joined.videos == [*shards.split("train").videos, *shards.split("val").videos]
+    assert len(joined.owner) == len(shards.split("train").owner) + len(shards.split("val").owner) and joined.owner[-1] == 33
+    torch.testing.assert_close(joined.frames(33), shards.split("val").frames(9))
+
+
+def test_val_that_is_test_is_not_learnt_from(shards: ShardSet, tmp_path: Path) -> None:
+    splits = dict(shards.manifest.splits) | {"val": shards.manifest.splits["test"]}
+    same = ShardSet(shards.directory, replace(shards.manifest, splits=splits, protocol="paper"))
+    with pytest.raises(UserError, match="val and test are the same here"):
+        fit(experiment(with_val=True), same, DirectoryReporter(tmp_path), device=CPU)

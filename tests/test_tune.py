@@ -15,9 +15,11 @@ import ray
 import yaml
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial
 
 from dreamprvr_ray.config import load_experiment
 from dreamprvr_ray.search.plan import plan_trials
+from dreamprvr_ray.search.records import read_epochs
 from dreamprvr_ray.search.space import load_search
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ TINY = {
 
 
 def write_space(path: Path, shards: Path, trials: int, epochs: int, ranges: dict[str, Any], **more: Any) -> Path:
-    space = ranges | TINY | {"training.epochs": epochs}
+    space = TINY | {"training.epochs": epochs} | ranges
     values = {"config": "demo", "shards": str(shards), "out": str(path.parent / "out"), "trials": trials, "space": space}
     path.write_text(yaml.safe_dump(values | more))
     return path
@@ -53,88 +55,128 @@ def leaderboard(out: Path) -> dict[int, dict[str, Any]]:
 
 
 def results(out: Path, number: int) -> list[dict[str, Any]]:
-    lines = (out / "trials" / f"trial_{number:03d}" / "result.json").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+    return read_epochs(out / "runs" / f"trial_{number:03d}")
 
 
-def optuna_states(out: Path) -> list[str]:
+def optunas(out: Path) -> list[FrozenTrial]:
+    """The trials as Optuna's own tools read them."""
     storage = JournalStorage(JournalFileBackend(str(out / "optuna.journal")))
-    return [trial.state.name for trial in optuna.load_study(study_name=None, storage=storage).trials]
+    return optuna.load_study(study_name=None, storage=storage).trials
+
+
+def kept_checkpoints(out: Path) -> set[str]:
+    return {str(path) for path in (out / "runs").glob("*/checkpoints/epoch-*")}
 
 
 @pytest.fixture(scope="module")
 def searched(
     call: Call, demo_shards: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A search, one trial at a time, in which trials finish, are pruned (at a rate at which nothing is learnt), and fail (at 1e9)."""
+    """A search, one trial at a time, in which trials finish, are pruned (at a rate at which nothing is learnt), diverge (at 1e9), and
+    run out of memory (a model of 70 TB); then the winner's values and the preset's are trained anew."""
     folder = tmp_path_factory.mktemp("search")
-    ranges = {"model.registers": {"int": [0, 4]}, "optimizer.learning_rate": {"choice": [1e-3, 1e9, 1e-9]}, "training.max_failures": 0}
-    limits = {"trial": {"at_a_time": 1}, "pruning": {"grace_epochs": 1, "reduction_factor": 2}, "sampler": {"seed": 3, "startup_trials": 5}}
-    space = write_space(folder / "space.yaml", demo_shards, 5, 3, ranges, **limits)
+    ranges = {
+        "model.registers": {"int": [0, 4]},
+        "optimizer.learning_rate": {"choice": [1e-3, 1e9, 1e-9]},
+        "model.hidden_size": {"choice": [64, 2**22]},
+    }
+    keys = {"trial": {"at_a_time": 1}, "pruning": {"grace_epochs": 1, "reduction_factor": 2}, "sampler": {"seed": 33, "startup_trials": 9}}
+    space = write_space(folder / "space.yaml", demo_shards, 7, 3, ranges, keep=2, final={"seeds": 2}, **keys)
     return space, call("tune", "--space", space, "--json")
 
 
-def test_a_search_ends_with_its_trials_told_apart_and_the_winner_tested_once(
-    searched: tuple[Path, subprocess.CompletedProcess[str]], call: Call
-) -> None:
+def test_a_search_ends_with_its_trials_told_apart_and_the_best_kept(searched: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     space, done = searched
     values, out = last_json(done), space.parent / "out"
-    assert values["trials"] == 5 and values["finished"] >= 1 and values["pruned"] >= 1 and values["failed"] >= 1
+    assert values["trials"] == 7 and values["finished"] >= 1 and values["pruned"] >= 1 and values["failed"] >= 2
     entries = leaderboard(out)
-    assert entries[0]["values"] == {"model.registers": 4, "optimizer.learning_rate": 1e-3}  # the preset's own first
+    assert entries[0]["values"] == {"model.registers": 4, "optimizer.learning_rate": 1e-3, "model.hidden_size": 64}  # the first: its own
     told = {"finished": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
-    assert optuna_states(out) == [told[entries[number]["state"]] for number in range(5)]
-    failed = [entry for entry in entries.values() if entry["state"] == "failed"]
-    assert all("the loss is not a number" in entry["error"] for entry in failed)
-    for entry in entries.values():
-        if entry["state"] == "pruned":
-            assert entry["epochs"] < 3
-    best = max((entry for entry in entries.values() if entry["best_sumr"]), key=lambda entry: entry["best_sumr"])
-    assert values["best"]["trial"] == best["number"] and values["best"]["val_SumR"] == best["best_sumr"]
-    # The kept checkpoint is of the winner's best epoch, not of its last.
-    metrics = json.loads((out / "best" / "metrics.json").read_text())
-    assert metrics["epoch"] == best["best_epoch"] and metrics["SumR"] == best["best_sumr"]
-    assert len(json.loads((out / "best" / "test.json").read_text())["readings"]) == 1 and values["test"]["split"] == "test"
-    assert "5 of 5 trials ended" in done.stderr and f"winner: trial {best['number']}" in done.stdout
+    for trial in optunas(out):
+        entry = entries[trial.number]
+        assert trial.state.name == told[entry["state"]]
+        assert trial.value == entry["best_sumr"]  # of its best epoch; None where it failed
+        epochs = results(out, trial.number)
+        assert trial.intermediate_values == {each["epoch"]: each["SumR"] for each in epochs} and len(epochs) == entry["epochs"]
+        if entry["state"] == "failed":
+            reason = "no memory" if trial.params["model.hidden_size"] > 64 else "the loss is not a number"
+            assert (reason in entry["error"] or "can't allocate memory" in entry["error"]) and trial.user_attrs["reason"] == entry["error"]
+            assert entry["error"] in done.stderr and f"trial {trial.number} failed: {entry['error']}" in done.stdout
+        else:
+            assert entry["state"] == ("finished" if entry["epochs"] == 3 else "pruned")
+            assert entry["best_sumr"] == max(each["SumR"] for each in epochs)
+    assert any("memory" in entry["error"] for entry in entries.values() if entry["error"])
+    assert any("the loss is not a number" in entry["error"] for entry in entries.values() if entry["error"])
+    ended = sorted((entry for entry in entries.values() if entry["state"] != "failed"), key=lambda entry: -entry["best_sumr"])
+    assert kept_checkpoints(out) == {entry["checkpoint"] for entry in ended[:2]} and len(kept_checkpoints(out)) == 2
+    best = json.loads((Path(ended[0]["checkpoint"]) / "metrics.json").read_text())
+    assert best["epoch"] == ended[0]["best_epoch"] and best["SumR"] == ended[0]["best_sumr"]
+    assert "7 of 7 trials ended" in done.stderr and f"winner: trial {ended[0]['number']}" in done.stdout
 
+
+def test_what_a_search_found_is_trained_anew_and_compared_with_the_papers_setting(searched: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    space, done = searched
+    out = space.parent / "out"
+    final = json.loads((out / "final.json").read_text())
+    found, paper = sorted(final["candidates"], key=lambda each: each["name"] == "paper")
+    assert paper["name"] == "paper" and [run["seed"] for run in paper["runs"]] == [0, 1] == [run["seed"] for run in found["runs"]]
+    # Seed 0 of the paper's setting is the first trial once more.
+    assert paper["runs"][0]["val_SumR"] == leaderboard(out)[0]["best_sumr"]
+    for each in (found, paper):
+        tests = [run["test"] for run in each["runs"]]
+        assert each["mean"] == pytest.approx(sum(test["SumR"] for test in tests) / 2) and all(test["test_reads"] == 1 for test in tests)
+        for run in each["runs"]:
+            assert len(json.loads((Path(run["checkpoint"]) / "test.json").read_text())["readings"]) == 1
+    comparison = final["comparison"]
+    assert (comparison["better"], comparison["than"]) == (found["name"], "paper")
+    assert comparison["difference"] == pytest.approx(found["mean"] - paper["mean"])
+    assert comparison["interval"][0] <= comparison["difference"] <= comparison["interval"][1]
+    assert f"{found['name']} against paper" in done.stdout and "interval" in done.stdout
+    chosen = max(final["candidates"][0]["runs"], key=lambda run: run["val_SumR"])
+    assert json.loads((out / "best" / "test.json").read_text())["readings"][0]["SumR"] == chosen["test"]["SumR"] == last_json(done)["test"]["SumR"]
+
+
+def test_a_search_that_has_ended_is_left_as_it_is(searched: tuple[Path, subprocess.CompletedProcess[str]], call: Call) -> None:
+    space, done = searched
     again = call("tune", "--space", space)
     assert again.returncode == 2 and "already there; go on with --resume, or choose another --out" in again.stderr
-    changed = call("tune", "--space", space, "--resume", "--trials", 9)
-    assert changed.returncode == 2 and "cannot resume: trials was 5 and is 9 now" in changed.stderr
+    changed = call("tune", "--space", space, "--resume", "--set", "sampler.seed=4")
+    assert changed.returncode == 2 and "cannot resume: sampler was" in changed.stderr
     resumed = last_json(call("tune", "--space", space, "--resume", "--json"))
-    assert resumed == values  # nothing is trained again, and test is not read again
+    assert resumed == last_json(done)  # nothing is trained again, and test is not read again
 
 
-def test_a_killed_search_keeps_finished_trials_and_goes_on_with_the_others(
-    call: Call, drive: Callable[..., Driver], demo_shards: Path, tmp_path: Path, local_ray: None
-) -> None:
-    space = write_space(
-        tmp_path / "space.yaml", demo_shards, 5, 3, {"model.registers": {"int": [0, 6]}}, trial={"at_a_time": 2}, pruning={"enabled": False}
-    )
-    driver = drive("tune", "--space", space)
-    driver.wait_until_it_says("3 of 5 trials ended")
-    driver.kill()
-    assert any("Ray dashboard: http://127.0.0.1" in line and "get-auth-token" in line for line in driver.said)
-    out = tmp_path / "out"
-    before = {path.parent.name: path.read_text() for path in (out / "trials").glob("trial_*/result.json")}
-    assert any('"finished": true' in text for text in before.values()) and not (out / "leaderboard.json").exists()
-    values = last_json(call("tune", "--space", space, "--resume", "--json"))
-    assert values["trials"] == values["finished"] == 5
-    for entry in leaderboard(out).values():
-        name = f"trial_{entry['number']:03d}"
-        epochs = [result["epoch"] for result in results(out, entry["number"])]
-        if '"finished": true' in before.get(name, ""):  # nothing of it is trained again
-            assert (out / "trials" / name / "result.json").read_text().startswith(before[name])
-        # Others went on from their checkpoints. What was known of each still is; at most its last epoch before the kill is there twice.
-        assert {json.loads(line)["epoch"] for line in before.get(name, "").splitlines()} <= set(epochs)
-        assert epochs == sorted(epochs) and epochs[-1] == entry["epochs"] == 3 and len(epochs) <= len(set(epochs)) + 1
-    assert "RUNNING" not in optuna_states(out)
+def test_a_killed_search_ends_as_one_left_alone(call: Call, drive: Callable[..., Driver], demo_shards: Path, tmp_path: Path, local_ray: None) -> None:
+    """The same trials, stopped at the same epochs, with the same curves: though the driver is killed twice on the way."""
+    ranges = {"model.registers": {"int": [0, 6]}, "optimizer.learning_rate": {"float": [1e-9, 1e-2], "log": True}}
+    keys = {"trial": {"at_a_time": 1}, "pruning": {"grace_epochs": 1, "reduction_factor": 2}, "sampler": {"seed": 5, "startup_trials": 3}}
+    for name in ("alone", "killed"):
+        (tmp_path / name).mkdir()
+        write_space(tmp_path / name / "space.yaml", demo_shards, 7, 4, ranges, **keys)
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    last_json(call("tune", "--space", alone / "space.yaml", "--json"))
+    here = ray.get_runtime_context().gcs_address
+    for wait, resume in (("1 of 7 trials ended", []), ("3 of 7 trials ended", ["--resume"])):
+        driver = drive("tune", "--space", killed / "space.yaml", *resume, RAY_ADDRESS=here)
+        driver.wait_until_it_says(wait)
+        driver.kill()
+    values = last_json(call("tune", "--space", killed / "space.yaml", "--resume", "--json"))
+    assert values["trials"] == 7 and values["pruned"] >= 1
+    one, other = optunas(alone / "out"), optunas(killed / "out")
+    assert [trial.params for trial in other] == [trial.params for trial in one]
+    assert [trial.state.name for trial in other] == [trial.state.name for trial in one]
+    assert [trial.intermediate_values for trial in other] == [trial.intermediate_values for trial in one]
+    assert [trial.value for trial in other] == [trial.value for trial in one]
+    for number in range(7):
+        epochs = [each["epoch"] for each in results(killed / "out", number)]
+        assert epochs == list(range(1, len(epochs) + 1)) and len(epochs) == leaderboard(alone / "out")[number]["epochs"]
+    assert {Path(path).parts[-3:] for path in kept_checkpoints(alone / "out")} == {Path(path).parts[-3:] for path in kept_checkpoints(killed / "out")}
 
 
 def test_a_trial_of_two_workers_trains_as_one_of_one(
     call: Call, searched: tuple[Path, subprocess.CompletedProcess[str]], demo_shards: Path, tmp_path: Path
 ) -> None:
-    ranges = {"model.registers": {"int": [0, 4]}}  # the first trial has the preset's, as in the other search
+    ranges = {"model.registers": {"int": [0, 4]}, "model.hidden_size": 64}  # the first trial has the preset's, as in the other search
     space = write_space(tmp_path / "space.yaml", demo_shards, 5, 3, ranges, pruning={"enabled": False})
     values = last_json(call("tune", "--space", space, "--set", "trial.workers=2", "--trials", 2, "--json"))
     assert values["finished"] == values["trials"] == 2

@@ -162,6 +162,13 @@ class ShardSet:
             raise UserError(f"{self.directory}: no split '{name}'; there is {', '.join(known)}{near_miss(name, known)}")
         return Split(name, [_MappedShard(self.directory, stem) for stem in record.shards])
 
+    def joined(self, first: str, second: str) -> Split:
+        """The videos of two splits as one. Raises `UserError` as `split` does, and where `second` is what test is, as in protocol `paper`."""
+        parts = [self.split(name) for name in (first, second)]
+        if self.manifest.splits[second].shards == self.manifest.splits["test"].shards:
+            raise UserError(f"{self.directory}: {second} and test are the same here (protocol: {self.manifest.protocol}): nothing may learn from it")
+        return Split(f"{first} and {second}", [shard for part in parts for shard in part._shards])
+
     def verify_checksums(self) -> None:
         """Reads every file in full. Raises `UserError` naming those whose SHA-256 is not the manifest's."""
         mistakes = [

@@ -1,21 +1,30 @@
-"""The trials of a search, ranked by their best val SumR, and where each one's best checkpoint is."""
+"""The trials of a search, ranked by their best val SumR, and the checkpoints of the best of them: all that stays on the disk."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ray.tune import ResultGrid
-from ray.tune.experiment import Trial
+from optuna.trial import FrozenTrial, TrialState
 
 from dreamprvr_ray.checkpoint_store import CheckpointStore
 from dreamprvr_ray.checkpoints import write_text
-from dreamprvr_ray.search.searcher import TRIAL_NUMBER
-from dreamprvr_ray.search.trial import number_of
+from dreamprvr_ray.search.study import SearchStudy
+from dreamprvr_ray.search.trial import trial_name
 from dreamprvr_ray.storage import Storage
+
+LEADERBOARD = "leaderboard.json"
+_STATES = {
+    TrialState.COMPLETE: "finished",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "waiting",
+}
 
 
 @dataclass(frozen=True)
@@ -28,65 +37,101 @@ class Entry:
     best_epoch: int | None
     epochs: int
     values: dict[str, Any]
+    last_sumr: float | None = None
     checkpoint: str | None = None
     error: str | None = None
 
 
-def entry_of(trial: Trial) -> Entry:
-    """A trial as Ray Tune holds it while the search runs."""
-    result = trial.last_result or {}
-    state = {"PENDING": "waiting", "PAUSED": "waiting", "RUNNING": "running", "ERROR": "failed"}.get(trial.status)
-    values = {key: value for key, value in trial.config.items() if key != TRIAL_NUMBER}
-    return _entry(trial.config[TRIAL_NUMBER], values, result, state or _ended_state(result))
-
-
-def entries_of(results: ResultGrid, proposed: Mapping[int, dict[str, Any]], runs: Path) -> list[Entry]:
-    """All trials of an ended search, best first, with their best checkpoints; `proposed` are the values by trial number."""
-    entries = []
-    for result in results:
-        name, metrics = Path(result.path).name, result.metrics or {}
-        number = number_of(name)
-        state = "failed" if result.error else _ended_state(metrics)
-        checkpoint = _best_checkpoint(runs / name)
-        error = str(result.error).strip().splitlines()[-1] if result.error else None
-        entries.append(replace(_entry(number, proposed[number], metrics, state), checkpoint=checkpoint, error=error))
-    return ranked(entries)
-
-
-def _entry(number: int, values: dict[str, Any], metrics: dict[str, Any], state: str) -> Entry:
-    return Entry(number, state, metrics.get("best_SumR"), metrics.get("best_epoch"), metrics.get("epoch", 0), values)
+def entry_of(trial: FrozenTrial) -> Entry:
+    """A trial as the study knows it."""
+    told, curve = trial.user_attrs, trial.intermediate_values
+    best_epoch = told.get("best_epoch") or max(curve, key=lambda epoch: curve[epoch], default=None)
+    best = told.get("best_SumR")
+    if best is None and best_epoch is not None:
+        best = curve[best_epoch]
+    epochs = told.get("epochs") or max(curve, default=0)
+    last = curve.get(epochs)
+    reason = told.get("reason") if trial.state == TrialState.FAIL else None
+    return Entry(trial.number, _STATES[trial.state], best, best_epoch, epochs, dict(trial.params), last, error=reason)
 
 
 def ranked(entries: Iterable[Entry]) -> list[Entry]:
-    """Best val SumR first; trials without any last, the earlier proposed first among equals."""
-    return sorted(entries, key=lambda entry: (-(entry.best_sumr if entry.best_sumr is not None else float("-inf")), entry.number))
+    """Best val SumR first; failed trials and those without any last, the earlier proposed first among equals."""
+
+    def place(entry: Entry) -> tuple[bool, float, int]:
+        sumr = float("-inf") if entry.best_sumr is None else entry.best_sumr
+        return entry.state == "failed", -sumr, entry.number
+
+    return sorted(entries, key=place)
 
 
-def write_leaderboard(path: Path, entries: Sequence[Entry]) -> None:
-    """Writes the ranked trials as JSON."""
-    write_text(path, json.dumps([asdict(entry) for entry in entries], indent=1) + "\n")
+class Leaderboard:
+    """The ranked trials of a search, in OUT/leaderboard.json, and their checkpoints in OUT/runs.
+
+    Of the trials that have ended, the best `keep` have one checkpoint each, of their best epoch; the others have none.
+    """
+
+    def __init__(self, study: SearchStudy, keep: int) -> None:
+        self.study, self.keep = study, keep
+        self.path, self.runs = study.out / LEADERBOARD, study.out / "runs"
+
+    def entries(self) -> list[Entry]:
+        """All trials, best first, with the checkpoints that are kept."""
+        entries = ranked(entry_of(trial) for trial in self.study.trials())
+        return [replace(entry, checkpoint=self._checkpoint(entry)) for entry in entries]
+
+    def update(self) -> None:
+        """Writes the file, and deletes the checkpoints that are not to be kept."""
+        entries = ranked(entry_of(trial) for trial in self.study.trials())
+        ended = [entry for entry in entries if entry.state in ("finished", "pruned")]
+        kept = {entry.number: entry for entry in ended[: self.keep]}
+        for entry in entries:
+            directory = self.runs / trial_name(entry.number) / "checkpoints"
+            if entry.number in kept:
+                self._keep_best(directory, entry)
+            elif entry.state not in ("running", "waiting"):
+                shutil.rmtree(directory, ignore_errors=True)
+        write_text(self.path, json.dumps([asdict(entry) for entry in self.entries()], indent=1) + "\n")
+
+    def sweep(self) -> None:
+        """Deletes what no trial of the study owns, as a killed driver may leave it."""
+        known = {trial_name(trial.number) for trial in self.study.trials()}
+        for directory in self.runs.iterdir() if self.runs.exists() else ():
+            if directory.name not in known:
+                shutil.rmtree(directory, ignore_errors=True)
+        self.update()
+
+    def _keep_best(self, directory: Path, entry: Entry) -> None:
+        if entry.best_epoch in CheckpointStore(Storage.of(directory)).epochs():
+            keep_only(directory, f"epoch-{entry.best_epoch:04d}")
+
+    def _checkpoint(self, entry: Entry) -> str | None:
+        path = self.runs / trial_name(entry.number) / "checkpoints" / f"epoch-{entry.best_epoch or 0:04d}"
+        return str(path) if entry.state in ("finished", "pruned") and path.is_dir() else None
+
+
+def keep_only(directory: Path, checkpoint: str) -> None:
+    """Deletes all checkpoints in a directory but the one of this name."""
+    for path in directory.iterdir():
+        if path.is_dir() and path.name != checkpoint:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def table(entries: Sequence[Entry], keys: Sequence[str]) -> list[str]:
     """The lines of a table of trials, with a column for each searched key's last word."""
-    rows = [["trial", "state", "epochs", "SumR", "at", *(key.rsplit(".", 1)[-1] for key in keys)]]
+    rows = [["trial", "state", "epochs", "SumR", "at", "last", *(key.rsplit(".", 1)[-1] for key in keys)]]
     for entry in entries:
-        sumr = "-" if entry.best_sumr is None else f"{entry.best_sumr:.1f}"
         values = [_number(entry.values.get(key)) for key in keys]
-        rows.append([str(entry.number), entry.state, str(entry.epochs), sumr, str(entry.best_epoch or "-"), *values])
+        rows.append(
+            [str(entry.number), entry.state, str(entry.epochs), _sumr(entry.best_sumr), str(entry.best_epoch or "-"), _sumr(entry.last_sumr), *values]
+        )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
 
 
-def _ended_state(metrics: dict[str, Any]) -> str:
-    return "finished" if metrics.get("finished") else "pruned" if "SumR" in metrics else "failed"
-
-
-def _best_checkpoint(run: Path) -> str | None:
-    """The checkpoint of a trial's best epoch."""
-    with CheckpointStore(Storage.of(run / "checkpoints")).best() as best:
-        return str(best) if best else None
+def _sumr(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
 
 
 def _number(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)

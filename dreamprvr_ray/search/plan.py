@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import ray
 
 from dreamprvr_ray.cost import Cost, estimate
-from dreamprvr_ray.search.space import Search
+from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.search.space import Search, TrialResources
 from dreamprvr_ray.workers import WorkerGroup, plan_group
 
 MOST_AT_A_TIME = 4  # more trials at a time, and the sampler proposes them knowing too little
+USABLE_MEMORY = 0.9  # of a GPU's
+GPU_CONTEXT = 2**30  # bytes that every process on a GPU holds besides its tensors
+
+
+@dataclass(frozen=True)
+class Machines:
+    """What Ray has, and the bytes of memory of one GPU, None where unknown."""
+
+    cpus: int
+    gpus: float
+    gpu_memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -19,6 +32,11 @@ class TrialPlan:
 
     group: WorkerGroup
     at_a_time: int
+
+    @property
+    def can_have_more(self) -> bool:
+        """Whether a trial that ran out of memory may get what two have: not where it has a whole GPU, or all of the machine."""
+        return self.group.workers == 1 and self.at_a_time > 1 and self.group.gpus_per_worker < 1
 
     def __str__(self) -> str:
         group = self.group
@@ -29,37 +47,98 @@ class TrialPlan:
 
 def plan_trials(search: Search) -> TrialPlan:
     """Divides what Ray has among the trials. Raises `UserError` where not even one fits."""
-    wanted = search.file.trial
-    total = ray.cluster_resources()
-    cpus, gpus = int(total.get("CPU", 0)), total.get("GPU", 0.0)
+    wanted, total = search.file.trial, ray.cluster_resources()
+    machines = Machines(int(total.get("CPU", 0)), total.get("GPU", 0.0))
+    packs = "auto" in (wanted.workers, wanted.gpus_per_worker) and machines.gpus > 0
+    memory = 0
+    if packs:
+        machines = Machines(machines.cpus, machines.gpus, _gpu_memory())
+        memory = _largest_memory(search)
+    workers, gpus_each, at_a_time = divided(wanted, search.file.trials, machines, memory)
+    if workers > 1 and search.file.against == "encode_ms":
+        raise UserError("against: encode_ms is measured in trials of one worker: set trial.workers to 1")
+    cpus_each = wanted.cpus_per_worker or float(max(1, machines.cpus // (workers * at_a_time)))
+    group = plan_group(workers, cpus_each, gpus_each)
+    fits = int(machines.cpus / (workers * cpus_each))
+    if gpus_each:
+        fits = min(fits, int(machines.gpus / gpus_each + 1e-6) // workers)
+    return TrialPlan(group, max(1, min(at_a_time, fits)))
+
+
+def divided(wanted: TrialResources, trials: int, machines: Machines, memory: int) -> tuple[int, float, int]:
+    """Workers of a trial, GPUs of a worker, and trials at a time; `memory` is what a trial may need of a GPU, in bytes.
+
+    Few GPUs are shared by trials, as many as their memory allows; many go to several workers a trial.
+    """
+    most = wanted.at_a_time or MOST_AT_A_TIME
+    workers = wanted.workers if wanted.workers != "auto" else max(1, int(machines.gpus) // min(most, trials))
     gpus_each = wanted.gpus_per_worker
     if gpus_each is None:
-        gpus_each = 1.0 if gpus >= wanted.workers else 0.0
-    most = int(gpus / gpus_each if gpus_each else cpus) // wanted.workers
-    at_a_time = min(wanted.at_a_time or max(1, min(MOST_AT_A_TIME, most)), search.file.trials)
-    cpus_each = wanted.cpus_per_worker or float(max(1, cpus // (wanted.workers * at_a_time)))
-    group = plan_group(wanted.workers, cpus_each, gpus_each)
-    fits = int(cpus / (wanted.workers * cpus_each))
-    if gpus_each:
-        fits = min(fits, int(gpus / (wanted.workers * gpus_each)))
-    return TrialPlan(group, max(1, min(at_a_time, fits)))
+        gpus_each = "auto" if wanted.workers == "auto" else 1.0 if machines.gpus >= workers else 0.0
+    if gpus_each == "auto":
+        gpus_each = 1.0 if machines.gpus >= workers else 0.0
+        if workers == 1 and 0 < machines.gpus < min(most, trials) and machines.gpu_memory:
+            room = int(USABLE_MEMORY * machines.gpu_memory // (memory + GPU_CONTEXT))
+            on_one = max(1, min(math.ceil(min(most, trials) / machines.gpus), room))
+            gpus_each = math.floor(1e4 / on_one) / 1e4  # Ray counts GPUs to four places
+    places = int(machines.gpus / gpus_each + 1e-6) if gpus_each else machines.cpus
+    return workers, gpus_each, min(wanted.at_a_time or max(1, min(MOST_AT_A_TIME, places // workers)), trials)
+
+
+def _gpu_memory() -> int | None:
+    """Bytes of memory of one of Ray's GPUs; the driver's own machine may have none."""
+
+    @ray.remote(num_cpus=0, num_gpus=0.01)
+    def total() -> int | None:
+        import torch
+
+        return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+
+    memory: int | None = ray.get(total.remote())
+    return memory
+
+
+def _largest_memory(search: Search) -> int:
+    """Bytes that the trial of the largest model in the space may need."""
+    highest = {space.key: max(space.ends()) for space in search.ranges if space.key.startswith("model.") and space.choices is None}
+    try:
+        experiment = search.experiment.with_values(highest, "space")
+    except UserError:  # ends that do not go together
+        experiment = search.experiment
+    return max(estimate(experiment).memory, estimate(search.experiment).memory)
 
 
 def plan_lines(search: Search, plan: TrialPlan) -> tuple[list[str], Cost]:
     """The plan in lines for a person, and the cost of the first trial's values."""
     file, cost = search.file, estimate(search.experiment)
+    rungs = file.pruning.rungs(search.experiment.training.epochs)
     pruning = "none"
-    if file.pruning.enabled:
-        pruning = f"ASHA from epoch {file.pruning.grace_epochs} on, the best 1/{file.pruning.reduction_factor} of the trials go on"
+    if file.against:
+        pruning = "none, with two objectives"
+    elif rungs:
+        pruning = f"after epochs {', '.join(map(str, rungs))} the best 1/{file.pruning.reduction_factor} of the trials go on"
+    objective = "val SumR" + (f" against {file.against}" if file.against else "")
+    final = "the winner's checkpoint, tested once"
+    if file.final:
+        best = "the winner's values" if file.final.top == 1 else f"the best {file.final.top} trials' values"
+        final = f"{best} and the paper's, trained with {file.final.seeds} seeds each{' on train and val' if file.final.with_val else ''}, tested once"
     lines = [
         f"search {search.name}: {file.trials} trials of at most {search.experiment.training.epochs} epochs, config {file.config}",
         f"shards: {file.shards}",
         f"out: {file.out}",
+        f"objective: {objective}; sampler: {file.sampler.kind}",
         f"resources: {plan}",
         f"pruning: {pruning}",
+        f"kept: the checkpoints of the best {file.keep} trials",
+        f"in the end: {final}",
         "ranges, and the first trial's value:",
-        *(f"  {space.key}: {space}; first {search.paper_setting[space.key]:g}" for space in search.ranges),
+        *(f"  {space.key}: {space}; first {_number(search.experiment.flat()[space.key])}" for space in search.ranges),
+        *(f"constraint: {each}" for each in search.constraints),
         "a trial with the first one's values:",
         *(f"  {line}" for line in cost.lines()),
     ]
     return lines, cost
+
+
+def _number(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -15,6 +15,7 @@ from dreamprvr_ray.retrieval import evaluate
 from dreamprvr_ray.storage import Storage
 
 TEST_RECORD = "test.json"
+TEST_RANKS = "test_ranks.json"  # of the queries' own videos at the first reading, in the split's order
 
 
 def evaluate_checkpoint(checkpoint: str | Path, shards: ShardSet, split: str) -> dict[str, Any]:
@@ -39,6 +40,8 @@ def evaluate_checkpoint(checkpoint: str | Path, shards: ShardSet, split: str) ->
     if split != "test" or not recordable:
         return result
     readings = _readings(storage)
+    if not readings:
+        storage.write_text(TEST_RANKS, json.dumps(retrieval.ranks.tolist()) + "\n")
     now = datetime.now(UTC).isoformat(timespec="seconds")
     readings.append({"at": now, "shards": str(shards.directory), **result, "test_reads": len(readings) + 1})
     storage.write_text(TEST_RECORD, json.dumps({"readings": readings}, indent=1) + "\n")
@@ -48,6 +51,12 @@ def evaluate_checkpoint(checkpoint: str | Path, shards: ShardSet, split: str) ->
 def recorded_test(checkpoint: Path) -> dict[str, Any] | None:
     """The result of the first reading of test that is recorded beside a checkpoint, if there is one."""
     return next(iter(_readings(Storage.of(checkpoint))), None)
+
+
+def recorded_ranks(checkpoint: Path) -> list[int]:
+    """The ranks of the first reading of test that is recorded beside a checkpoint."""
+    ranks: list[int] = json.loads(Storage.of(checkpoint).read_text(TEST_RANKS))
+    return ranks
 
 
 def _readings(storage: Storage) -> list[dict[str, Any]]:

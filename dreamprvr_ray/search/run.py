@@ -1,53 +1,48 @@
-"""A whole search: Ray Tune and Optuna around the trials, then the best checkpoint, evaluated once on test.
+"""A whole search: Ray Tune and Optuna around the trials, then what they found, trained anew or as it is, evaluated once on test.
 
 A search's directory holds `search.yaml` (what decides its result), `optuna.journal` (the study, readable by Optuna's own tools),
-`trials/` (Ray Tune's records), `runs/` (a directory a trial, laid out as a training's), `leaderboard.json`, and `best/`, the winner's
-checkpoint.
+`runs/` (a directory a trial, laid out as a training's), `leaderboard.json`, `final/` and `final.json` (`final`), `best/`, the winner's
+checkpoint, and `ray/` (Ray Tune's own records of each time that the search was taken up; nothing is read from them).
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import optuna
 import ray.tune
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.util.state import list_placement_groups
 
 from dreamprvr_ray.checkpoints import copy_checkpoint, write_text
 from dreamprvr_ray.config import parse_yaml
 from dreamprvr_ray.data.cache import local_shards, read_manifest
-from dreamprvr_ray.data.shards import Manifest
 from dreamprvr_ray.errors import Failure, UserError
 from dreamprvr_ray.loop import fitted
 from dreamprvr_ray.ray_session import ray_session
-from dreamprvr_ray.search.leaderboard import Entry, entries_of, write_leaderboard
+from dreamprvr_ray.search.final import FinalResult, candidates_of, run_final, test_candidates
+from dreamprvr_ray.search.leaderboard import Entry, Leaderboard
 from dreamprvr_ray.search.plan import TrialPlan, plan_trials
 from dreamprvr_ray.search.progress import SearchProgress
 from dreamprvr_ray.search.protocol import evaluate_checkpoint, recorded_test
-from dreamprvr_ray.search.searcher import TruthfulOptunaSearch
-from dreamprvr_ray.search.space import Search
-from dreamprvr_ray.search.trial import TrialJob, run_trial, trial_name
+from dreamprvr_ray.search.records import Records
+from dreamprvr_ray.search.searcher import StudyScheduler, StudySearcher, quiet_tune
+from dreamprvr_ray.search.space import CHANGEABLE, Search
+from dreamprvr_ray.search.study import JOURNAL, SearchStudy
+from dreamprvr_ray.search.trial import SHARE, TrialJob, run_name, run_trial
 from dreamprvr_ray.storage import Storage, absolute
 from dreamprvr_ray.workers import refuse_existing
-
-JOURNAL = "optuna.journal"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished search: its trials, best first, the winner's checkpoint, and its evaluation on test."""
+    """A finished search: its trials, best first, the final trainings if there were any, the winner's checkpoint and its evaluation on test."""
 
     entries: list[Entry]
+    final: FinalResult | None
     best: Path
     test: dict[str, Any]
 
@@ -58,7 +53,7 @@ def run_search(search: Search, *, resume: bool, say: Callable[[str], None]) -> O
     Raises `UserError` where the shards are missing or the directory is in the way, `KeyboardInterrupt` where it was interrupted.
     """
     out = Path(search.file.out).resolve()
-    manifest = read_manifest(search.file.shards)
+    search = replace(search, experiment=fitted(search.experiment, read_manifest(search.file.shards)))
     _check(Storage.of(out), search, resume)
     with ray_session(dashboard=True) as dashboard:
         if dashboard:
@@ -68,95 +63,80 @@ def run_search(search: Search, *, resume: bool, say: Callable[[str], None]) -> O
         if plan.group.workers > 1:
             _check_state_api()
         write_text(out / "search.yaml", search.to_yaml())
-        results = _tuner(search, manifest, plan, out).fit()
-        study = optuna.load_study(study_name=search.name, storage=_storage(out))
-        _close_lost_proposals(study)
-        entries = entries_of(results, {trial.number: trial.params for trial in study.trials}, out / "runs")
-    write_leaderboard(out / "leaderboard.json", entries)
-    if len(entries) < search.file.trials or any(entry.state == "running" for entry in entries):
-        raise KeyboardInterrupt
-    winner = next((entry for entry in entries if entry.checkpoint), None)
-    if winner is None or winner.checkpoint is None:
-        reasons = {entry.error for entry in entries if entry.error}
-        raise Failure(f"{out}: no trial left a checkpoint: " + "; ".join(sorted(reasons)))
-    best = out / "best"
-    test = recorded_test(best)
-    if test is None:
-        copy_checkpoint(Path(winner.checkpoint), best)
-        write_text(best / "values.json", json.dumps(winner.values, indent=1) + "\n")
-        test = evaluate_checkpoint(best, local_shards(search.file.shards), "test")
-    return Outcome(entries, best, test)
-
-
-def _tuner(search: Search, manifest: Manifest, plan: TrialPlan, out: Path) -> ray.tune.Tuner:
-    experiment = fitted(search.experiment, manifest)
-    job = TrialJob(experiment.model_dump(), absolute(search.file.shards), plan.group, str(out / "runs"))
-    alone = plan.group.workers == 1
-    # The driver of a nested run only waits: all CPUs are for its workers. Ray Tune wants it to ask for something.
-    resources = {"CPU": plan.group.cpus_per_worker, "GPU": plan.group.gpus_per_worker} if alone else {"memory": 2**20}
-    trainable = ray.tune.with_resources(ray.tune.with_parameters(run_trial, job=job), resources)
-    state = out / "trials"
-    if ray.tune.Tuner.can_restore(str(state)):
         (out / f"{JOURNAL}.lock").unlink(missing_ok=True)  # of a killed driver: Optuna would wait half a minute for it
-        return ray.tune.Tuner.restore(str(state), trainable, resume_unfinished=True, restart_errored=False)
-    (out / JOURNAL).unlink(missing_ok=True)  # of a run that was killed before Ray Tune's first snapshot
-    shutil.rmtree(out / "runs", ignore_errors=True)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    searcher = TruthfulOptunaSearch(
-        search.suggest,
-        metric="SumR",
-        mode="max",
-        points_to_evaluate=[search.paper_setting],
-        sampler=optuna.samplers.TPESampler(seed=search.file.sampler.seed, n_startup_trials=search.file.sampler.startup_trials),
-        study_name=search.name,
-        storage=_storage(out),
-    )
-    return ray.tune.Tuner(
+        study = SearchStudy(search, out)
+        leaderboard = Leaderboard(study, search.file.keep)
+        leaderboard.sweep()
+        if not study.is_done():
+            _run_trials(study, leaderboard, _trainable(search, plan, out / "runs"), plan, say)
+            leaderboard.sweep()
+        entries = leaderboard.entries()
+        if any(entry.state in ("running", "waiting") for entry in entries) or not (study.is_done() or search.file.hours):
+            raise KeyboardInterrupt
+        if not any(entry.checkpoint for entry in entries):
+            reasons = sorted({entry.error for entry in entries if entry.error})
+            raise Failure(f"{out}: no trial left a checkpoint: " + "; ".join(reasons))
+        if search.file.final is None:
+            best = _best_checkpoint(entries[0], out, search)
+            return Outcome(entries, None, best, recorded_test(best) or evaluate_checkpoint(best, local_shards(search.file.shards), "test"))
+        trained = run_final(search, candidates_of(search, entries), _trainable(search, plan, out / "final"), plan, out, say)
+    final = test_candidates(search, trained, out, local_shards(search.file.shards))
+    chosen = max(final.candidates[0].runs, key=lambda run: run.val_SumR)
+    _copy_best(Path(chosen.checkpoint), final.candidates[0].values, out)
+    return Outcome(entries, final, out / "best", chosen.test)
+
+
+def _trainable(search: Search, plan: TrialPlan, runs: Path) -> Any:
+    """Ray Tune's function and what it gets, which may differ by trial."""
+    group = plan.group
+    job = TrialJob(search.experiment.model_dump(), absolute(search.file.shards), group, str(runs), search.file.against == "encode_ms")
+
+    def resources(values: dict[str, Any]) -> ray.tune.PlacementGroupFactory:
+        if group.workers > 1:
+            # The driver of a nested run only waits: all CPUs are for its workers. Ray Tune wants it to ask for something.
+            return ray.tune.PlacementGroupFactory([{"memory": 2**20}])
+        share = values.get(SHARE, 1)
+        cpus = min(share * group.cpus_per_worker, ray.cluster_resources()["CPU"])
+        return ray.tune.PlacementGroupFactory([{"CPU": cpus, "GPU": min(1.0, share * group.gpus_per_worker)}])
+
+    return ray.tune.with_resources(ray.tune.with_parameters(run_trial, job=job), resources)
+
+
+def _run_trials(study: SearchStudy, leaderboard: Leaderboard, trainable: Any, plan: TrialPlan, say: Callable[[str], None]) -> None:
+    searcher = StudySearcher(study, say, leaderboard.update, plan.can_have_more)
+    quiet_tune()
+    sessions = study.out / "ray"
+    ray.tune.Tuner(
         trainable,
         tune_config=ray.tune.TuneConfig(
-            num_samples=search.file.trials,
+            num_samples=-1,  # the study says when there are enough
             max_concurrent_trials=plan.at_a_time,
-            time_budget_s=search.file.hours and search.file.hours * 3600,
-            reuse_actors=alone,
+            reuse_actors=plan.group.workers == 1,
             search_alg=searcher,
-            scheduler=_scheduler(search),
-            trial_dirname_creator=lambda trial: trial_name(trial.config),
+            scheduler=StudyScheduler(study, Records(leaderboard.runs), searcher),
+            trial_dirname_creator=lambda trial: run_name(trial.config),
         ),
         run_config=ray.tune.RunConfig(
-            name="trials",
-            storage_path=str(out),
+            name=f"session_{len(list(sessions.glob('session_*'))) + 1}",
+            storage_path=str(sessions),
             verbose=0,
-            callbacks=[SearchProgress(search.name, search.file.trials, [space.key for space in search.ranges])],
-            checkpoint_config=ray.tune.CheckpointConfig(num_to_keep=1),
-            # Once: Ray Tune cannot tell a lost machine from a trial whose values fail however often they are tried.
-            failure_config=ray.tune.FailureConfig(max_failures=min(1, search.experiment.training.max_failures)),
+            callbacks=[SearchProgress(study, say)],
+            failure_config=ray.tune.FailureConfig(max_failures=study.search.experiment.training.max_failures),
         ),
-    )
+    ).fit()
 
 
-def _close_lost_proposals(study: optuna.Study) -> None:
-    """Tells Optuna of proposals that a kill lost before Ray Tune had saved them: nothing is left to run."""
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        study.tell(trial.number, state=TrialState.FAIL)
+def _best_checkpoint(winner: Entry, out: Path, search: Search) -> Path:
+    best = out / "best"
+    if recorded_test(best) is None:
+        assert winner.checkpoint
+        _copy_best(Path(winner.checkpoint), winner.values, out)
+    return best
 
 
-def _storage(out: Path) -> JournalStorage:
-    return JournalStorage(JournalFileBackend(str(out / JOURNAL)))
-
-
-def _scheduler(search: Search) -> TrialScheduler:
-    pruning, epochs = search.file.pruning, search.experiment.training.epochs
-    if not pruning.enabled or pruning.grace_epochs >= epochs:
-        return FIFOScheduler()
-    # One more than the epochs, or trials are stopped, and counted as pruned, when they finish.
-    return ASHAScheduler(
-        time_attr="epoch",
-        metric="best_SumR",
-        mode="max",
-        max_t=epochs + 1,
-        grace_period=pruning.grace_epochs,
-        reduction_factor=pruning.reduction_factor,
-    )
+def _copy_best(checkpoint: Path, values: dict[str, Any], out: Path) -> None:
+    copy_checkpoint(checkpoint, out / "best")
+    write_text(out / "best" / "values.json", json.dumps(values, indent=1) + "\n")
 
 
 def _check(storage: Storage, search: Search, resume: bool) -> None:
@@ -169,7 +149,7 @@ def _check(storage: Storage, search: Search, resume: bool) -> None:
     before, now = parse_yaml(storage.read_text("search.yaml"), f"{storage}/search.yaml"), parse_yaml(search.to_yaml(), "search")
     for part in ("experiment", "search"):
         for key in now[part]:
-            if before[part].get(key) != now[part][key] and key not in ("out", "shards", "trial"):
+            if before[part].get(key) != now[part][key] and key not in CHANGEABLE:
                 raise UserError(f"{storage}: cannot resume: {key} was {before[part].get(key)!r} and is {now[part][key]!r} now")
 
 

@@ -1,52 +1,99 @@
-"""What Optuna is told: each trial as it truly ended, with its best val SumR."""
+"""Between Ray Tune and the study: Ray Tune asks for trials, hands over their results, and hears which to stop."""
 
 from __future__ import annotations
 
+import logging
+import time
+from collections.abc import Callable
 from typing import Any
 
-from optuna.trial import TrialState
-from ray.tune.search.optuna import OptunaSearch
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
 
-TRIAL_NUMBER = "trial_number"  # stands among a trial's values: Optuna's number of it, from 0
+from dreamprvr_ray.search.records import Records
+from dreamprvr_ray.search.study import SearchStudy
+from dreamprvr_ray.search.trial import FAILURE, OUT_OF_MEMORY, SHARE, TRIAL_NUMBER, run_name
+
+GO_ON: str = FIFOScheduler.CONTINUE
+STOP: str = FIFOScheduler.STOP
+NO_MORE: str = Searcher.FINISHED
 
 
-class TruthfulOptunaSearch(OptunaSearch):
-    """Ray's OptunaSearch, which tells a trial stopped early, or failed after a report, as complete with its last value.
+class StudySearcher(Searcher):
+    """Asks the study for trials and tells it how each ended; calls `ended` after each end."""
 
-    Here a trial that was stopped early is PRUNED with its intermediate values, a failed one FAIL, and a complete one has the best
-    SumR of its epochs. The step of an intermediate value is our own count of finished epochs, which goes on where a trial is resumed.
-    """
+    def __init__(self, study: SearchStudy, say: Callable[[str], None], ended: Callable[[], None], can_have_more: bool) -> None:
+        super().__init__()
+        self.study, self.say, self.ended = study, say, ended
+        self.can_have_more = can_have_more  # whether a trial that ran out of memory can be given that of two
+        self.errors: dict[str, str] = {}  # why a trial was lost, by Ray Tune's name of it
+        self._numbers: dict[str, int] = {}
+        hours = study.search.file.hours
+        self._no_more_after = time.monotonic() + hours * 3600 if hours else None
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        self._told_epochs: dict[str, int] = {}  # by trial: a resumed trial may repeat its last epoch
-        super().__init__(*arguments, **options)
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        values: dict[str, Any] | None = super().suggest(trial_id)
-        return None if values is None else values | {TRIAL_NUMBER: self._ot_trials[trial_id].number}
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        late = self._no_more_after is not None and time.monotonic() > self._no_more_after
+        proposal = None if late else self.study.propose()
+        if proposal is None:  # one that runs may come back, to be run again with more memory
+            return NO_MORE if late or self.study.is_done() else None
+        self._numbers[trial_id] = proposal.number
+        return proposal.values | {TRIAL_NUMBER: proposal.number, SHARE: proposal.share}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        if self._is_open(trial_id) and result["epoch"] > self._told_epochs.get(trial_id, 0):
-            self._told_epochs[trial_id] = result["epoch"]
-            self._ot_trials[trial_id].report(result["SumR"], result["epoch"])
+        pass  # the scheduler has had it
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        if not self._is_open(trial_id):
+        number, result = self._numbers[trial_id], result or {}
+        reason = self.errors.get(trial_id, "lost") if error else result.get(FAILURE)
+        if reason and result.get(OUT_OF_MEMORY) and self.can_have_more and self.study.again_with_more(number, reason):
+            self.say(f"trial {number} ran out of memory: it will run again with the resources of two trials ({reason})")
             return
-        trial = self._ot_trials[trial_id]
-        if result and "SumR" in result:  # the result at which a scheduler stops a trial comes here alone
-            self.on_trial_result(trial_id, result)
-        self._completed_trials.add(trial_id)
-        if error or not result or "SumR" not in result:
-            self._ot_study.tell(trial, state=TrialState.FAIL)
-        elif result["finished"]:
-            self._ot_study.tell(trial, result["best_SumR"], state=TrialState.COMPLETE)
-        else:
-            self._ot_study.tell(trial, state=TrialState.PRUNED)
+        if reason:
+            self.study.fail(number, reason)
+            self.say(f"trial {number} failed: {reason}")
+        elif not self.study.end(number, result):
+            return
+        self.ended()
 
-    def _is_open(self, trial_id: str) -> bool:
-        """Whether the study waits for more of a trial. A killed search may have told its end, which Ray Tune's last snapshot does not know."""
-        if trial_id in self._completed_trials:
-            return False
-        trial = self._ot_study.get_trials(deepcopy=False)[self._ot_trials[trial_id].number]
-        return not trial.state.is_finished()
+    # What this knows is in the study: nothing is to be saved with Ray Tune's own state.
+    def save(self, checkpoint_path: str) -> None:
+        pass
+
+    def restore(self, checkpoint_path: str) -> None:
+        pass
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        pass
+
+
+class StudyScheduler(FIFOScheduler):
+    """Hands every epoch to the study and to the records, and stops the trials that the study does not want to go on."""
+
+    def __init__(self, study: SearchStudy, records: Records, searcher: StudySearcher) -> None:
+        super().__init__()
+        self.study, self.records, self.searcher = study, records, searcher
+
+    def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
+        if FAILURE in result:
+            return GO_ON
+        number = trial.config[TRIAL_NUMBER]
+        self.study.report(number, result)
+        self.records.add(run_name(trial.config), result)
+        if not result["finished"] and self.study.should_prune(number, result["epoch"]):
+            return STOP
+        return GO_ON
+
+    def on_trial_complete(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> None:
+        self.records.close(run_name(trial.config))
+
+    def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
+        lines = str(trial.get_error() or "unknown").strip().splitlines()
+        self.searcher.errors[trial.trial_id] = lines[-1]
+        self.records.close(run_name(trial.config))
+
+
+def quiet_tune() -> None:
+    """Ray Tune warns that trials left none of its own records: a search keeps better ones."""
+    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)

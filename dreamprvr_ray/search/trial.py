@@ -6,7 +6,7 @@ A trial of one worker trains in its own process, which Ray keeps warm for the ne
 from __future__ import annotations
 
 import gc
-import tempfile
+import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,18 +14,27 @@ from typing import Any
 
 import torch
 from ray import tune
-from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from dreamprvr_ray.checkpoint_store import CheckpointStore
-from dreamprvr_ray.checkpoints import EXPERIMENT, METRICS, read_json
-from dreamprvr_ray.config import Experiment
+from dreamprvr_ray.checkpoints import EXPERIMENT, METRICS, load_model, read_json
+from dreamprvr_ray.config import CLIPS, FRAMES, Experiment
 from dreamprvr_ray.data.cache import local_shards
-from dreamprvr_ray.loop import fit
+from dreamprvr_ray.errors import Failure, UserError
+from dreamprvr_ray.loop import best_device, fit
 from dreamprvr_ray.reporter import EpochReport, Snapshot
-from dreamprvr_ray.search.searcher import TRIAL_NUMBER
 from dreamprvr_ray.storage import Storage
-from dreamprvr_ray.workers import WorkerGroup, keep_checkpoint, run_config, run_group, train_worker
+from dreamprvr_ray.workers import Trainer, WorkerGroup, keep_checkpoint, run_config, run_group, train_worker
+
+# What stands among a trial's values beside the configuration's keys.
+TRIAL_NUMBER = "trial_number"  # Optuna's number of it, from 0
+SHARE = "share"  # it gets the resources of so many trials
+RUN = "run"  # the name of its directory, where that is not its trial's
+# What a trial reports in place of an epoch.
+FAILURE = "failure"  # why it cannot be trained
+OUT_OF_MEMORY = "out_of_memory"
+
+LATENCY_VIDEOS = 64  # encoded at a time to measure `encode_ms`
 
 
 @dataclass(frozen=True)
@@ -36,51 +45,84 @@ class TrialJob:
     shards: str
     group: WorkerGroup
     runs: str  # the directory in which each trial has one of its own, laid out as a training's
+    measure_encoding: bool = False
 
 
-def trial_name(values: dict[str, Any]) -> str:
-    """What a trial's directories and runs are called, from its values: trial_007."""
-    return f"trial_{values[TRIAL_NUMBER]:03d}"
+def trial_name(number: int) -> str:
+    """What a trial's directories and runs are called: trial_007."""
+    return f"trial_{number:03d}"
 
 
-def number_of(name: str) -> int:
-    """The number of the trial that is called `name`."""
-    return int(name.removeprefix("trial_"))
+def run_name(values: dict[str, Any]) -> str:
+    """What the directory of a trial with these values is called."""
+    return str(values.get(RUN) or trial_name(values[TRIAL_NUMBER]))
 
 
 def run_trial(values: dict[str, Any], job: TrialJob) -> None:
-    """Ray Tune's function: trains the job's experiment with `values` by dotted key, from the trial's checkpoint if it has one."""
-    settings = {key: value for key, value in values.items() if key != TRIAL_NUMBER}
-    experiment = Experiment.model_validate(job.experiment).with_values(settings, trial_name(values))
-    run = Storage(job.runs) / trial_name(values)
+    """Ray Tune's function: trains the job's experiment with `values` by dotted key, from the trial's checkpoint if it has one.
+
+    What trying again would not mend is reported as its failure; Ray Tune tries again after an exception.
+    """
+    try:
+        _train(values, job)
+    except (UserError, Failure) as error:
+        _report_failure(error)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        _report_failure(error, out_of_memory=True)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU or this machine had no memory left: torch has no type for the latter."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
+def _report_failure(error: BaseException, out_of_memory: bool = False) -> None:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    tune.report({FAILURE: reason, OUT_OF_MEMORY: out_of_memory})
+
+
+def _train(values: dict[str, Any], job: TrialJob) -> None:
+    name = run_name(values)
+    settings = {key: value for key, value in values.items() if key not in (TRIAL_NUMBER, SHARE, RUN)}
+    experiment = Experiment.model_validate(job.experiment).with_values(settings, name)
+    run = Storage(job.runs) / name
     run.write_text(EXPERIMENT, experiment.to_yaml())
-    with CheckpointStore(run / "checkpoints").latest() as latest:
-        ended = read_json(latest / METRICS) if latest else {}
-    if ended.get("finished"):  # before a kill that Ray Tune's last snapshot did not see
-        report_to_tune(ended)
-        return
+    store = CheckpointStore(run / "checkpoints")
+    owner = store.take_over()  # from a process of a killed driver's, which may write on for seconds
+    reporter = TuneReporter(store, job.measure_encoding)
+    with store.latest() as latest:
+        reached = read_json(latest / METRICS) if latest else None
+    if reached:  # a kill may have come between the checkpoint and its report
+        reporter.send(reached)
+        if reached["finished"]:
+            return
     if job.group.workers > 1:
-        trainer = TorchTrainer(
+        trainer = Trainer(
             train_worker,
-            train_loop_config={"experiment": experiment.model_dump(), "shards": job.shards, "run": run.location},
+            train_loop_config={"experiment": experiment.model_dump(), "shards": job.shards, "run": run.location, "owner": owner},
             scaling_config=job.group.scaling(),
-            torch_config=job.group.torch(),
             run_config=run_config(run.location, "ray", experiment, [TuneReportCallback()]),
         )
         run_group(trainer, run)
         return
     gc.collect()  # the process is kept for the next trial: give back what the one before held
+    share = values.get(SHARE, 1)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    torch.set_num_threads(max(1, int(job.group.cpus_per_worker)))
-    fit(experiment, local_shards(job.shards), TuneReporter(CheckpointStore(run / "checkpoints")))
+        # Trials that share a GPU each keep to their part, so that the one which needs more is the one that fails.
+        torch.cuda.set_per_process_memory_fraction(min(1.0, share * job.group.gpus_per_worker or 1.0))
+    torch.set_num_threads(max(1, int(share * job.group.cpus_per_worker)))
+    fit(experiment, local_shards(job.shards), reporter)
 
 
 class TuneReporter:
     """Reports to Ray Tune, and keeps checkpoints."""
 
-    def __init__(self, store: CheckpointStore) -> None:
+    def __init__(self, store: CheckpointStore, measure_encoding: bool) -> None:
         self.store = store
+        self.measure_encoding = measure_encoding
 
     def latest_checkpoint(self) -> AbstractContextManager[Path | None]:
         return self.store.latest()
@@ -91,10 +133,30 @@ class TuneReporter:
     def report(self, report: EpochReport, snapshot: Snapshot) -> None:
         keep_checkpoint(self.store, report, snapshot)
         self.store.wait()  # the report may stop this trial, and with it what runs beside it
-        report_to_tune(report.named())
+        self.send(report.named())
+
+    def send(self, metrics: dict[str, Any]) -> None:
+        """Reports an epoch's metrics; with the last ones, if asked for, how long the best model takes to encode a video."""
+        if metrics["finished"] and self.measure_encoding:
+            with self.store.best() as best:
+                assert best is not None
+                metrics = metrics | {"encode_ms": encode_milliseconds(best)}
+        tune.report(metrics)
 
 
-def report_to_tune(metrics: dict[str, Any]) -> None:
-    """Reports an epoch, with a checkpoint that holds nothing: without any, Ray Tune empties the records of a trial that it takes up again."""
-    with tempfile.TemporaryDirectory(prefix="dreamprvr-trial-") as directory:
-        tune.report(metrics, checkpoint=tune.Checkpoint(directory))
+@torch.no_grad()
+def encode_milliseconds(checkpoint: Path) -> float:
+    """How long a checkpoint's model takes to encode a video, of many at a time, where this runs: the best of five tries."""
+    trained, device = load_model(checkpoint), best_device()
+    model, size = trained.model.to(device), trained.experiment.data.video_size
+    clips = torch.randn(LATENCY_VIDEOS, CLIPS, size, device=device)
+    frames = torch.randn(LATENCY_VIDEOS, FRAMES, size, device=device)
+    mask = torch.ones(LATENCY_VIDEOS, FRAMES, dtype=torch.bool, device=device)
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        model.encode_videos(clips, frames, mask)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return 1000 * min(seconds) / LATENCY_VIDEOS

@@ -3,13 +3,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from dreamprvr_ray.search.leaderboard import Entry, ranked, table, write_leaderboard
+from made_search import made_search, result
+
+from dreamprvr_ray.search.leaderboard import Entry, Leaderboard, ranked, table
+from dreamprvr_ray.search.study import SearchStudy
 
 ENTRIES = [
-    Entry(0, "finished", 250.0, 7, 8, {"model.registers": 4}),
+    Entry(0, "finished", 250.0, 7, 8, {"model.registers": 4}, 248.0),
     Entry(1, "failed", None, None, 0, {"model.registers": 8}, error="out of memory"),
-    Entry(2, "pruned", 260.5, 2, 2, {"model.registers": 2}),
-    Entry(3, "finished", 250.0, 8, 8, {"model.registers": 1}),
+    Entry(2, "pruned", 260.5, 2, 2, {}, 260.5),
+    Entry(3, "finished", 250.0, 8, 8, {"model.registers": 1}, 250.0),
 ]
 
 
@@ -19,12 +22,48 @@ def test_trials_are_ranked_by_their_best_and_those_without_one_come_last() -> No
 
 def test_the_table_has_a_row_for_every_trial() -> None:
     lines = table(ranked(ENTRIES), ["model.registers"])
-    assert lines[0].split() == ["trial", "state", "epochs", "SumR", "at", "registers"]
-    assert lines[1].split() == ["2", "pruned", "2", "260.5", "2", "2"]
-    assert lines[4].split() == ["1", "failed", "0", "-", "-", "8"]
+    assert lines[0].split() == ["trial", "state", "epochs", "SumR", "at", "last", "registers"]
+    assert lines[1].split() == ["2", "pruned", "2", "260.5", "2", "260.5", "-"]
+    assert lines[2].split() == ["0", "finished", "8", "250.0", "7", "248.0", "4"]
+    assert lines[4].split() == ["1", "failed", "0", "-", "-", "-", "8"]
 
 
-def test_the_file_holds_the_ranked_trials(tmp_path: Path) -> None:
-    write_leaderboard(tmp_path / "leaderboard.json", ranked(ENTRIES))
-    written = json.loads((tmp_path / "leaderboard.json").read_text())
-    assert [entry["number"] for entry in written] == [2, 0, 3, 1] and written[3]["error"] == "out of memory"
+def train(runs: Path, number: int, *epochs: int) -> None:
+    """Leaves the checkpoints that a trial's store would."""
+    for epoch in epochs:
+        directory = runs / f"trial_{number:03d}" / "checkpoints" / f"epoch-{epoch:04d}"
+        directory.mkdir(parents=True)
+        (directory / "metrics.json").write_text(json.dumps({"best_epoch": epochs[0]}))
+
+
+def kept(runs: Path) -> set[str]:
+    return {f"{path.parent.parent.name}/{path.name}" for path in runs.glob("*/checkpoints/*")}
+
+
+def test_the_best_of_all_trials_keep_one_checkpoint_each_and_the_others_none(tmp_path: Path) -> None:
+    study = SearchStudy(made_search(tmp_path, pruning={"grace_epochs": 1, "reduction_factor": 2}), tmp_path / "out")
+    board = Leaderboard(study, keep=2)
+    for sumr in (50.0, 60.0, 70.0):
+        number = study.propose().number  # type: ignore[union-attr]
+        train(board.runs, number, 4, 9)
+        study.end(number, result(9, sumr, finished=True) | {"best_epoch": 4})
+        board.update()
+    running, failed, pruned = (study.propose().number for _ in range(3))  # type: ignore[union-attr]
+    for number in (running, failed, pruned):
+        train(board.runs, number, 1, 2)
+        study.report(number, result(1, {running: 65.0, failed: 99.0, pruned: 1.0}[number]))
+    study.fail(failed, "no memory left")
+    assert study.should_prune(pruned, 1)
+    study.end(pruned, result(1, 1.0))
+    board.update()
+    assert kept(board.runs) == {"trial_001/epoch-0004", "trial_002/epoch-0004", "trial_003/epoch-0001", "trial_003/epoch-0002"}
+
+    written = json.loads((tmp_path / "out" / "leaderboard.json").read_text())
+    assert [entry["number"] for entry in written] == [2, 3, 1, 0, 5, 4]
+    assert [entry["state"] for entry in written] == ["finished", "running", "finished", "finished", "pruned", "failed"]
+    assert [bool(entry["checkpoint"]) for entry in written] == [True, False, True, False, False, False]
+    assert written[0]["checkpoint"].endswith("runs/trial_002/checkpoints/epoch-0004") and written[5]["error"] == "no memory left"
+
+    train(board.runs, 77, 1)  # of a trial that the study does not know
+    board.sweep()
+    assert not (board.runs / "trial_077").exists() and len(kept(board.runs)) == 4

@@ -50,31 +50,65 @@ def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
             "data.video_size": {"int": [10, 20]},
             "training.epochs": "many",
             "model.branches": {"choice": []},
+            "loss.weights.diversity": {"float": [1e-5, 1.0], "when": "model.registrs > 0"},
+            "loss.weights.similarity": {"float": [1e-5, 1.0], "when": "model.registers >"},
         },
+        trails=5,
+        sampler={"kind": "tpee"},
     )
     found = mistakes(path)
-    assert len(found) == 10
     text = "\n".join(found)
     assert all(line.startswith(f"{path}: ") for line in found)
     for part in (
         "unknown key 'model.regsters'; did you mean 'model.registers'?",
         "model.heads: low 8 must be below high 1",
-        "model.dropout = 1.5",
         "loss.margin: a log scale needs low above 0",
         "unknown word 'floot'",
-        "must hold the configuration's own value 0.001",
         "two whole numbers, not [1, 2.5]",
         "data.video_size can be fixed but not searched",
-        "training.epochs = ",
         "model.branches: choice takes a list of values",
+        "unknown key 'model.registrs' in 'model.registrs > 0'; did you mean 'model.registers'?",
+        "'model.registers >' is no condition",
+        "unknown key 'trails'; did you mean 'trials'?",
+        "sampler.kind = 'tpee': must be 'tpe', 'gp' or 'random'",
     ):
         assert part in text
+    assert len(found) == 11
+    # What needs the configuration is checked where the file itself is right.
+    checked = mistakes(
+        write(tmp_path, {"model.dropout": {"float": [0.0, 1.5]}, "optimizer.learning_rate": {"float": [1e-5, 1e-4]}, "training.epochs": "many"})
+    )
+    assert len(checked) == 3
+    for part in ("model.dropout = 1.5", "must hold the configuration's own value 0.001", "training.epochs = "):
+        assert part in "\n".join(checked)
+
+
+def test_conditions_are_checked_and_ordered(tmp_path: Path) -> None:
+    steps = {"int": [1, 8], "when": "model.registers > 0"}
+    search = load_search(write(tmp_path, {"model.diffusion_steps": steps, "model.registers": {"int": [0, 8]}}))
+    assert [space.key for space in search.ranges] == ["model.registers", "model.diffusion_steps"]
+    assert str(search.ranges[1]) == "integers from 1 to 8, when model.registers > 0"
+    assert (
+        "model.diffusion_steps"
+        not in load_search(write(tmp_path, {"model.diffusion_steps": steps, "model.registers": 0, "model.heads": {"choice": [2, 4]}})).paper_setting
+    )
+    circle = {"model.registers": {"int": [0, 8], "when": "model.diffusion_steps > 1"}, "model.diffusion_steps": steps}
+    assert "the conditions of model.diffusion_steps and model.registers wait for each other" in mistakes(write(tmp_path, circle))[0]
+    space = {"model.registers": {"int": [0, 8]}}
+    assert (
+        "constraints: 'model.registers > 4' does not hold for the configuration's own values"
+        in mistakes(write(tmp_path, space, constraints=["model.registers > 4"]))[0]
+    )
+    assert "cannot be worked out" in mistakes(write(tmp_path, space, constraints=["training.precision > 4"]))[0]
+    assert (
+        "model.branches: choice takes a list of numbers, words, true or false" in mistakes(write(tmp_path, {"model.branches": {"choice": [[1]]}}))[0]
+    )
 
 
 def test_a_search_key_that_does_not_exist_or_has_a_wrong_value_is_named(tmp_path: Path) -> None:
     space = {"model.registers": {"int": [0, 8]}}
     assert "unknown key 'trails'; did you mean 'trials'?" in mistakes(write(tmp_path, space, trails=3))[0]
-    assert "trial.workers = 0" in mistakes(write(tmp_path, space, trial={"workers": 0}))[0]
+    assert "trial.workers: 0: must be greater than or equal to 1, or auto" in mistakes(write(tmp_path, space, trial={"workers": 0}))[0]
     assert "unknown key 'pruning.grace'; did you mean 'pruning.grace_epochs'?" in mistakes(write(tmp_path, space, pruning={"grace": 1}))[0]
     assert "neither a file nor a preset" in mistakes(write(tmp_path, space, config="tvrr"))[0]
     assert "nothing to search" in mistakes(write(tmp_path, {"model.registers": 3}))[0]

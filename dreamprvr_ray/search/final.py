@@ -1,0 +1,302 @@
+"""What follows a search: the best trials' values and the paper's, each trained anew with several seeds, tested once and compared.
+
+OUT/final/trial_005-seed_1/  a training's directory    OUT/final.json  what came out
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import ray
+import ray.tune
+import torch
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
+
+import dreamprvr_ray
+from dreamprvr_ray.checkpoint_store import CheckpointStore
+from dreamprvr_ray.checkpoints import read_json, write_text
+from dreamprvr_ray.data.shards import ShardSet
+from dreamprvr_ray.errors import Failure
+from dreamprvr_ray.reporter import duration
+from dreamprvr_ray.retrieval import RECALL_RANKS
+from dreamprvr_ray.search.leaderboard import Entry, keep_only
+from dreamprvr_ray.search.plan import TrialPlan
+from dreamprvr_ray.search.protocol import evaluate_checkpoint, recorded_ranks, recorded_test
+from dreamprvr_ray.search.records import Records
+from dreamprvr_ray.search.searcher import GO_ON, NO_MORE, quiet_tune
+from dreamprvr_ray.search.space import Search
+from dreamprvr_ray.search.trial import FAILURE, RUN, TRIAL_NUMBER, run_name, trial_name
+from dreamprvr_ray.storage import Storage
+
+FINAL = "final.json"
+RESAMPLES = 10_000
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class FinalRun:
+    """One training of a candidate: what val chose, and the one reading of test. SumR in percent, summed over four ranks."""
+
+    seed: int
+    val_SumR: float
+    best_epoch: int
+    checkpoint: str
+    test: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Values that were trained with several seeds; `mean` and `std` are of test SumR over the seeds."""
+
+    name: str  # "trial 5", or "paper"
+    trial: int
+    values: dict[str, Any]
+    best_epoch: int  # of its trial in the search
+    runs: list[FinalRun] = field(default_factory=list)
+    mean: float = float("nan")
+    std: float = float("nan")
+
+    @property
+    def val_mean(self) -> float:
+        """Mean over the seeds of the best val SumR: what chooses among candidates."""
+        return float(np.mean([run.val_SumR for run in self.runs]))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """By how much test SumR of one candidate exceeds another's, and the interval that resampled videos and seeds leave for it."""
+
+    better: str
+    than: str
+    difference: float
+    interval: tuple[float, float]
+    confidence: float = CONFIDENCE
+    resamples: int = RESAMPLES
+
+
+@dataclass(frozen=True)
+class FinalResult:
+    """All candidates, the one that val chose first; `comparison` is of the best one found with the paper's setting, None where none was."""
+
+    candidates: list[Candidate]
+    comparison: Comparison | None
+    with_val: bool = False  # val was learnt from: its SumR says nothing
+
+    def lines(self) -> list[str]:
+        """For a person."""
+        lines = []
+        for each in self.candidates:
+            seeds = f"{len(each.runs)} seeds" if len(each.runs) > 1 else "1 seed"
+            val = "trained on val too" if self.with_val else f"val {each.val_mean:.1f}"
+            lines.append(f"{each.name}: test SumR {each.mean:.1f} (standard deviation {each.std:.1f}, {seeds}), {val}")
+        if self.comparison:
+            low, high = self.comparison.interval
+            lines.append(
+                f"{self.comparison.better} against {self.comparison.than}: {self.comparison.difference:+.1f} test SumR"
+                f" ({self.comparison.confidence:.0%} interval {low:+.1f} to {high:+.1f}, videos and seeds resampled)"
+            )
+        if self.candidates[0].name == "paper" and not self.with_val:
+            lines.append("val prefers the paper's setting to what the search found")
+        return lines
+
+    def named(self) -> dict[str, Any]:
+        """By the names of `final.json`."""
+        return {"candidates": [asdict(each) for each in self.candidates], "comparison": asdict(self.comparison) if self.comparison else None}
+
+
+def training_values(search: Search, candidate: Candidate, seed: int) -> dict[str, Any]:
+    """The values by dotted key of one training of a candidate."""
+    assert search.file.final
+    values = candidate.values | {"training.seed": seed}
+    if search.file.final.with_val:  # as long as val said is best, when it could still be asked
+        values |= {"training.with_val": True, "training.epochs": candidate.best_epoch}
+    return values
+
+
+def candidates_of(search: Search, entries: Sequence[Entry]) -> list[Candidate]:
+    """The values to train anew: of the best trials, of those that were trained to their end if there are any, and the paper's."""
+    assert search.file.final
+    others = [entry for entry in entries if entry.number != 0 and entry.best_sumr is not None]
+    finished = [entry for entry in others if entry.state == "finished"] or others
+    chosen = [Candidate(f"trial {entry.number}", entry.number, entry.values, entry.best_epoch or 1) for entry in finished[: search.file.final.top]]
+    own = next(entry for entry in entries if entry.number == 0)
+    return [*chosen, Candidate("paper", 0, search.paper_setting, own.best_epoch or search.experiment.training.epochs)]
+
+
+def run_final(
+    search: Search, candidates: Sequence[Candidate], trainable: Any, plan: TrialPlan, out: Path, say: Callable[[str], None]
+) -> list[Candidate]:
+    """Trains every candidate with every seed, as many at a time as trials were; those that were trained before are left alone.
+
+    Raises `Failure` where one cannot be trained.
+    """
+    assert search.file.final
+    jobs = {_run_name(each, seed): (each, seed) for each in candidates for seed in range(search.file.final.seeds)}
+    runs = out / "final"
+    waiting = [name for name in jobs if not _is_finished(runs / name)]
+    if waiting:
+        say(f"final: {len(waiting)} trainings of {', '.join(each.name for each in candidates)}, {plan.at_a_time} at a time")
+        values = [training_values(search, each, seed) | {TRIAL_NUMBER: each.trial, RUN: name} for name, (each, seed) in jobs.items()]
+        queue = FinalQueue(values, waiting)
+        quiet_tune()
+        ray.tune.Tuner(
+            trainable,
+            tune_config=ray.tune.TuneConfig(
+                num_samples=-1,
+                max_concurrent_trials=plan.at_a_time,
+                reuse_actors=plan.group.workers == 1,
+                search_alg=queue,
+                scheduler=FinalScheduler(Records(runs), queue, say),
+                trial_dirname_creator=lambda trial: run_name(trial.config),
+            ),
+            run_config=ray.tune.RunConfig(
+                name="final",
+                storage_path=str(out / "ray"),
+                verbose=0,
+                failure_config=ray.tune.FailureConfig(max_failures=search.experiment.training.max_failures),
+            ),
+        ).fit()
+        if queue.failures:
+            raise Failure(f"{out}: " + "; ".join(f"{name} failed: {reason}" for name, reason in queue.failures.items()))
+        if not all(_is_finished(runs / name) for name in jobs):
+            raise KeyboardInterrupt
+    return list(candidates)
+
+
+def test_candidates(search: Search, candidates: Sequence[Candidate], out: Path, shards: ShardSet) -> FinalResult:
+    """Evaluates every training's best checkpoint on test, unless that is recorded already, and writes OUT/final.json."""
+    assert search.file.final
+    tested, ranks = [], {}
+    for each in candidates:
+        runs = [_tested(out / "final" / _run_name(each, seed), seed, shards) for seed in range(search.file.final.seeds)]
+        sumr = [run.test["SumR"] for run in runs]
+        std = float(np.std(sumr, ddof=1)) if len(sumr) > 1 else float("nan")
+        tested.append(replace(each, runs=runs, mean=float(np.mean(sumr)), std=std))
+        ranks[each.name] = np.array([recorded_ranks(Path(run.checkpoint)) for run in runs])
+    if not search.file.final.with_val:  # else it was learnt from: the search's order stands
+        tested.sort(key=lambda each: -each.val_mean)
+    found = next((each for each in tested if each.name != "paper"), None)
+    comparison = compared(found.name, ranks[found.name], "paper", ranks["paper"], shards.split("test").owner) if found else None
+    result = FinalResult(tested, comparison, search.file.final.with_val)
+    manifest = shards.manifest
+    values = {"split": "test", "collection": manifest.collection, "protocol": manifest.protocol} | result.named()
+    versions = {
+        "dreamprvr_ray": dreamprvr_ray.__version__,
+        "torch": torch.__version__,
+        "ray": ray.__version__,
+        "optuna": optuna.__version__,
+        "python": platform.python_version(),
+    }
+    write_text(out / FINAL, json.dumps(values | {"versions": versions, "commands": [_command()]}, indent=1, default=str) + "\n")
+    return result
+
+
+def compared(better: str, ranks: np.ndarray, than: str, other_ranks: np.ndarray, owner: np.ndarray) -> Comparison:
+    """A paired bootstrap of the difference in SumR: ranks are (seeds, Q), `owner` (Q,) each query's video.
+
+    A resample draws videos with all their queries, since queries of one video are not independent, and seeds; both sides get the same.
+    """
+    random = np.random.default_rng(0)
+    hits = [(ranks <= k).astype(float) - (other_ranks <= k) for k in RECALL_RANKS]
+    gained = 100.0 * np.sum(hits, axis=0)  # (seeds, Q)
+    videos = int(owner.max()) + 1
+    by_video = np.stack([np.bincount(owner, weights=row, minlength=videos) for row in gained])  # (seeds, V)
+    queries = np.bincount(owner, minlength=videos)
+    seeds = len(gained)
+    differences = []
+    for _ in range(RESAMPLES // 1000):
+        drawn = random.multinomial(videos, np.full(videos, 1 / videos), 1000)  # how often each video is drawn
+        drawn_seeds = random.multinomial(seeds, np.full(seeds, 1 / seeds), 1000)
+        differences.append((drawn @ by_video.T * drawn_seeds).sum(1) / seeds / (drawn @ queries))
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(np.concatenate(differences), [tail, 100 - tail])
+    return Comparison(better, than, float(gained.mean()), (float(low), float(high)))
+
+
+class FinalQueue(Searcher):
+    """Hands out the trainings that wait, one after the other."""
+
+    def __init__(self, jobs: Sequence[dict[str, Any]], waiting: Sequence[str]) -> None:
+        super().__init__()
+        self._jobs: Iterator[dict[str, Any]] = iter([job for job in jobs if job[RUN] in waiting])
+        self._names: dict[str, str] = {}
+        self.failures: dict[str, str] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        job = next(self._jobs, None)
+        if job is None:
+            return NO_MORE
+        self._names[trial_id] = job[RUN]
+        return job
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        if error:
+            self.failures.setdefault(self._names[trial_id], "lost")
+        elif result and FAILURE in result:
+            self.failures[self._names[trial_id]] = result[FAILURE]
+
+    def save(self, checkpoint_path: str) -> None:
+        pass
+
+    def restore(self, checkpoint_path: str) -> None:
+        pass
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        pass
+
+
+class FinalScheduler(FIFOScheduler):
+    """Records every epoch, and says how each training ended."""
+
+    def __init__(self, records: Records, queue: FinalQueue, say: Callable[[str], None]) -> None:
+        super().__init__()
+        self.records, self.queue, self.say = records, queue, say
+
+    def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
+        if FAILURE not in result:
+            name = run_name(trial.config)
+            self.records.add(name, result)
+            if result["finished"]:
+                took = duration(result["time_total_s"])
+                self.say(f"final: {name}: val SumR {result['best_SumR']:.1f} at epoch {result['best_epoch']} of {result['epoch']}, {took}")
+        return GO_ON
+
+    def on_trial_complete(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> None:
+        self.records.close(run_name(trial.config))
+
+    def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
+        self.queue.failures[run_name(trial.config)] = str(trial.get_error() or "lost").strip().splitlines()[-1]
+
+
+def _run_name(candidate: Candidate, seed: int) -> str:
+    name = "paper" if candidate.name == "paper" else trial_name(candidate.trial)
+    return f"{name}-seed_{seed}"
+
+
+def _is_finished(run: Path) -> bool:
+    with CheckpointStore(Storage.of(run / "checkpoints")).latest() as latest:
+        return latest is not None and bool(read_json(latest / "metrics.json")["finished"])
+
+
+def _tested(run: Path, seed: int, shards: ShardSet) -> FinalRun:
+    with CheckpointStore(Storage.of(run / "checkpoints")).best() as best:
+        assert best is not None
+        metrics = read_json(best / "metrics.json")
+        test = recorded_test(best) or evaluate_checkpoint(best, shards, "test")
+        keep_only(run / "checkpoints", best.name)
+    return FinalRun(seed, metrics["best_SumR"], metrics["epoch"], str(best), test)
+
+
+def _command() -> str:
+    return " ".join(["python", "-m", "dreamprvr_ray.tune", *sys.argv[1:]])

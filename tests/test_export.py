@@ -1,0 +1,58 @@
+"""`export`: what it leaves can be evaluated, and its script retrieves."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dreamprvr_ray.config import load_experiment
+from dreamprvr_ray.data.shards import ShardSet
+from dreamprvr_ray.loop import fit
+from dreamprvr_ray.reporter import DirectoryReporter
+
+Call = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("run")
+    experiment = load_experiment("demo", {"model.hidden_size": 16, "model.branches": 1, "training.epochs": 1})
+    fit(experiment, ShardSet.open(demo_shards), DirectoryReporter(run))
+    return run / "best"
+
+
+def test_an_export_evaluates_as_its_checkpoint_and_its_script_retrieves(checkpoint: Path, call: Call, demo_shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    done = call("export", "--checkpoint", checkpoint, "--out", out, "--json")
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in out.iterdir()} == {"weights.safetensors", "experiment.yaml", "metrics.json", "retrieve.py"}
+    results = []
+    for each in (checkpoint, out):
+        evaluated = call("evaluate", "--checkpoint", each, "--shards", demo_shards, "--split", "val", "--json")
+        results.append(json.loads(evaluated.stdout.splitlines()[-1]))
+    assert results[0] == results[1]
+
+    script = out / "retrieve.py"
+    assert len([line for line in script.read_text().splitlines() if line and not line.startswith(('"""', "#"))]) <= 10
+    ran = subprocess.run([sys.executable, script, demo_shards], capture_output=True, text=True, check=True)
+    test = ShardSet.open(demo_shards).split("test")
+    lines = ran.stdout.splitlines()
+    assert [line.split(" -> ")[0] for line in lines] == list(test.captions[:10])
+    for line in lines:
+        found = line.split(" -> ")[1].split(", ")
+        assert len(set(found)) == 5 and set(found) <= set(test.videos)
+
+    again = call("export", "--checkpoint", checkpoint, "--out", out)
+    assert again.returncode == 2 and "already there; choose another --out" in again.stderr
+
+
+def test_what_is_no_checkpoint_is_not_exported(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for source, reason in ((tmp_path / "none", "no such checkpoint"), (tmp_path / "empty", "no checkpoint: it has no weights.safetensors")):
+        done = call("export", "--checkpoint", source, "--out", tmp_path / "out")
+        assert done.returncode == 2 and reason in done.stderr and not (tmp_path / "out").exists()
