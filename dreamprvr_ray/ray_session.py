@@ -33,9 +33,10 @@ RAY_ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "600",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
-# Read by the C library of every worker when it starts. glibc gives large blocks back to the system at once; fetching them anew, page by
+# Read by the C library and by OpenMP in every worker when it starts. glibc gives large blocks back to the system at once; fetching them anew, page by
 # page, took a third of a training step on the CPU.
 WORKER_ENVIRONMENT = RAY_ENVIRONMENT | {
+    "OMP_WAIT_POLICY": "passive",  # threads that spin for work take the cores from whoever has some: 8 times a step's processor time
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**50),
