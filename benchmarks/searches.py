@@ -23,7 +23,7 @@ SMALL = {
 def write_search(folder: Path, trials: int, epochs: int, videos: int, **keys: Any) -> Path:
     """Makes shards of so many training videos in `folder`, and a search of a few keys on them; returns its YAML file."""
     write_demo(folder / "source", seed=1, videos={"train": videos, "val": 20, "test": 20})
-    convert(Source.open(folder / "source", "demo"), folder / "shards", ConversionSettings())
+    convert(Source.open(folder / "source", "demo"), folder / "shards", ConversionSettings(), workers=1)
     ranges = {"model.registers": {"int": [0, 6]}, "optimizer.learning_rate": {"float": [1e-6, 1e-2], "log": True}}
     space = SMALL | {"training.epochs": epochs, "training.patience": epochs} | ranges
     values = {"config": "demo", "shards": str(folder / "shards"), "out": str(folder / "out"), "trials": trials, "space": space}
