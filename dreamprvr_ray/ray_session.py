@@ -85,9 +85,11 @@ def _cluster() -> Any | None:
 def _local(dashboard: bool, stack: ExitStack) -> Any:
     """A Ray of our own on this machine."""
     port = stack.enter_context(_own_port(FIRST_DASHBOARD_PORT))
-    # Ray's State API looks for the one Ray of this machine unless it is told the address; there may be others. What the dashboard shows of
-    # Ray Train's runs takes an actor more, seconds of every run's start.
-    local = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"} if dashboard else {"RAY_TRAIN_ENABLE_STATE_TRACKING": "0"}
+    # Ray's State API looks for the one Ray of this machine unless it is told the address. There may be others, and Ray Train, asking one
+    # of them for its controller, would take it for dead and remove its workers. Without a dashboard nobody answers, which it lives with.
+    local = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}
+    if not dashboard:  # what it shows of Ray Train's runs takes an actor more, seconds of every run's start
+        local["RAY_TRAIN_ENABLE_STATE_TRACKING"] = "0"
     before = {name: os.environ.get(name) for name in local}
     stack.callback(_restore, before)
     os.environ |= local

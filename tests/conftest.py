@@ -63,6 +63,8 @@ def call() -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def run(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
         module = importlib.import_module(f"dreamprvr_ray.{name}")
+        if hasattr(module, "__path__"):  # a package that is a command
+            module = importlib.import_module(f"dreamprvr_ray.{name}.__main__")
         words = [str(module.__file__), *map(str, arguments)]
         out, errors = io.StringIO(), io.StringIO()
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(errors), pytest.raises(SystemExit) as exit:

@@ -125,6 +125,7 @@ def test_settings_arrive_under_our_keys(content: dict[str, Any], tmp_path: Path)
         "training.seed": 9,
         "training.precision": "auto",
         "training.max_failures": 3,
+        "training.with_val": False,
         "evaluation.clip_weight": pytest.approx(0.6),
     }
 
