@@ -57,12 +57,16 @@ def collate(split: Split, videos: np.ndarray, trimmed: bool = False) -> Batch:
 
     Without any query, Lq is 1, and L without any video where it is `trimmed`: reductions need one.
     """
-    starts, stops = split.first_query[videos], split.first_query[videos + 1]
-    counts = stops - starts
-    # The queries' indices: each video's range, one after the other.
+    queries, owner = queries_of(split, videos)
+    return Batch(*collate_videos(split, videos, trimmed), *collate_queries(split, queries), torch.from_numpy(owner))
+
+
+def queries_of(split: Split, videos: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The queries (Q,) of these videos, each video's after the other's, and of which of `videos` each is (Q,)."""
+    starts = split.first_query[videos]
+    counts = split.first_query[videos + 1] - starts
     queries = np.arange(counts.sum()) + np.repeat(starts - (np.cumsum(counts) - counts), counts)
-    owner = torch.from_numpy(np.repeat(np.arange(len(videos)), counts))
-    return Batch(*collate_videos(split, videos, trimmed), *collate_queries(split, queries), owner)
+    return queries, np.repeat(np.arange(len(videos)), counts)
 
 
 def collate_videos(split: Split, videos: np.ndarray, trimmed: bool = False) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dreamprvr_ray.config import FRAMES
-from dreamprvr_ray.data.batches import Batch
+from dreamprvr_ray.data.batches import Batch, queries_of
 from dreamprvr_ray.data.shards import Split
 
 SHARE = 0.25  # of a GPU's free memory that a split may take: activations and other trials want the rest
@@ -34,14 +34,12 @@ class ResidentSplit:
 
     def collate(self, videos: np.ndarray, trimmed: bool = False) -> Batch:
         """What `batches.collate` makes, on the device."""
-        starts, stops = self._split.first_query[videos], self._split.first_query[videos + 1]
-        counts = stops - starts
-        queries = np.arange(counts.sum()) + np.repeat(starts - (np.cumsum(counts) - counts), counts)
+        queries, owner = queries_of(self._split, videos)
         lengths, token_counts = self._split.frame_counts[videos], self._split.token_counts[queries]
         frames, frame_mask = self._rows(self._frames, self._first_frame[videos], lengths, int(lengths.max(initial=1)) if trimmed else FRAMES)
         tokens, token_mask = self._rows(self._tokens, self._first_token[queries], token_counts, int(token_counts.max(initial=1)))
         clips = self._clips[self._here(videos)].float()
-        return Batch(clips, frames, frame_mask, tokens, token_mask, self._here(np.repeat(np.arange(len(videos)), counts)))
+        return Batch(clips, frames, frame_mask, tokens, token_mask, self._here(owner))
 
     def _rows(self, rows: Tensor, first: np.ndarray, counts: np.ndarray, length: int) -> tuple[Tensor, Tensor]:
         """Rows first[i] .. first[i] + counts[i] - 1 of each i, padded with zero rows: (len(first), length, size), and where a row is."""
