@@ -23,7 +23,7 @@ from optuna.storages.journal import JournalFileBackend
 from benchmarks.searches import write_search
 from dreamprvr_ray.command_line import Parser, print_json, run
 from dreamprvr_ray.ray_session import ray_session
-from dreamprvr_ray.search.records import read_epochs
+from dreamprvr_ray.search.layout import read_epochs
 
 TRIALS, EPOCHS, KEEP = 24, 4, 3
 

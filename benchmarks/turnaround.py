@@ -19,7 +19,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from benchmarks.searches import write_search
 from dreamprvr_ray.command_line import Parser, print_json, run
-from dreamprvr_ray.search.records import read_epochs
+from dreamprvr_ray.search.layout import read_epochs
 from dreamprvr_ray.search.run import run_search
 from dreamprvr_ray.search.space import load_search
 

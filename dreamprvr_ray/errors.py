@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from urllib.parse import urlsplit, urlunsplit
 
 
 class UserError(Exception):
@@ -31,3 +32,11 @@ def near_miss(name: str, allowed: Iterable[str]) -> str:
     if not close:  # a key written without its section: 'registers' for 'model.registers'
         close = [full for full in allowed if full.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]][:1]
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def without_password(url: str) -> str:
+    """A database's URL as it may be shown and passed on."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")))

@@ -23,7 +23,7 @@ import ray.train
 import torch
 import torch.distributed as dist
 from ray.train.collective import broadcast_from_rank_zero
-from ray.train.torch import TorchConfig, get_device
+from ray.train.torch import get_device
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -61,10 +61,6 @@ class WorkerGroup:
             resources_per_worker=resources,
             elastic_resize_monitor_interval_s=float(os.environ.get(RESIZE_SECONDS, 60)),
         )
-
-    def torch(self) -> TorchConfig:
-        """The same for a `TorchTrainer`."""
-        return TorchConfig(backend="nccl" if self.gpus_per_worker else "gloo")
 
 
 def plan_group(workers: int, cpus_per_worker: float | None = None, gpus_per_worker: float | None = None, at_least: int | None = None) -> WorkerGroup:
@@ -207,7 +203,7 @@ def connected() -> Iterator[Workers]:
         torch.cuda.set_device(get_device())
     context = ray.train.get_context()
     workers = Workers(context.get_world_rank(), context.get_world_size())
-    if workers.count == 1 or dist.is_initialized():  # a TorchTrainer has connected them already
+    if workers.count == 1:
         yield workers
         return
     if workers.rank == 0:

@@ -18,8 +18,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial
 
 from dreamprvr_ray.config import load_experiment
+from dreamprvr_ray.search.layout import read_epochs
 from dreamprvr_ray.search.plan import plan_trials
-from dreamprvr_ray.search.records import read_epochs
 from dreamprvr_ray.search.space import load_search
 
 if TYPE_CHECKING:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -22,17 +21,10 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from dreamprvr_ray.config import flatten, read_yaml
-from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.errors import UserError, without_password
+from dreamprvr_ray.search.layout import FINAL, JOURNAL, LEADERBOARD, RUNS, STATES, read_epochs, trial_name
 
-JOURNAL = "optuna.journal"
 PAPER_PRESETS = ("tvr", "activitynet", "charades")
-STATES = {
-    TrialState.COMPLETE: "finished",
-    TrialState.PRUNED: "pruned",
-    TrialState.FAIL: "failed",
-    TrialState.RUNNING: "running",
-    TrialState.WAITING: "waiting",
-}
 
 
 @dataclass(frozen=True)
@@ -274,7 +266,7 @@ def _open_study(directory: Path, store: str | None, name: str | None) -> optuna.
         if name not in names and len(names) == 1:
             name = names[0]
         if name not in names:
-            raise UserError(f"{directory}: nothing to report yet: no study '{name}' in {_masked(store) if store else JOURNAL}")
+            raise UserError(f"{directory}: nothing to report yet: no study '{name}' in {without_password(store) if store else JOURNAL}")
         study = optuna.load_study(study_name=name, storage=storage)
         if not any(trial.state != TrialState.WAITING for trial in study.get_trials(deepcopy=False)):
             raise UserError(f"{directory}: nothing to report yet: no trial has started")
@@ -284,13 +276,13 @@ def _open_study(directory: Path, store: str | None, name: str | None) -> optuna.
     except Exception as error:  # a journal that is none, a server that does not answer: SQLAlchemy's and json's types and Optuna's own
         line = (str(error).splitlines() or [type(error).__name__])[0]
         if store:
-            line = line.replace(store, _masked(store))
-        raise UserError(f"{_masked(store) if store else directory / JOURNAL}: the study cannot be read: {line}") from None
+            line = line.replace(store, without_password(store))
+        raise UserError(f"{without_password(store) if store else directory / JOURNAL}: the study cannot be read: {line}") from None
 
 
 def _trial(frozen: FrozenTrial, directory: Path, board: Mapping[str, Any]) -> Trial:
     told = frozen.user_attrs
-    curve = _curve(directory / "runs" / f"trial_{frozen.number:03d}") or _finite(frozen.intermediate_values.items())
+    curve = _curve(directory / RUNS / trial_name(frozen.number)) or _finite(frozen.intermediate_values.items())
     values = frozen.values or []
     sumr = _number(told.get("best_SumR"))
     if sumr is None and frozen.state == TrialState.COMPLETE:
@@ -317,19 +309,8 @@ def _trial(frozen: FrozenTrial, directory: Path, board: Mapping[str, Any]) -> Tr
 
 
 def _curve(run: Path) -> tuple[tuple[int, float], ...]:
-    """(epoch, val SumR) of a trial's record; a kill may have left its last line half written."""
-    points = []
-    try:
-        lines = (run / "epochs.jsonl").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ()
-    for line in lines:
-        try:
-            epoch = json.loads(line)
-            points.append((int(epoch["epoch"]), float(epoch["SumR"])))
-        except (ValueError, KeyError, TypeError):
-            continue
-    return _finite(points)
+    """(epoch, val SumR) of a trial's record."""
+    return _finite((epoch["epoch"], epoch["SumR"]) for epoch in read_epochs(run))
 
 
 def _finite(points: Any) -> tuple[tuple[int, float], ...]:
@@ -350,14 +331,14 @@ def _distributions(trials: Sequence[FrozenTrial], space: Mapping[str, Any]) -> d
 
 
 def _leaderboard(directory: Path) -> dict[int, dict[str, Any]]:
-    entries = _json(directory / "leaderboard.json")
+    entries = _json(directory / LEADERBOARD)
     return {entry["number"]: entry for entry in entries} if isinstance(entries, list) else {}
 
 
 def _final(directory: Path) -> Final | None:
-    final = _json(directory / "final.json")
+    final = _json(directory / FINAL)
     if final is not None:
-        return _retrained(final, directory / "final.json")
+        return _retrained(final, directory / FINAL)
     record = _json(directory / "best" / "test.json")
     readings = record.get("readings") if isinstance(record, dict) else None
     if not readings:
@@ -409,12 +390,4 @@ def _relative(path: str | None, directory: Path) -> str | None:
 
 
 def _without_password(settings: dict[str, Any]) -> dict[str, Any]:
-    return settings | {"store": _masked(settings["store"])} if settings.get("store") else settings
-
-
-def _masked(url: str) -> str:
-    """A store's URL without its password: reports are passed on."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")))
+    return settings | {"store": without_password(settings["store"])} if settings.get("store") else settings

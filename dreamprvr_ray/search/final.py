@@ -21,7 +21,6 @@ import torch
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
-from ray.tune.search import Searcher
 
 import dreamprvr_ray
 from dreamprvr_ray.checkpoint_store import CheckpointStore
@@ -30,16 +29,16 @@ from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.errors import Failure
 from dreamprvr_ray.reporter import duration
 from dreamprvr_ray.retrieval import RECALL_RANKS
+from dreamprvr_ray.search.layout import FINAL, trial_name
 from dreamprvr_ray.search.leaderboard import Entry, keep_only
 from dreamprvr_ray.search.plan import TrialPlan
 from dreamprvr_ray.search.protocol import evaluate_checkpoint, recorded_ranks, recorded_test
 from dreamprvr_ray.search.records import Records
-from dreamprvr_ray.search.searcher import GO_ON, NO_MORE, quiet_tune
+from dreamprvr_ray.search.searcher import GO_ON, NO_MORE, StatelessSearcher, quiet_tune
 from dreamprvr_ray.search.space import Search
-from dreamprvr_ray.search.trial import FAILURE, RUN, TRIAL_NUMBER, run_name, trial_name
+from dreamprvr_ray.search.trial import FAILURE, RUN, TRIAL_NUMBER, run_name
 from dreamprvr_ray.storage import Storage
 
-FINAL = "final.json"
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
 
@@ -224,7 +223,7 @@ def compared(better: str, ranks: np.ndarray, than: str, other_ranks: np.ndarray,
     return Comparison(better, than, float(gained.mean()), (float(low), float(high)))
 
 
-class FinalQueue(Searcher):
+class FinalQueue(StatelessSearcher):
     """Hands out the trainings that wait, one after the other."""
 
     def __init__(self, jobs: Sequence[dict[str, Any]], waiting: Sequence[str]) -> None:
@@ -245,15 +244,6 @@ class FinalQueue(Searcher):
             self.failures.setdefault(self._names[trial_id], "lost")
         elif result and FAILURE in result:
             self.failures[self._names[trial_id]] = result[FAILURE]
-
-    def save(self, checkpoint_path: str) -> None:
-        pass
-
-    def restore(self, checkpoint_path: str) -> None:
-        pass
-
-    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
-        pass
 
 
 class FinalScheduler(FIFOScheduler):

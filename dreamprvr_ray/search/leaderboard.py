@@ -13,18 +13,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from dreamprvr_ray.checkpoint_store import CheckpointStore
 from dreamprvr_ray.checkpoints import write_text
+from dreamprvr_ray.search.layout import LEADERBOARD, RUNS, STATES, trial_name
 from dreamprvr_ray.search.study import SearchStudy
-from dreamprvr_ray.search.trial import trial_name
 from dreamprvr_ray.storage import Storage
-
-LEADERBOARD = "leaderboard.json"
-_STATES = {
-    TrialState.COMPLETE: "finished",
-    TrialState.PRUNED: "pruned",
-    TrialState.FAIL: "failed",
-    TrialState.RUNNING: "running",
-    TrialState.WAITING: "waiting",
-}
 
 
 @dataclass(frozen=True)
@@ -52,7 +43,7 @@ def entry_of(trial: FrozenTrial) -> Entry:
     epochs = told.get("epochs") or max(curve, default=0)
     last = curve.get(epochs)
     reason = told.get("reason") if trial.state == TrialState.FAIL else None
-    return Entry(trial.number, _STATES[trial.state], best, best_epoch, epochs, dict(trial.params), last, error=reason)
+    return Entry(trial.number, STATES[trial.state], best, best_epoch, epochs, dict(trial.params), last, error=reason)
 
 
 def ranked(entries: Iterable[Entry]) -> list[Entry]:
@@ -73,7 +64,7 @@ class Leaderboard:
 
     def __init__(self, study: SearchStudy, keep: int) -> None:
         self.study, self.keep = study, keep
-        self.path, self.runs = study.out / LEADERBOARD, study.out / "runs"
+        self.path, self.runs = study.out / LEADERBOARD, study.out / RUNS
 
     def entries(self) -> list[Entry]:
         """All trials, best first, with the checkpoints that are kept."""

@@ -9,8 +9,8 @@ from typing import Any
 from tensorboardX import SummaryWriter
 
 from dreamprvr_ray.checkpoints import write_text
+from dreamprvr_ray.search.layout import EPOCHS, read_epochs
 
-EPOCHS = "epochs.jsonl"
 _NOT_MEASURED = ("config/", "training_iteration", "timestamp", "pid", "done", "time_since_restore", "iterations_since_restore")  # Ray Tune adds them
 
 
@@ -44,12 +44,3 @@ class Records:
         """Hears that a run has ended."""
         if run in self._boards:
             self._boards.pop(run).close()
-
-
-def read_epochs(directory: Path) -> list[dict[str, Any]]:
-    """The epochs in a run's directory, in order; what a kill cut off is left out."""
-    try:
-        lines = (directory / EPOCHS).read_text(encoding="utf-8").splitlines(keepends=True)
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -24,6 +24,7 @@ from dreamprvr_ray.errors import Failure, UserError
 from dreamprvr_ray.loop import fitted
 from dreamprvr_ray.ray_session import ray_session
 from dreamprvr_ray.search.final import FinalResult, candidates_of, run_final, test_candidates
+from dreamprvr_ray.search.layout import JOURNAL, RUNS
 from dreamprvr_ray.search.leaderboard import Entry, Leaderboard
 from dreamprvr_ray.search.plan import TrialPlan, plan_trials
 from dreamprvr_ray.search.progress import SearchProgress
@@ -31,7 +32,7 @@ from dreamprvr_ray.search.protocol import evaluate_checkpoint, recorded_test
 from dreamprvr_ray.search.records import Records
 from dreamprvr_ray.search.searcher import StudyScheduler, StudySearcher, quiet_tune
 from dreamprvr_ray.search.space import CHANGEABLE, Search
-from dreamprvr_ray.search.study import JOURNAL, SearchStudy
+from dreamprvr_ray.search.study import SearchStudy
 from dreamprvr_ray.search.trial import SHARE, TrialJob, run_name, run_trial
 from dreamprvr_ray.storage import Storage, absolute
 from dreamprvr_ray.workers import refuse_existing
@@ -68,7 +69,7 @@ def run_search(search: Search, *, resume: bool, say: Callable[[str], None]) -> O
         leaderboard = Leaderboard(study, search.file.keep)
         leaderboard.sweep()
         if not study.is_done():
-            _run_trials(study, leaderboard, _trainable(search, plan, out / "runs"), plan, say)
+            _run_trials(study, leaderboard, _trainable(search, plan, out / RUNS), plan, say)
             leaderboard.sweep()
         entries = leaderboard.entries()
         if any(entry.state in ("running", "waiting") for entry in entries) or not (study.is_done() or search.file.hours):

@@ -21,7 +21,20 @@ STOP: str = FIFOScheduler.STOP
 NO_MORE: str = Searcher.FINISHED
 
 
-class StudySearcher(Searcher):
+class StatelessSearcher(Searcher):
+    """A searcher that has nothing to save with Ray Tune's own state: what it knows is elsewhere."""
+
+    def save(self, checkpoint_path: str) -> None:
+        pass
+
+    def restore(self, checkpoint_path: str) -> None:
+        pass
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        pass
+
+
+class StudySearcher(StatelessSearcher):
     """Asks the study for trials and tells it how each ended; calls `ended` after each end."""
 
     def __init__(self, study: SearchStudy, say: Callable[[str], None], ended: Callable[[], None], can_have_more: bool) -> None:
@@ -56,16 +69,6 @@ class StudySearcher(Searcher):
         elif not self.study.end(number, result):
             return
         self.ended()
-
-    # What this knows is in the study: nothing is to be saved with Ray Tune's own state.
-    def save(self, checkpoint_path: str) -> None:
-        pass
-
-    def restore(self, checkpoint_path: str) -> None:
-        pass
-
-    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
-        pass
 
 
 class StudyScheduler(FIFOScheduler):

@@ -25,10 +25,10 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from dreamprvr_ray.cost import specified_gflop
-from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.errors import UserError, without_password
+from dreamprvr_ray.search.layout import JOURNAL
 from dreamprvr_ray.search.space import Sampler, Search
 
-JOURNAL = "optuna.journal"
 MOST_REFUSALS = 100  # proposals in a row that may break a constraint
 ABANDONED_AFTER = 60.0  # seconds: a proposal that nobody has put a name to by then was of a killed driver
 
@@ -179,7 +179,8 @@ def open_storage(store: str | None, out: Path) -> BaseStorage:
     try:
         return RDBStorage(store)
     except Exception as error:  # SQLAlchemy's, the driver's and Optuna's own
-        raise UserError(f"store = {store}: cannot be used: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0].replace(store, without_password(store))
+        raise UserError(f"store = {without_password(store)}: cannot be used: {reason}") from None
 
 
 class NumberedSampler(BaseSampler):

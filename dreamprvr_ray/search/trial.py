@@ -23,6 +23,7 @@ from dreamprvr_ray.data.cache import local_shards
 from dreamprvr_ray.errors import Failure, UserError
 from dreamprvr_ray.loop import best_device, fit
 from dreamprvr_ray.reporter import EpochReport, Snapshot
+from dreamprvr_ray.search.layout import trial_name
 from dreamprvr_ray.storage import Storage
 from dreamprvr_ray.workers import Trainer, WorkerGroup, keep_checkpoint, run_config, run_group, train_worker
 
@@ -46,11 +47,6 @@ class TrialJob:
     group: WorkerGroup
     runs: str  # the directory in which each trial has one of its own, laid out as a training's
     measure_encoding: bool = False
-
-
-def trial_name(number: int) -> str:
-    """What a trial's directories and runs are called: trial_007."""
-    return f"trial_{number:03d}"
 
 
 def run_name(values: dict[str, Any]) -> str:

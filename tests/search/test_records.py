@@ -4,7 +4,8 @@ from pathlib import Path
 
 from made_search import result
 
-from dreamprvr_ray.search.records import EPOCHS, Records, read_epochs
+from dreamprvr_ray.search.layout import EPOCHS, read_epochs
+from dreamprvr_ray.search.records import Records
 
 
 def epochs(runs: Path) -> list[int]:

@@ -216,3 +216,9 @@ def test_a_database_that_is_not_there_is_a_clear_mistake(tmp_path: Path) -> None
     for url in ("sqlite:////nowhere/at/all.db", "no url"):
         with pytest.raises(UserError, match=r"store = .*: cannot be used"):
             open_study(tmp_path, store=url)
+
+
+def test_a_databases_password_is_not_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        open_study(tmp_path, store="postgresql://me:hush-hush@127.0.0.1:1/studies")
+    assert "hush" not in str(caught.value) and "me:***@127.0.0.1:1/studies: cannot be used" in str(caught.value)

@@ -1,0 +1,37 @@
+"""What a search's directory holds, by name, for those who write it and those who only read it. Imports no Ray."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import TrialState
+
+JOURNAL = "optuna.journal"  # the study
+RUNS = "runs"  # a directory a trial
+EPOCHS = "epochs.jsonl"  # in a trial's directory: a line of metrics an epoch
+LEADERBOARD = "leaderboard.json"
+FINAL = "final.json"
+
+STATES = {
+    TrialState.COMPLETE: "finished",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "waiting",
+}  # in the leaderboard's words
+
+
+def trial_name(number: int) -> str:
+    """What a trial's directories and runs are called: trial_007."""
+    return f"trial_{number:03d}"
+
+
+def read_epochs(directory: Path) -> list[dict[str, Any]]:
+    """The epochs in a trial's directory, in order; what a kill cut off is left out."""
+    try:
+        lines = (directory / EPOCHS).read_text(encoding="utf-8").splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
