@@ -142,8 +142,12 @@ def test_a_search_that_has_ended_is_left_as_it_is(searched: tuple[Path, subproce
     assert again.returncode == 2 and "already there; go on with --resume, or choose another --out" in again.stderr
     changed = call("tune", "--space", space, "--resume", "--set", "sampler.seed=4")
     assert changed.returncode == 2 and "cannot resume: sampler was" in changed.stderr
+    best = space.parent / "out" / "best"
+    shards = yaml.safe_load(space.read_text())["shards"]
+    last_json(call("evaluate", "--checkpoint", best, "--shards", shards, "--split", "test", "--json"))
     resumed = last_json(call("tune", "--space", space, "--resume", "--json"))
     assert resumed == last_json(done)  # nothing is trained again, and test is not read again
+    assert len(json.loads((best / "test.json").read_text())["readings"]) == 2  # what a user did is not forgotten
 
 
 def test_a_killed_search_ends_as_one_left_alone(call: Call, drive: Callable[..., Driver], demo_shards: Path, tmp_path: Path, local_ray: None) -> None:

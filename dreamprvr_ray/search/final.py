@@ -92,6 +92,12 @@ class FinalResult:
     comparison: Comparison | None
     with_val: bool = False  # val was learnt from: its SumR says nothing
 
+    @property
+    def chosen(self) -> FinalRun:
+        """The first candidate's best training by val; its first one where val was learnt from."""
+        runs = self.candidates[0].runs
+        return runs[0] if self.with_val else max(runs, key=lambda run: run.val_SumR)
+
     def lines(self) -> list[str]:
         """For a person."""
         lines = []

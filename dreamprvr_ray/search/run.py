@@ -17,7 +17,7 @@ from typing import Any
 import ray.tune
 from ray.util.state import list_placement_groups
 
-from dreamprvr_ray.checkpoints import copy_checkpoint, write_text
+from dreamprvr_ray.checkpoints import METRICS, copy_checkpoint, read_json, write_text
 from dreamprvr_ray.config import parse_yaml
 from dreamprvr_ray.data.cache import local_shards, read_manifest
 from dreamprvr_ray.errors import Failure, UserError
@@ -74,17 +74,17 @@ def run_search(search: Search, *, resume: bool, say: Callable[[str], None]) -> O
         entries = leaderboard.entries()
         if any(entry.state in ("running", "waiting") for entry in entries) or not (study.is_done() or search.file.hours):
             raise KeyboardInterrupt
-        if not any(entry.checkpoint for entry in entries):
+        winner = next((entry for entry in entries if entry.checkpoint), None)
+        if winner is None or winner.checkpoint is None:
             reasons = sorted({entry.error for entry in entries if entry.error})
             raise Failure(f"{out}: no trial left a checkpoint: " + "; ".join(reasons))
         if search.file.final is None:
-            best = _best_checkpoint(entries[0], out, search)
+            best = _keep_best(Path(winner.checkpoint), winner.values, out)
             return Outcome(entries, None, best, recorded_test(best) or evaluate_checkpoint(best, local_shards(search.file.shards), "test"))
         trained = run_final(search, candidates_of(search, entries), _trainable(search, plan, out / "final"), plan, out, say)
     final = test_candidates(search, trained, out, local_shards(search.file.shards))
-    chosen = max(final.candidates[0].runs, key=lambda run: run.val_SumR)
-    _copy_best(Path(chosen.checkpoint), final.candidates[0].values, out)
-    return Outcome(entries, final, out / "best", chosen.test)
+    chosen = final.chosen
+    return Outcome(entries, final, _keep_best(Path(chosen.checkpoint), final.candidates[0].values, out), chosen.test)
 
 
 def _trainable(search: Search, plan: TrialPlan, runs: Path) -> Any:
@@ -127,17 +127,13 @@ def _run_trials(study: SearchStudy, leaderboard: Leaderboard, trainable: Any, pl
     ).fit()
 
 
-def _best_checkpoint(winner: Entry, out: Path, search: Search) -> Path:
+def _keep_best(checkpoint: Path, values: dict[str, Any], out: Path) -> Path:
+    """Copies the chosen checkpoint to OUT/best; one that is there already stays, with what is recorded beside it."""
     best = out / "best"
-    if recorded_test(best) is None:
-        assert winner.checkpoint
-        _copy_best(Path(winner.checkpoint), winner.values, out)
+    if not best.exists() or read_json(best / METRICS) != read_json(checkpoint / METRICS):
+        copy_checkpoint(checkpoint, best)
+        write_text(best / "values.json", json.dumps(values, indent=1) + "\n")
     return best
-
-
-def _copy_best(checkpoint: Path, values: dict[str, Any], out: Path) -> None:
-    copy_checkpoint(checkpoint, out / "best")
-    write_text(out / "best" / "values.json", json.dumps(values, indent=1) + "\n")
 
 
 def _check(storage: Storage, search: Search, resume: bool) -> None:

@@ -68,10 +68,10 @@ class SearchStudy:
 
     def propose(self) -> Proposal | None:
         """The next trial to run: one that was begun and has not ended, else a new one; None where there are enough."""
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if trial.number not in self._handed_out and self._is_ours(trial) and (proposal := self._hand_out(trial.number)):
+                return proposal
         trials = self.trials()
-        for trial in trials:
-            if trial.state == TrialState.RUNNING and trial.number not in self._handed_out and self._is_ours(trial):
-                return self._hand_out(trial.number)
         if len(trials) >= self.search.file.trials:
             return None
         for _ in range(MOST_REFUSALS):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,13 +78,18 @@ def test_with_val_a_training_is_as_long_as_val_said_was_best(tmp_path: Path) -> 
 
 
 def test_the_lines_say_what_val_prefers() -> None:
+    def run(val: float) -> FinalRun:
+        return FinalRun(0, val, 3, "checkpoint", {"SumR": 200.0})
+
     def candidate(name: str, val: float) -> Candidate:
-        runs = [FinalRun(seed, val, 3, "checkpoint", {"SumR": 200.0}) for seed in range(2)]
+        runs = [run(val)] * 2
         return Candidate(name, 0, {}, 3, runs, 200.0, 1.0)
 
     comparison = compared("trial 5", np.ones((1, 3)), "paper", np.full((1, 3), 7), np.arange(3))
     found = FinalResult([candidate("trial 5", 250.0), candidate("paper", 240.0)], comparison)
     assert found.lines()[0] == "trial 5: test SumR 200.0 (standard deviation 1.0, 2 seeds), val 250.0"
     assert found.lines()[2] == "trial 5 against paper: +200.0 test SumR (95% interval +200.0 to +200.0, videos and seeds resampled)"
+    assert FinalResult([replace(candidate("a", 1.0), runs=list(map(run, (3.0, 5.0))))], None).chosen.val_SumR == 5.0
+    assert FinalResult([replace(candidate("a", 1.0), runs=list(map(run, (3.0, 5.0))))], None, with_val=True).chosen.val_SumR == 3.0
     other = FinalResult(found.candidates[::-1], comparison)
     assert other.lines()[-1] == "val prefers the paper's setting to what the search found"

@@ -167,6 +167,19 @@ def test_constraints_are_kept_and_what_was_refused_does_not_count(tmp_path: Path
     assert refused and all(trial.state == TrialState.FAIL and "refused: breaks" in trial.user_attrs["reason"] for trial in refused)
 
 
+def test_a_refusal_that_a_kill_cut_off_does_not_stay_open(tmp_path: Path) -> None:
+    study = open_study(tmp_path, constraints=["model.registers < 5"], trials=2)
+    study.propose()
+    study.study.enqueue_trial({"model.registers": 8})
+    half = study.study.ask()
+    study.search.suggest(half)
+    half.set_user_attr("infeasible", True)  # and killed before it was told
+    again = open_study(tmp_path, constraints=["model.registers < 5"], trials=2)
+    for proposal in iter(again.propose, None):
+        again.end(proposal.number, result(9, 1.0, finished=True))
+    assert again.is_done() and not any(trial.state == TrialState.RUNNING for trial in again.study.trials)
+
+
 def test_a_constraint_that_nothing_keeps_ends_with_a_clear_mistake(tmp_path: Path) -> None:
     study = open_study(tmp_path, constraints=["optimizer.learning_rate == 1e-3"])
     study.propose()
