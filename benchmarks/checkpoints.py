@@ -73,7 +73,7 @@ def main(arguments: list[str]) -> None:
         storage, group = Storage.of(folder), plan_group(1)
         storage.write_text(EXPERIMENT, experiment.to_yaml())
         job = {"experiment": experiment.model_dump(), "shards": absolute(options.shards), "run": storage.location}
-        config = run_config(storage.location, "ray", experiment)
+        config = run_config(storage, "ray", experiment)
         trainer = Trainer(work, train_loop_config=job, scaling_config=group.scaling(), run_config=config)
         result: ray.train.Result = trainer.fit()
         rows = result.return_value

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from dreamprvr_ray.checkpoints import METRICS, read_json
+from dreamprvr_ray.checkpoints import METRICS, parse_json
 from dreamprvr_ray.errors import Failure
 from dreamprvr_ray.storage import Storage
 
@@ -39,6 +40,11 @@ class CheckpointStore:
         found = (_NAME.fullmatch(name) for name in self.storage.names())
         return sorted(int(match[1]) for match in found if match and self.storage.exists(f"{match[0]}/{METRICS}"))
 
+    def metrics(self) -> dict[str, Any] | None:
+        """What was measured at the latest checkpoint; None where there is none."""
+        epochs = self.epochs()
+        return parse_json(self.at(epochs[-1]).read_text(METRICS), f"{self.at(epochs[-1])}/{METRICS}") if epochs else None
+
     @contextmanager
     def latest(self) -> Iterator[Path | None]:
         """The latest checkpoint as files on this machine; None where there is none."""
@@ -52,19 +58,28 @@ class CheckpointStore:
     @contextmanager
     def best(self) -> Iterator[Path | None]:
         """The checkpoint of the best epoch, as the latest one says; None where there is none."""
-        with self.latest() as latest:
-            epoch: int | None = read_json(latest / METRICS)["best_epoch"] if latest else None
-        if epoch is None:
+        metrics = self.metrics()
+        if metrics is None:
             yield None
             return
-        with self.opened(epoch) as directory:
+        with self.opened(metrics["best_epoch"]) as directory:
             yield directory
+
+    def at(self, epoch: int) -> Storage:
+        """Where the checkpoint of this epoch is, if it is kept."""
+        return self.storage / _name(epoch)
 
     @contextmanager
     def opened(self, epoch: int) -> Iterator[Path]:
         """The checkpoint of this epoch as files on this machine."""
-        with (self.storage / _name(epoch)).opened() as directory:
+        with self.at(epoch).opened() as directory:
             yield directory
+
+    def keep_only(self, epoch: int) -> None:
+        """Deletes the checkpoints of all other epochs."""
+        for name in self.storage.names():
+            if name not in (OWNER, _name(epoch)):
+                self.storage.delete_directory(name)
 
     def take_over(self) -> str:
         """Makes this store the owner, to be called before reading what to go on from; returns the `owner` for stores that write for it."""

@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -38,8 +39,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
-    """Runs a command and exits: 0, 2 for a user's mistake, 1 for a failure, 130 when interrupted, else `main`'s own code (a
-    traceback exits 1)."""
+    """Runs a command and exits: 0, 2 for a user's mistake, 1 for a failure, 130 when interrupted or asked to end, else `main`'s own code
+    (a traceback exits 1)."""
+    before = signal.signal(signal.SIGTERM, _interrupt)  # `ray job stop` and batch systems send it: it ends as after Ctrl-C
     try:
         code = main(sys.argv[1:]) or 0
         sys.stdout.flush()
@@ -56,7 +58,13 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     except BrokenPipeError:  # the reader of our output went away, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes when it ends
         code = 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
     sys.exit(code)
+
+
+def _interrupt(*_: object) -> None:
+    signal.raise_signal(signal.SIGINT)  # which Ray Tune handles in a way of its own
 
 
 def print_json(values: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from urllib.parse import urlsplit, urlunsplit
 
@@ -40,3 +41,8 @@ def without_password(url: str) -> str:
     if parts.password is None:
         return url
     return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")))
+
+
+def shown(text: str) -> str:
+    """A text with the URIs in it as they may be shown and kept: without passwords and without options, among which keys may stand."""
+    return re.sub(r"[A-Za-z][A-Za-z0-9+.-]*://\S+", lambda match: without_password(match[0]).partition("?")[0], text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dreamprvr_ray.command_line import Parser, print_json, run
 from dreamprvr_ray.data.cache import local_shards
 from dreamprvr_ray.search.protocol import described, evaluate_checkpoint
+from dreamprvr_ray.storage import Storage
 
 
 def main(arguments: list[str]) -> None:
@@ -13,7 +14,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--shards", required=True, help="what `convert` wrote: a folder, or a URI as s3://bucket/shards")
     parser.add_argument("--split", choices=("val", "test"), required=True)
     options = parser.parse_args(arguments)
-    result = evaluate_checkpoint(options.checkpoint, local_shards(options.shards), options.split)
+    result = evaluate_checkpoint(Storage.of(options.checkpoint), local_shards(options.shards), options.split)
     print("\n".join(described(result)))
     if options.json:
         print_json(result)

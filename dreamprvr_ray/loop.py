@@ -121,6 +121,8 @@ def fit(
     first_epoch = progress.epoch
     while not progress.finished:
         epoch_started = time.perf_counter()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
         epoch = _train_epoch(
             model, gradients, optimizer, experiment, train, resident, progress.epoch, workers, device, reporter if report is None else None
         )
@@ -142,6 +144,7 @@ def fit(
             seconds=now - epoch_started,
             seconds_left=0.0 if progress.finished else per_epoch * (training.epochs - progress.epoch),
             waited=epoch.waited / epoch.seconds,
+            gpu_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
             sent=epoch.sent,
             finished=progress.finished,
         )

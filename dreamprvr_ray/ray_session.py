@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 
 from dreamprvr_ray.errors import UserError
 
 FIRST_DASHBOARD_PORT = 8265  # Ray's own default
+LOOPBACK = "127.0.0.1"
 
 # Read by Ray's processes when they start. Ends and losses of workers are seen at the controller's next look at them: 2 s by default.
 RAY_ENVIRONMENT = {
@@ -42,6 +44,8 @@ WORKER_ENVIRONMENT = RAY_ENVIRONMENT | {
     "MALLOC_TRIM_THRESHOLD_": str(2**50),
     "MALLOC_TOP_PAD_": str(64 * 2**20),
 }
+# Of a local Ray: nothing listens where other machines could reach it. The first is what Ray does by itself on Windows and macOS.
+STAY_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "GLOO_SOCKET_IFNAME": "lo"}
 
 
 @contextmanager
@@ -58,7 +62,9 @@ def ray_session(dashboard: bool) -> Iterator[str | None]:
     # It warns at every start that token authentication is on, as it should be.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     with ExitStack() as stack:
-        context = _cluster() or _local(dashboard, stack)
+        context = _cluster()
+        if context is None:  # `or` would ask for its length, which Ray warns of
+            context = _local(dashboard, stack)
         stack.callback(ray.shutdown)
         yield f"http://{context.dashboard_url}" if context.dashboard_url else None
 
@@ -87,12 +93,14 @@ def _local(dashboard: bool, stack: ExitStack) -> Any:
     port = stack.enter_context(_own_port(FIRST_DASHBOARD_PORT))
     # Ray's State API looks for the one Ray of this machine unless it is told the address. There may be others, and Ray Train, asking one
     # of them for its controller, would take it for dead and remove its workers. Without a dashboard nobody answers, which it lives with.
-    local = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}
+    local = {"RAY_API_SERVER_ADDRESS": f"http://{LOOPBACK}:{port}"} | STAY_ON_LOOPBACK
     if not dashboard:  # what it shows of Ray Train's runs takes an actor more, seconds of every run's start
         local["RAY_TRAIN_ENABLE_STATE_TRACKING"] = "0"
     before = {name: os.environ.get(name) for name in local}
     stack.callback(_restore, before)
     os.environ |= local
+    stack.callback(setattr, ray_constants, "ENABLE_RAY_CLUSTER", ray_constants.ENABLE_RAY_CLUSTER)
+    ray_constants.ENABLE_RAY_CLUSTER = False  # the variable has been read when Ray was imported
     return _init("local", local, include_dashboard=dashboard, dashboard_port=port)
 
 
@@ -115,7 +123,7 @@ def _own_port(first: int) -> Iterator[int]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with socket.socket() as probe:
-                free = probe.connect_ex(("127.0.0.1", port)) != 0
+                free = probe.connect_ex((LOOPBACK, port)) != 0
         except BlockingIOError:
             free = False
         if free:

@@ -43,6 +43,7 @@ class EpochReport:
     seconds: float  # of this epoch, evaluation included
     seconds_left: float  # of this training, if it is not stopped early
     waited: float  # share of the epoch's training time that was spent waiting for data
+    gpu_bytes: int | None  # the most that the first worker's tensors took of its GPU; None on the CPU
     sent: Sent | None  # None: one worker, which sends nothing
     finished: bool  # the last epoch: all are done, or patience is used up
 
@@ -61,6 +62,7 @@ class EpochReport:
             "seconds": self.seconds,
             "seconds_left": self.seconds_left,
             "waited": self.waited,
+            **({"gpu_bytes": self.gpu_bytes} if self.gpu_bytes is not None else {}),
             **({f"sent_MB/{name}": value for name, value in asdict(self.sent).items()} if self.sent else {}),
             "finished": self.finished,
         }

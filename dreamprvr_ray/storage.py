@@ -10,8 +10,9 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,9 @@ import pyarrow as pa
 import pyarrow.fs
 
 from dreamprvr_ray.checkpoints import METRICS, replacing, write_text
-from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.errors import UserError, shown
+
+_CONNECTIONS = 8
 
 
 def is_uri(location: str) -> bool:
@@ -48,7 +51,7 @@ class Storage:
         try:
             pyarrow.fs.FileSystem.from_uri(text)
         except (pa.ArrowException, ValueError) as error:
-            raise UserError(f"{text}: no storage that can be used: {_first_line(error)}") from None
+            raise UserError(f"{shown(text)}: no storage that can be used: {shown(_first_line(error))}") from None
         return cls(text)
 
     @property
@@ -66,7 +69,12 @@ class Storage:
         return Storage(f"{path.rstrip('/')}/{name}{mark}{query}")
 
     def __str__(self) -> str:
-        return self.location.partition("?")[0] if is_uri(self.location) else self.location
+        return shown(self.location) if is_uri(self.location) else self.location
+
+    @property
+    def name(self) -> str:
+        """The last part of its path."""
+        return str(self).rstrip("/").rpartition("/")[2]
 
     def names(self) -> list[str]:
         """What is in the directory, sorted; empty where it does not exist."""
@@ -75,6 +83,24 @@ class Storage:
         filesystem, path = self._store
         with _readable(self):
             return sorted(info.base_name for info in filesystem.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True)))
+
+    def size(self) -> int:
+        """The bytes of the files in the directory and below."""
+        if (directory := self.directory) is not None:
+            return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+        filesystem, path = self._store
+        with _readable(self):
+            selector = pyarrow.fs.FileSelector(path, allow_not_found=True, recursive=True)
+            return sum(info.size or 0 for info in filesystem.get_file_info(selector))
+
+    def files(self) -> list[str]:
+        """All files below the directory, by their paths in it, sorted; empty where it does not exist."""
+        if (directory := self.directory) is not None:
+            return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+        filesystem, path = self._store
+        with _readable(self):
+            found = filesystem.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True, recursive=True))
+        return sorted(info.path.removeprefix(f"{path}/") for info in found if info.is_file)
 
     def exists(self, name: str) -> bool:
         """Whether there is a file of this name."""
@@ -113,10 +139,30 @@ class Storage:
 
     def add_files(self, name: str, folder: Path, last: str | None = None) -> None:
         """Copies the files of `folder` into the directory `name` of an object store, the one called `last` after all others."""
-        filesystem, path = self._store
         for file in sorted(folder.iterdir(), key=lambda file: file.name == last):
-            with file.open("rb") as source, filesystem.open_output_stream(f"{path}/{name}/{file.name}") as target:
+            self._upload(file, f"{name}/{file.name}")
+
+    def upload(self, folder: Path, names: Iterable[str]) -> None:
+        """Copies the files of these names in `folder` into an object store, several at a time."""
+        with _readable(self), ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="upload") as pool:
+            list(pool.map(lambda name: self._upload(folder / name, name), names))
+
+    def download(self, names: Iterable[str], folder: Path) -> None:
+        """Copies the files of these names in an object store into `folder`, several at a time."""
+        filesystem, path = self._store
+
+        def fetch(name: str) -> None:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            with filesystem.open_input_stream(f"{path}/{name}", compression=None) as source, (folder / name).open("wb") as target:
                 shutil.copyfileobj(source, target, 8 * 2**20)
+
+        with _readable(self), ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="download") as pool:
+            list(pool.map(fetch, names))
+
+    def _upload(self, file: Path, name: str) -> None:
+        filesystem, path = self._store
+        with file.open("rb") as source, filesystem.open_output_stream(f"{path}/{name}", compression=None) as target:
+            shutil.copyfileobj(source, target, 8 * 2**20)
 
     @contextmanager
     def opened(self) -> Iterator[Path]:
@@ -131,15 +177,21 @@ class Storage:
             yield Path(folder)
 
     def delete_directory(self, name: str) -> None:
-        """Removes a directory, the file that makes it whole first."""
+        """Removes a directory, if it is there, the file that makes it whole first."""
         if (directory := self.directory) is not None:
             (directory / name / METRICS).unlink(missing_ok=True)
             shutil.rmtree(directory / name, ignore_errors=True)
             return
         filesystem, path = self._store
-        if self.exists(f"{name}/{METRICS}"):
-            filesystem.delete_file(f"{path}/{name}/{METRICS}")
-        filesystem.delete_dir(f"{path}/{name}")
+        with _readable(self), suppress(FileNotFoundError):
+            if self.exists(f"{name}/{METRICS}"):
+                filesystem.delete_file(f"{path}/{name}/{METRICS}")
+            filesystem.delete_dir(f"{path}/{name}")
+
+    def check_seen(self, name: str) -> None:
+        """Raises `UserError` where a file that another node wrote is not seen from this one: nobody would look here for what it writes."""
+        if not self.exists(name):
+            raise UserError(f"{self}: is not the same on all nodes; use a file system that they share, or a store as in s3://bucket/run")
 
 
 @contextmanager

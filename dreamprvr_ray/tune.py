@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dreamprvr_ray.command_line import Parser, print_json, run
 from dreamprvr_ray.config import parse_overrides
-from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.errors import UserError, shown
 from dreamprvr_ray.search.space import Search, load_search
 
 
@@ -15,7 +15,7 @@ def main(arguments: list[str]) -> None:
     parser = Parser("tune", "Search a space; the winner by val SumR ends up in OUT/best and is evaluated once on test.")
     parser.add_argument("--space", type=Path, required=True, help="a search's YAML file, as in search_spaces/")
     parser.add_argument("--shards", help="what `convert` wrote, instead of the file's")
-    parser.add_argument("--out", help="the search's new directory, instead of the file's")
+    parser.add_argument("--out", help="the search's new directory or URI, instead of the file's")
     parser.add_argument("--trials", type=int, help="the number of trials, instead of the file's")
     parser.add_argument("--resume", action="store_true", help="go on with the search in OUT")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and its cost, and train nothing")
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> None:
     try:
         outcome = run_search(search, resume=options.resume, say=say)
     except KeyboardInterrupt:
-        say(f"to go on, add --resume to the same command (the search is in {search.file.out})")
+        say(f"to go on, add --resume to the same command (the search is in {shown(search.file.out)})")
         raise
     from dreamprvr_ray.search.leaderboard import table
     from dreamprvr_ray.search.protocol import described
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> None:
         print("\n".join(outcome.final.lines()))
     print(f"the chosen model: {outcome.best}")
     print("\n".join(described(outcome.test)))
-    print(f"what was found, with pictures: python -m dreamprvr_ray.report {search.file.out}")
+    print(f"what was found, with pictures: python -m dreamprvr_ray.report {shown(search.file.out)}")
     if options.json:
         states = [entry.state for entry in outcome.entries]
         counts = {state: states.count(state) for state in ("finished", "pruned", "failed")}

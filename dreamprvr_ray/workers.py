@@ -8,6 +8,7 @@ object store.
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 import threading
 import time
@@ -25,7 +26,7 @@ import torch.distributed as dist
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import get_device
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-from ray.util.queue import Empty, Queue
+from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tensorboardX import SummaryWriter
 
@@ -36,6 +37,8 @@ from dreamprvr_ray.data.cache import local_shards, read_manifest
 from dreamprvr_ray.distributed import Workers
 from dreamprvr_ray.errors import Failure, UserError
 from dreamprvr_ray.loop import TrainingDiverged, fit, fitted
+from dreamprvr_ray.machines import machines
+from dreamprvr_ray.monitoring import Gauges
 from dreamprvr_ray.ray_session import ray_session
 from dreamprvr_ray.reporter import EpochReport, Snapshot
 from dreamprvr_ray.storage import Storage, absolute
@@ -68,16 +71,17 @@ def plan_group(workers: int, cpus_per_worker: float | None = None, gpus_per_work
 
     Raises `UserError` where the workers (of an elastic group, the fewest) would wait for ever for resources that are not there.
     """
-    total = ray.cluster_resources()
-    cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
+    there = machines()
     fewest = at_least or workers
-    gpus_each = (1.0 if gpus >= fewest else 0.0) if gpus_per_worker is None else gpus_per_worker
-    cpus_each = float(max(1, int(cpus // workers))) if cpus_per_worker is None else cpus_per_worker
-    if gpus_each:
-        cpus_each = min(cpus_each, 8.0) if cpus_per_worker is None else cpus_each
-    if fewest * cpus_each > cpus or fewest * gpus_each > gpus:
+    gpus_each = (1.0 if there.gpus >= fewest else 0.0) if gpus_per_worker is None else gpus_per_worker
+    cpus_each = cpus_per_worker
+    if cpus_each is None:
+        cpus_each = there.cpus_each(workers, gpus_each)
+        if gpus_each:
+            cpus_each = min(cpus_each, 8.0)
+    if there.places(cpus_each, gpus_each) < fewest:
         wanted = f"{fewest} workers of {cpus_each:g} CPU" + (f" and {gpus_each:g} GPU" if gpus_each else "")
-        raise UserError(f"{wanted} do not fit: Ray has {cpus:g} CPU and {gpus:g} GPU")
+        raise UserError(f"{wanted} do not fit: Ray has {there.cpus:g} CPU and {there.gpus:g} GPU on {len(there.nodes)} machines")
     return WorkerGroup(workers, cpus_each, gpus_each, at_least)
 
 
@@ -108,15 +112,17 @@ def train(
                 "owner": store.take_over(),
                 "reports": Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here}),
             }
-            settings = run_config(storage.location, "ray", experiment)
+            settings = run_config(storage, storage.name, experiment)
             trainer = Trainer(train_worker, train_loop_config=job, scaling_config=group.scaling(), run_config=settings)
             with _relay(job["reports"], storage, say, Start(began, time.time())):
                 run_group(trainer, storage)
     with store.best() as best:
         if best is None:
             raise Failure(f"{storage}: the training ended without a checkpoint")
-        storage.write_directory("best", partial(copy_files, best))
-        return read_json(best / METRICS)
+        metrics = read_json(best / METRICS)
+        if not (finished and (storage / "best").exists(METRICS)):  # else what is recorded beside it would be lost
+            storage.write_directory("best", partial(copy_files, best))
+        return metrics
 
 
 class Trainer(DataParallelTrainer):
@@ -146,12 +152,15 @@ def run_group(trainer: DataParallelTrainer, storage: Storage) -> None:
         raise Failure(f"{storage}: the training failed: {reason}; go on from the last checkpoint with --resume") from error
 
 
-def run_config(storage: str, name: str, experiment: Experiment, callbacks: list[Any] | None = None) -> ray.train.RunConfig:
-    """A run that goes on by itself when workers are lost. Checkpoints are our own affair: see `CheckpointStore`."""
+def run_config(run: Storage, name: str, experiment: Experiment, callbacks: list[Any] | None = None) -> ray.train.RunConfig:
+    """A run that goes on by itself when workers are lost; the dashboard shows it by its name.
+
+    Checkpoints are our own affair: see `CheckpointStore`.
+    """
     # Ray Train writes the list of its checkpoints in place: killed just then, or on a full disk, the run could not be resumed.
     return ray.train.RunConfig(
         name=name,
-        storage_path=storage,
+        storage_path=(run / "ray").location,
         callbacks=callbacks,
         failure_config=ray.train.FailureConfig(max_failures=experiment.training.max_failures),
     )
@@ -207,9 +216,12 @@ def connected() -> Iterator[Workers]:
         yield workers
         return
     if workers.rank == 0:
+        # By itself it would listen on every address that the node has.
         here = ray.util.get_node_ip_address()
-        store = dist.TCPStore(here, 0, is_master=True, wait_for_workers=False)
-        broadcast_from_rank_zero((here, store.port))
+        listening = socket.create_server((here, 0), family=socket.AF_INET6 if ":" in here else socket.AF_INET)
+        port = listening.getsockname()[1]
+        store = dist.TCPStore(here, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())
+        broadcast_from_rank_zero((here, port))
     else:
         store = dist.TCPStore(*broadcast_from_rank_zero(None))
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", store=store, rank=workers.rank, world_size=workers.count)
@@ -251,6 +263,7 @@ class RayTrainReporter:
 
     def report(self, report: EpochReport, snapshot: Snapshot) -> None:
         keep_checkpoint(self.store, report, snapshot)
+        print(report.line(), flush=True)  # into the worker's log, which the dashboard shows
         ray.train.report(report.named())
         if self.reports is not None:
             sent = report.sent.line() if report.sent else None
@@ -292,7 +305,7 @@ class FirstStep:
 
 @contextmanager
 def _relay(reports: Queue, storage: Storage, say: Callable[[str], None], start: Start) -> Iterator[None]:
-    """Shows the workers' reports while the block runs: a line each, and TensorBoard's scalars."""
+    """Shows the workers' reports while the block runs: a line each, TensorBoard's scalars, and the gauges."""
     ended = threading.Event()
     thread = threading.Thread(target=_show, args=(reports, storage, say, start, ended), daemon=True)
     thread.start()
@@ -305,16 +318,17 @@ def _relay(reports: Queue, storage: Storage, say: Callable[[str], None], start: 
 
 def _show(reports: Queue, storage: Storage, say: Callable[[str], None], start: Start | None, ended: threading.Event) -> None:
     sent = False
-    with _tensorboard(storage) as writer:
+    with _tensorboard(storage) as writer, Gauges(storage.name) as gauges:
         while True:
             stopping = ended.is_set()  # asked before the queue is emptied, so that the last report is not lost
-            try:
-                news: dict[str, Any] = reports.get(timeout=0.5)
-            except Empty:
+            if reports.empty():  # asked, because a `get` that finds none is a failed task on the dashboard
                 if stopping:
                     return
+                ended.wait(0.5)
                 continue
+            news: dict[str, Any] = reports.get()
             if "first_step" in news:
+                gauges.started(storage.name)
                 say(FirstStep(**news["first_step"]).line(start))
                 start = None
                 continue
@@ -322,6 +336,7 @@ def _show(reports: Queue, storage: Storage, say: Callable[[str], None], start: S
             if news["sent"] and not sent:
                 say(news["sent"])
                 sent = True
+            gauges.epoch(storage.name, news["scalars"])
             for name, value in news["scalars"].items():
                 writer.add_scalar(name, float(value), news["scalars"]["epoch"])
 

@@ -29,7 +29,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ |= {"RAY_TRAIN_ENABLE_STATE_TRACKING": "0", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
-LONGEST = ("test_readme", "test_tune", "test_train", "test_workers", "test_distributed")
+LONGEST = (
+    "test_readme",
+    "test_tune",
+    "test_up",
+    "test_several_nodes",
+    "test_from_nothing",
+    "test_metrics",
+    "test_train",
+    "test_workers",
+    "test_distributed",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -89,6 +99,11 @@ class Driver:
             if words in line:
                 return
         raise AssertionError(f"it ended and did not say {words!r}:\n{''.join(self.said)}")
+
+    def end(self) -> str:
+        """Waits until it ends by itself; returns all that it said."""
+        self.said.append(self.process.communicate()[1])
+        return "".join(self.said)
 
     def kill(self, with_its_ray: bool = False) -> None:
         """Kills this process, alone or with the Ray that it had started, and returns when all of them have ended."""
@@ -157,7 +172,7 @@ def local_ray() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def s3() -> Iterator[S3]:
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
@@ -169,6 +184,7 @@ def s3() -> Iterator[S3]:
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             patch.setenv(name, "test")
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv("DREAMPRVR_RAY_CACHE", str(tmp_path_factory.mktemp("cache")))
         for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE"):
             patch.delenv(name, raising=False)
         patch.setattr(log, "handlers", [recorder])

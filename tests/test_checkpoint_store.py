@@ -58,6 +58,17 @@ def test_the_best_and_the_latest_are_kept(store: CheckpointStore) -> None:
     assert store.epochs() == [5] and store.storage.names() == ["epoch-0005", OWNER]
 
 
+def test_one_checkpoint_alone_can_be_kept(store: CheckpointStore) -> None:
+    assert store.metrics() is None
+    for epoch in (1, 2, 3):
+        store.write(epoch, 2 if epoch > 1 else 1, checkpoint(epoch, 2))
+    store.wait()
+    assert store.metrics() == {"epoch": 3, "best_epoch": 2}
+    store.keep_only(2)
+    assert store.storage.names() == ["epoch-0002", OWNER] and store.epochs() == [2]
+    assert store.at(2).exists("metrics.json") and not store.at(3).exists("metrics.json")
+
+
 def test_what_a_killed_writer_left_is_no_checkpoint(store: CheckpointStore) -> None:
     store.write(1, 1, checkpoint(1, 1))
     store.wait()

@@ -37,6 +37,7 @@ def test_exit_codes() -> None:
     code, _, errors = run_main("raise RuntimeError('broken')")
     assert code == 1 and errors.startswith("Traceback") and errors.endswith("RuntimeError: broken\n")
     assert run_main("raise KeyboardInterrupt") == (130, "", "interrupted\n")
+    assert run_main("import os, signal; os.kill(os.getpid(), signal.SIGTERM); time.sleep(30)") == (130, "", "interrupted\n")
 
 
 def test_a_users_mistakes_are_a_line_each_and_no_traceback() -> None:

@@ -9,11 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from object_store import S3
 
 from dreamprvr_ray.config import load_experiment
 from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.loop import fit
 from dreamprvr_ray.reporter import DirectoryReporter
+from dreamprvr_ray.storage import Storage
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -49,6 +51,14 @@ def test_an_export_evaluates_as_its_checkpoint_and_its_script_retrieves(checkpoi
 
     again = call("export", "--checkpoint", checkpoint, "--out", out)
     assert again.returncode == 2 and "already there; choose another --out" in again.stderr
+
+
+def test_a_checkpoint_in_a_store_is_exported(checkpoint: Path, call: Call, s3: S3, tmp_path: Path) -> None:
+    storage = Storage.of(s3.uri("run"))
+    storage.add_files("best", checkpoint)
+    done = call("export", "--checkpoint", (storage / "best").location, "--out", tmp_path / "model")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "model" / "weights.safetensors").read_bytes() == (checkpoint / "weights.safetensors").read_bytes()
 
 
 def test_what_is_no_checkpoint_is_not_exported(call: Call, tmp_path: Path) -> None:

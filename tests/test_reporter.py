@@ -22,6 +22,7 @@ REPORT = EpochReport(
     seconds=10.0,
     seconds_left=95.0,
     waited=0.1,
+    gpu_bytes=None,
     sent=None,
     finished=False,
 )

@@ -39,8 +39,10 @@ def test_directories(storage: Storage) -> None:
     assert inner.names() == ["epoch-0001"] and inner.exists("epoch-0001/metrics.json") and storage.names() == ["checkpoints"]
     with (inner / "epoch-0001").opened() as directory:
         assert {path.name: path.read_text() for path in directory.iterdir()} == {name: name for name in ("metrics.json", "weights", "state")}
-    inner.delete_directory("epoch-0001")
-    assert inner.names() == []
+    assert storage.files() == [f"checkpoints/epoch-0001/{name}" for name in ("metrics.json", "state", "weights")]
+    for _ in range(2):  # what is not there is not missed
+        inner.delete_directory("epoch-0001")
+        assert inner.names() == inner.files() == []
 
 
 def test_what_fails_leaves_nothing(storage: Storage) -> None:
@@ -70,6 +72,28 @@ def test_locations(tmp_path: Path) -> None:
     remote = Storage("s3://bucket/run?region=x")
     assert (remote / "best").location == "s3://bucket/run/best?region=x" and remote.directory is None
     assert str(remote) == "s3://bucket/run"  # where keys may stand among the options
+    assert str(Storage("s3://key:hush-hush@bucket/run?x=hush-hush") / "best") == "s3://key:***@bucket/run/best"
+
+
+def test_files_go_up_and_down(s3: S3, tmp_path: Path) -> None:
+    storage, names = Storage.of(s3.uri("run")), ["a.json", "b/c.jsonl", "b/d/e.gz"]
+    for name in names:
+        (tmp_path / "here" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "here" / name).write_text(name)
+    storage.upload(tmp_path / "here", names)
+    assert storage.files() == names == Storage.of(tmp_path / "here").files()
+    storage.download(names[1:], tmp_path / "there")
+    assert Storage.of(tmp_path / "there").files() == names[1:]
+    assert all((tmp_path / "there" / name).read_text() == name for name in names[1:])
+    with pytest.raises(UserError, match=r"^s3://bucket-\d+/run: .*none"):
+        storage.download(["none"], tmp_path / "there")
+
+
+def test_what_another_node_does_not_see(storage: Storage) -> None:
+    with pytest.raises(UserError, match="is not the same on all nodes; use a file system that they share, or a store as in s3://bucket/run"):
+        storage.check_seen("search.yaml")
+    storage.write_text("search.yaml", "")
+    storage.check_seen("search.yaml")
 
 
 def test_a_store_that_is_none() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import optuna
 import pytest
 import ray
 import yaml
+from object_store import S3
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial
@@ -21,6 +23,8 @@ from dreamprvr_ray.config import load_experiment
 from dreamprvr_ray.search.layout import read_epochs
 from dreamprvr_ray.search.plan import plan_trials
 from dreamprvr_ray.search.space import load_search
+from dreamprvr_ray.search.working_copy import WorkingCopy
+from dreamprvr_ray.storage import Storage
 
 if TYPE_CHECKING:
     from conftest import Driver
@@ -68,6 +72,10 @@ def kept_checkpoints(out: Path) -> set[str]:
     return {str(path) for path in (out / "runs").glob("*/checkpoints/epoch-*")}
 
 
+def whole_directories(storage: Storage) -> set[str]:
+    return {name.removesuffix("/metrics.json") for name in storage.files() if name.endswith("/metrics.json")}
+
+
 @pytest.fixture(scope="module")
 def searched(
     call: Call, demo_shards: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None
@@ -81,7 +89,7 @@ def searched(
         "model.hidden_size": {"choice": [64, 2**22]},
     }
     keys = {"trial": {"at_a_time": 1}, "pruning": {"grace_epochs": 1, "reduction_factor": 2}, "sampler": {"seed": 33, "startup_trials": 9}}
-    space = write_space(folder / "space.yaml", demo_shards, 7, 3, ranges, keep=2, final={"seeds": 2}, **keys)
+    space = write_space(folder / "space.yaml", demo_shards, 7, 3, ranges, keep=2, final={"seeds": 2}, trackers=["mlflow"], **keys)
     return space, call("tune", "--space", space, "--json")
 
 
@@ -112,6 +120,20 @@ def test_a_search_ends_with_its_trials_told_apart_and_the_best_kept(searched: tu
     best = json.loads((Path(ended[0]["checkpoint"]) / "metrics.json").read_text())
     assert best["epoch"] == ended[0]["best_epoch"] and best["SumR"] == ended[0]["best_sumr"]
     assert "7 of 7 trials ended" in done.stderr and f"winner: trial {ended[0]['number']}" in done.stdout
+
+
+def test_a_tracker_has_every_trial_with_its_values_and_curve(searched: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    from mlflow import MlflowClient
+
+    out = searched[0].parent / "out"
+    client = MlflowClient(f"sqlite:///{out / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("out").experiment_id])
+    told = {int(run.data.params["trial_number"]): run for run in runs if "run" not in run.data.params}
+    assert {run.data.params["run"] for run in runs if "run" in run.data.params} == {path.name for path in (out / "final").iterdir()}
+    for number, entry in leaderboard(out).items():
+        assert float(told[number].data.params["optimizer.learning_rate"]) == entry["values"]["optimizer.learning_rate"]
+        curve = [metric.value for metric in client.get_metric_history(told[number].info.run_id, "SumR")]
+        assert curve == [each["SumR"] for each in results(out, number)] and len(curve) == entry["epochs"]
 
 
 def test_what_a_search_found_is_trained_anew_and_compared_with_the_papers_setting(searched: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
@@ -150,22 +172,55 @@ def test_a_search_that_has_ended_is_left_as_it_is(searched: tuple[Path, subproce
     assert len(json.loads((best / "test.json").read_text())["readings"]) == 2  # what a user did is not forgotten
 
 
-def test_a_killed_search_ends_as_one_left_alone(call: Call, drive: Callable[..., Driver], demo_shards: Path, tmp_path: Path, local_ray: None) -> None:
-    """The same trials, stopped at the same epochs, with the same curves: though the driver is killed twice on the way."""
+@pytest.fixture(scope="module")
+def left_alone(call: Call, demo_shards: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> tuple[Path, dict[str, Any]]:
+    """The space of an undisturbed search, and what it said in the end."""
     ranges = {"model.registers": {"int": [0, 6]}, "optimizer.learning_rate": {"float": [1e-9, 1e-2], "log": True}}
     keys = {"trial": {"at_a_time": 1}, "pruning": {"grace_epochs": 1, "reduction_factor": 2}, "sampler": {"seed": 5, "startup_trials": 3}}
-    for name in ("alone", "killed"):
-        (tmp_path / name).mkdir()
-        write_space(tmp_path / name / "space.yaml", demo_shards, 7, 4, ranges, **keys)
-    alone, killed = tmp_path / "alone", tmp_path / "killed"
-    last_json(call("tune", "--space", alone / "space.yaml", "--json"))
+    space = write_space(tmp_path_factory.mktemp("alone") / "space.yaml", demo_shards, 7, 4, ranges, **keys)
+    return space, last_json(call("tune", "--space", space, "--json"))
+
+
+@pytest.fixture(params=["disk", "object store"])
+def place(request: pytest.FixtureRequest, demo_shards: Path, tmp_path: Path) -> tuple[Storage, Storage]:
+    """Shards, and a search's directory. The URIs of those in a store have keys in them."""
+    if request.param == "disk":
+        return Storage.of(demo_shards), Storage.of(tmp_path / "out")
+    s3: S3 = request.getfixturevalue("s3")
+    bucket = Storage.of(s3.uri().replace("s3://", "s3://key:hush-hush@"))
+    bucket.add_files("shards", demo_shards, last="manifest.json")
+    return bucket / "shards", bucket / "out"
+
+
+def test_a_killed_search_ends_as_one_left_alone(
+    call: Call, drive: Callable[..., Driver], left_alone: tuple[Path, dict[str, Any]], place: tuple[Storage, Storage], tmp_path: Path
+) -> None:
+    """The same trials, stopped at the same epochs, with the same curves: though the driver is killed on the way, on a disk twice.
+
+    Where it is in a store, nothing that the killed driver had on its disk is there any more when the search goes on.
+    """
+    (space, undisturbed), (shards, storage) = left_alone, place
+    command = ("tune", "--space", space, "--shards", shards.location, "--out", storage.location, "--json")
     here = ray.get_runtime_context().gcs_address
-    for wait, resume in (("1 of 7 trials ended", []), ("3 of 7 trials ended", ["--resume"])):
-        driver = drive("tune", "--space", killed / "space.yaml", *resume, RAY_ADDRESS=here)
+    said, resume = "", []
+    for wait in ("1 of 7 trials ended", "3 of 7 trials ended")[storage.directory is None :]:
+        driver = drive(*command, *resume, RAY_ADDRESS=here, TMPDIR=str(tmp_path))
         driver.wait_until_it_says(wait)
         driver.kill()
-    values = last_json(call("tune", "--space", killed / "space.yaml", "--resume", "--json"))
+        said, resume = said + "".join(driver.said), ["--resume"]
+        for left in tmp_path.glob("dreamprvr-*"):
+            shutil.rmtree(left)
+    done = call(*command, "--resume")
+    values = last_json(done)
     assert values["trials"] == 7 and values["pruned"] >= 1
+    assert values["test"]["SumR"] == undisturbed["test"]["SumR"]
+    assert whole_directories(storage) == whole_directories(Storage.of(space.parent / "out"))
+
+    alone, killed = space.parent, tmp_path
+    if storage.directory is None:
+        WorkingCopy(storage, tmp_path / "out", print).fetch()
+        everything = [path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()] + [(said + done.stdout + done.stderr).encode()]
+        assert not any(b"hush" in text or b"endpoint_override" in text for text in everything)
     one, other = optunas(alone / "out"), optunas(killed / "out")
     assert [trial.params for trial in other] == [trial.params for trial in one]
     assert [trial.state.name for trial in other] == [trial.state.name for trial in one]
@@ -174,7 +229,11 @@ def test_a_killed_search_ends_as_one_left_alone(call: Call, drive: Callable[...,
     for number in range(7):
         epochs = [each["epoch"] for each in results(killed / "out", number)]
         assert epochs == list(range(1, len(epochs) + 1)) and len(epochs) == leaderboard(alone / "out")[number]["epochs"]
-    assert {Path(path).parts[-3:] for path in kept_checkpoints(alone / "out")} == {Path(path).parts[-3:] for path in kept_checkpoints(killed / "out")}
+
+    refused = call(*command)
+    assert refused.returncode == 2 and "already there; go on with --resume" in refused.stderr
+    assert last_json(call(*command, "--resume")) == values  # and test is not read again
+    assert len(json.loads(storage.read_text("best/test.json"))["readings"]) == 1
 
 
 def test_a_trial_of_two_workers_trains_as_one_of_one(

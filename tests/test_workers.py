@@ -65,8 +65,7 @@ def test_a_run_in_an_object_store_survives_its_worker(
     with (storage / "best").opened() as directory:
         weights, theirs = read_weights(directory), read_weights(undisturbed.best)
     assert all(torch.equal(weight, theirs[name]) for name, weight in weights.items())
-    best = (storage / "best").location
-    readings = [evaluate_checkpoint(best, local_shards(shards), "test") for _ in range(2)]
+    readings = [evaluate_checkpoint(storage / "best", local_shards(shards), "test") for _ in range(2)]
     assert [reading["test_reads"] for reading in readings] == [1, 2]
     assert parse_json(storage.read_text("best/test.json"), "test.json")["readings"] == readings
 

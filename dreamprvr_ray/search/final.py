@@ -24,19 +24,23 @@ from ray.tune.schedulers import FIFOScheduler
 
 import dreamprvr_ray
 from dreamprvr_ray.checkpoint_store import CheckpointStore
-from dreamprvr_ray.checkpoints import read_json, write_text
-from dreamprvr_ray.data.shards import ShardSet
-from dreamprvr_ray.errors import Failure
+from dreamprvr_ray.checkpoints import write_text
+from dreamprvr_ray.data.cache import local_shards
+from dreamprvr_ray.data.shards import Manifest
+from dreamprvr_ray.errors import Failure, shown
+from dreamprvr_ray.monitoring import Gauges
 from dreamprvr_ray.reporter import duration
 from dreamprvr_ray.retrieval import RECALL_RANKS
-from dreamprvr_ray.search.layout import FINAL, trial_name
-from dreamprvr_ray.search.leaderboard import Entry, keep_only
+from dreamprvr_ray.search.layout import CHECKPOINTS, FINAL, FINAL_RUNS, SESSIONS, trial_name
+from dreamprvr_ray.search.leaderboard import Entry
 from dreamprvr_ray.search.plan import TrialPlan
-from dreamprvr_ray.search.protocol import evaluate_checkpoint, recorded_ranks, recorded_test
+from dreamprvr_ray.search.protocol import recorded_ranks, recorded_test, test_once
 from dreamprvr_ray.search.records import Records
-from dreamprvr_ray.search.searcher import GO_ON, NO_MORE, StatelessSearcher, quiet_tune
+from dreamprvr_ray.search.searcher import GO_ON, NO_MORE, KeepUp, StatelessSearcher, quiet_tune
 from dreamprvr_ray.search.space import Search
+from dreamprvr_ray.search.trackers import trackers
 from dreamprvr_ray.search.trial import FAILURE, RUN, TRIAL_NUMBER, run_name
+from dreamprvr_ray.search.working_copy import WorkingCopy
 from dreamprvr_ray.storage import Storage
 
 RESAMPLES = 10_000
@@ -140,7 +144,7 @@ def candidates_of(search: Search, entries: Sequence[Entry]) -> list[Candidate]:
 
 
 def run_final(
-    search: Search, candidates: Sequence[Candidate], trainable: Any, plan: TrialPlan, out: Path, say: Callable[[str], None]
+    search: Search, candidates: Sequence[Candidate], trainable: Any, plan: TrialPlan, copy: WorkingCopy, gauges: Gauges, say: Callable[[str], None]
 ) -> list[Candidate]:
     """Trains every candidate with every seed, as many at a time as trials were; those that were trained before are left alone.
 
@@ -148,7 +152,7 @@ def run_final(
     """
     assert search.file.final
     jobs = {_run_name(each, seed): (each, seed) for each in candidates for seed in range(search.file.final.seeds)}
-    runs = out / "final"
+    runs = copy.storage / FINAL_RUNS
     waiting = [name for name in jobs if not _is_finished(runs / name)]
     if waiting:
         say(f"final: {len(waiting)} trainings of {', '.join(each.name for each in candidates)}, {plan.at_a_time} at a time")
@@ -162,39 +166,48 @@ def run_final(
                 max_concurrent_trials=plan.at_a_time,
                 reuse_actors=plan.group.workers == 1,
                 search_alg=queue,
-                scheduler=FinalScheduler(Records(runs), queue, say),
+                scheduler=FinalScheduler(Records(copy.path / FINAL_RUNS, gauges), queue, say),
                 trial_dirname_creator=lambda trial: run_name(trial.config),
             ),
             run_config=ray.tune.RunConfig(
                 name="final",
-                storage_path=str(out / "ray"),
+                storage_path=str(copy.path / SESSIONS),
                 verbose=0,
+                callbacks=[KeepUp(copy), *trackers(search.file.trackers, copy.storage.name, copy.path)],
                 failure_config=ray.tune.FailureConfig(max_failures=search.experiment.training.max_failures),
             ),
         ).fit()
         if queue.failures:
-            raise Failure(f"{out}: " + "; ".join(f"{name} failed: {reason}" for name, reason in queue.failures.items()))
+            raise Failure(f"{copy.storage}: " + "; ".join(f"{name} failed: {reason}" for name, reason in queue.failures.items()))
         if not all(_is_finished(runs / name) for name in jobs):
             raise KeyboardInterrupt
     return list(candidates)
 
 
-def test_candidates(search: Search, candidates: Sequence[Candidate], out: Path, shards: ShardSet) -> FinalResult:
-    """Evaluates every training's best checkpoint on test, unless that is recorded already, and writes OUT/final.json."""
+def test_candidates(search: Search, candidates: Sequence[Candidate], trained: Storage, shards: str) -> FinalResult:
+    """Evaluates the best checkpoint of every training in `trained` on test, unless that is recorded already."""
     assert search.file.final
     tested, ranks = [], {}
     for each in candidates:
-        runs = [_tested(out / "final" / _run_name(each, seed), seed, shards) for seed in range(search.file.final.seeds)]
+        runs = [_tested(trained / _run_name(each, seed), seed, shards) for seed in range(search.file.final.seeds)]
         sumr = [run.test["SumR"] for run in runs]
         std = float(np.std(sumr, ddof=1)) if len(sumr) > 1 else float("nan")
         tested.append(replace(each, runs=runs, mean=float(np.mean(sumr)), std=std))
-        ranks[each.name] = np.array([recorded_ranks(Path(run.checkpoint)) for run in runs])
+        ranks[each.name] = np.array([recorded_ranks(final_checkpoint(trained, each, run)) for run in runs])
     if not search.file.final.with_val:  # else it was learnt from: the search's order stands
         tested.sort(key=lambda each: -each.val_mean)
     found = next((each for each in tested if each.name != "paper"), None)
-    comparison = compared(found.name, ranks[found.name], "paper", ranks["paper"], shards.split("test").owner) if found else None
-    result = FinalResult(tested, comparison, search.file.final.with_val)
-    manifest = shards.manifest
+    comparison = compared(found.name, ranks[found.name], "paper", ranks["paper"], local_shards(shards).split("test").owner) if found else None
+    return FinalResult(tested, comparison, search.file.final.with_val)
+
+
+def final_checkpoint(trained: Storage, candidate: Candidate, run: FinalRun) -> Storage:
+    """The checkpoint of one of the trainings in `trained`."""
+    return CheckpointStore(trained / _run_name(candidate, run.seed) / CHECKPOINTS).at(run.best_epoch)
+
+
+def write_final(result: FinalResult, manifest: Manifest, directory: Path) -> None:
+    """Writes what came out into final.json, with what it takes to repeat it."""
     values = {"split": "test", "collection": manifest.collection, "protocol": manifest.protocol} | result.named()
     versions = {
         "dreamprvr_ray": dreamprvr_ray.__version__,
@@ -203,8 +216,7 @@ def test_candidates(search: Search, candidates: Sequence[Candidate], out: Path, 
         "optuna": optuna.__version__,
         "python": platform.python_version(),
     }
-    write_text(out / FINAL, json.dumps(values | {"versions": versions, "commands": [_command()]}, indent=1, default=str) + "\n")
-    return result
+    write_text(directory / FINAL, json.dumps(values | {"versions": versions, "commands": [_command()]}, indent=1, default=str) + "\n")
 
 
 def compared(better: str, ranks: np.ndarray, than: str, other_ranks: np.ndarray, owner: np.ndarray) -> Comparison:
@@ -259,10 +271,13 @@ class FinalScheduler(FIFOScheduler):
         super().__init__()
         self.records, self.queue, self.say = records, queue, say
 
+    def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
+        self.records.begin(run_name(trial.config))
+
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
         if FAILURE not in result:
             name = run_name(trial.config)
-            self.records.add(name, result)
+            self.records.add(name, result, trial.config)
             if result["finished"]:
                 took = duration(result["time_total_s"])
                 self.say(f"final: {name}: val SumR {result['best_SumR']:.1f} at epoch {result['best_epoch']} of {result['epoch']}, {took}")
@@ -273,6 +288,7 @@ class FinalScheduler(FIFOScheduler):
 
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
         self.queue.failures[run_name(trial.config)] = str(trial.get_error() or "lost").strip().splitlines()[-1]
+        self.records.close(run_name(trial.config))
 
 
 def _run_name(candidate: Candidate, seed: int) -> str:
@@ -280,19 +296,22 @@ def _run_name(candidate: Candidate, seed: int) -> str:
     return f"{name}-seed_{seed}"
 
 
-def _is_finished(run: Path) -> bool:
-    with CheckpointStore(Storage.of(run / "checkpoints")).latest() as latest:
-        return latest is not None and bool(read_json(latest / "metrics.json")["finished"])
+def _is_finished(run: Storage) -> bool:
+    """Whether a training was trained to its end; where it was tested, too, only its best checkpoint is left."""
+    checkpoints = CheckpointStore(run / CHECKPOINTS)
+    metrics = checkpoints.metrics()
+    return metrics is not None and (metrics["finished"] or recorded_test(checkpoints.at(metrics["best_epoch"])) is not None)
 
 
-def _tested(run: Path, seed: int, shards: ShardSet) -> FinalRun:
-    with CheckpointStore(Storage.of(run / "checkpoints")).best() as best:
-        assert best is not None
-        metrics = read_json(best / "metrics.json")
-        test = recorded_test(best) or evaluate_checkpoint(best, shards, "test")
-        keep_only(run / "checkpoints", best.name)
-    return FinalRun(seed, metrics["best_SumR"], metrics["epoch"], str(best), test)
+def _tested(run: Storage, seed: int, shards: str) -> FinalRun:
+    checkpoints = CheckpointStore(run / CHECKPOINTS)
+    metrics = checkpoints.metrics()
+    assert metrics is not None
+    best = checkpoints.at(metrics["best_epoch"])
+    test = test_once(best, shards)
+    checkpoints.keep_only(metrics["best_epoch"])
+    return FinalRun(seed, metrics["best_SumR"], metrics["best_epoch"], str(best), test)
 
 
 def _command() -> str:
-    return " ".join(["python", "-m", "dreamprvr_ray.tune", *sys.argv[1:]])
+    return shown(" ".join(["python", "-m", "dreamprvr_ray.tune", *sys.argv[1:]]))

@@ -8,11 +8,17 @@ from typing import Any
 
 from optuna.trial import TrialState
 
+SEARCH = "search.yaml"  # what decides the result
 JOURNAL = "optuna.journal"  # the study
+SESSIONS = "ray"  # Ray Tune's own records of each time that the search was taken up; nothing is read from them
 RUNS = "runs"  # a directory a trial
+FINAL_RUNS = "final"  # a directory a final training
+CHECKPOINTS = "checkpoints"  # in those directories
 EPOCHS = "epochs.jsonl"  # in a trial's directory: a line of metrics an epoch
 LEADERBOARD = "leaderboard.json"
 FINAL = "final.json"
+BEST = "best"  # the chosen checkpoint
+TEST_RECORD = "test.json"  # beside a checkpoint: every reading of test
 
 STATES = {
     TrialState.COMPLETE: "finished",

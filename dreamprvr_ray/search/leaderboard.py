@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
 from dreamprvr_ray.checkpoint_store import CheckpointStore
-from dreamprvr_ray.checkpoints import write_text
-from dreamprvr_ray.search.layout import LEADERBOARD, RUNS, STATES, trial_name
+from dreamprvr_ray.checkpoints import METRICS, write_text
+from dreamprvr_ray.search.layout import CHECKPOINTS, LEADERBOARD, RUNS, STATES, trial_name
 from dreamprvr_ray.search.study import SearchStudy
 from dreamprvr_ray.storage import Storage
+
+ENDED = ("finished", "pruned")  # states of trials that may have a checkpoint
 
 
 @dataclass(frozen=True)
@@ -57,55 +57,57 @@ def ranked(entries: Iterable[Entry]) -> list[Entry]:
 
 
 class Leaderboard:
-    """The ranked trials of a search, in OUT/leaderboard.json, and their checkpoints in OUT/runs.
+    """The ranked trials of a search, in OUT/leaderboard.json, and their checkpoints in OUT/runs, which `runs` is, wherever it is.
 
     Of the trials that have ended, the best `keep` have one checkpoint each, of their best epoch; the others have none.
     """
 
-    def __init__(self, study: SearchStudy, keep: int) -> None:
-        self.study, self.keep = study, keep
-        self.path, self.runs = study.out / LEADERBOARD, study.out / RUNS
+    def __init__(self, study: SearchStudy, keep: int, runs: Storage) -> None:
+        self.study, self.keep, self.runs = study, keep, runs
+        self._dropped: set[int] = set()  # trials that have no checkpoint any more
+        self.kept_bytes = 0  # of the checkpoints, when they were looked at last
 
     def entries(self) -> list[Entry]:
         """All trials, best first, with the checkpoints that are kept."""
         entries = ranked(entry_of(trial) for trial in self.study.trials())
-        return [replace(entry, checkpoint=self._checkpoint(entry)) for entry in entries]
+        return [replace(entry, checkpoint=str(kept)) if (kept := self.checkpoint(entry)) else entry for entry in entries]
+
+    def checkpoint(self, entry: Entry) -> Storage | None:
+        """The checkpoint of a trial's best epoch, None where it is not kept."""
+        if entry.state not in ENDED or entry.number in self._dropped or entry.best_epoch is None:
+            return None
+        checkpoint = self._checkpoints(entry).at(entry.best_epoch)
+        return checkpoint if checkpoint.exists(METRICS) else None
 
     def update(self) -> None:
         """Writes the file, and deletes the checkpoints that are not to be kept."""
         entries = ranked(entry_of(trial) for trial in self.study.trials())
-        ended = [entry for entry in entries if entry.state in ("finished", "pruned")]
-        kept = {entry.number: entry for entry in ended[: self.keep]}
+        kept = [entry.number for entry in entries if entry.state in ENDED][: self.keep]
         for entry in entries:
-            directory = self.runs / trial_name(entry.number) / "checkpoints"
             if entry.number in kept:
-                self._keep_best(directory, entry)
-            elif entry.state not in ("running", "waiting"):
-                shutil.rmtree(directory, ignore_errors=True)
-        write_text(self.path, json.dumps([asdict(entry) for entry in self.entries()], indent=1) + "\n")
+                self._keep_best(entry)
+            elif entry.state not in ("running", "waiting") and entry.number not in self._dropped:
+                (self.runs / trial_name(entry.number)).delete_directory(CHECKPOINTS)
+                self._dropped.add(entry.number)
+        write_text(self.study.out / LEADERBOARD, json.dumps([asdict(entry) for entry in self.entries()], indent=1) + "\n")
+        self.kept_bytes = sum(checkpoint.size() for checkpoint in map(self.checkpoint, entries) if checkpoint)
 
     def sweep(self) -> None:
         """Deletes what no trial of the study owns, as a killed driver may leave it."""
         known = {trial_name(trial.number) for trial in self.study.trials()}
-        for directory in self.runs.iterdir() if self.runs.exists() else ():
-            if directory.name not in known:
-                shutil.rmtree(directory, ignore_errors=True)
+        for runs in (self.runs, Storage.of(self.study.out / RUNS)):  # one and the same, unless checkpoints are kept in a store
+            for name in runs.names():
+                if name not in known:
+                    runs.delete_directory(name)
         self.update()
 
-    def _keep_best(self, directory: Path, entry: Entry) -> None:
-        if entry.best_epoch in CheckpointStore(Storage.of(directory)).epochs():
-            keep_only(directory, f"epoch-{entry.best_epoch:04d}")
+    def _keep_best(self, entry: Entry) -> None:
+        checkpoints = self._checkpoints(entry)
+        if entry.best_epoch is not None and entry.best_epoch in checkpoints.epochs():
+            checkpoints.keep_only(entry.best_epoch)
 
-    def _checkpoint(self, entry: Entry) -> str | None:
-        path = self.runs / trial_name(entry.number) / "checkpoints" / f"epoch-{entry.best_epoch or 0:04d}"
-        return str(path) if entry.state in ("finished", "pruned") and path.is_dir() else None
-
-
-def keep_only(directory: Path, checkpoint: str) -> None:
-    """Deletes all checkpoints in a directory but the one of this name."""
-    for path in directory.iterdir():
-        if path.is_dir() and path.name != checkpoint:
-            shutil.rmtree(path, ignore_errors=True)
+    def _checkpoints(self, entry: Entry) -> CheckpointStore:
+        return CheckpointStore(self.runs / trial_name(entry.number) / CHECKPOINTS)
 
 
 def table(entries: Sequence[Entry], keys: Sequence[str]) -> list[str]:
@@ -117,7 +119,7 @@ def table(entries: Sequence[Entry], keys: Sequence[str]) -> list[str]:
             [str(entry.number), entry.state, str(entry.epochs), _sumr(entry.best_sumr), str(entry.best_epoch or "-"), _sumr(entry.last_sumr), *values]
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return [" | ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
 
 
 def _sumr(value: float | None) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 
 from dreamprvr_ray.cost import Cost, estimate
-from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.errors import UserError, shown
+from dreamprvr_ray.machines import Machines, machines
 from dreamprvr_ray.search.space import Search, TrialResources
 from dreamprvr_ray.workers import WorkerGroup, plan_group
 
@@ -18,20 +19,12 @@ GPU_CONTEXT = 2**30  # bytes that every process on a GPU holds besides its tenso
 
 
 @dataclass(frozen=True)
-class Machines:
-    """What Ray has, and the bytes of memory of one GPU, None where unknown."""
-
-    cpus: int
-    gpus: float
-    gpu_memory: int | None = None
-
-
-@dataclass(frozen=True)
 class TrialPlan:
     """What each trial gets, and how many run at a time."""
 
     group: WorkerGroup
     at_a_time: int
+    most_cpus: float = math.inf  # that one process can have
 
     @property
     def can_have_more(self) -> bool:
@@ -47,41 +40,38 @@ class TrialPlan:
 
 def plan_trials(search: Search) -> TrialPlan:
     """Divides what Ray has among the trials. Raises `UserError` where not even one fits."""
-    wanted, total = search.file.trial, ray.cluster_resources()
-    machines = Machines(int(total.get("CPU", 0)), total.get("GPU", 0.0))
-    packs = "auto" in (wanted.workers, wanted.gpus_per_worker) and machines.gpus > 0
+    wanted, there = search.file.trial, machines()
     memory = 0
-    if packs:
-        machines = Machines(machines.cpus, machines.gpus, _gpu_memory())
+    if "auto" in (wanted.workers, wanted.gpus_per_worker) and there.gpus > 0:
+        there = replace(there, gpu_memory=_gpu_memory())
         memory = _largest_memory(search)
-    workers, gpus_each, at_a_time = divided(wanted, search.file.trials, machines, memory)
+    workers, gpus_each, at_a_time = divided(wanted, search.file.trials, there, memory)
     if workers > 1 and search.file.against == "encode_ms":
         raise UserError("against: encode_ms is measured in trials of one worker: set trial.workers to 1")
-    cpus_each = wanted.cpus_per_worker or float(max(1, machines.cpus // (workers * at_a_time)))
+    cpus_each = wanted.cpus_per_worker or there.cpus_each(workers * at_a_time, gpus_each)
     group = plan_group(workers, cpus_each, gpus_each)
-    fits = int(machines.cpus / (workers * cpus_each))
-    if gpus_each:
-        fits = min(fits, int(machines.gpus / gpus_each + 1e-6) // workers)
-    return TrialPlan(group, max(1, min(at_a_time, fits)))
+    fits = there.places(cpus_each, gpus_each) // workers
+    most_cpus = max(node.cpus for node in there.nodes if node.gpus >= gpus_each)
+    return TrialPlan(group, max(1, min(at_a_time, fits)), most_cpus)
 
 
-def divided(wanted: TrialResources, trials: int, machines: Machines, memory: int) -> tuple[int, float, int]:
+def divided(wanted: TrialResources, trials: int, there: Machines, memory: int) -> tuple[int, float, int]:
     """Workers of a trial, GPUs of a worker, and trials at a time; `memory` is what a trial may need of a GPU, in bytes.
 
     Few GPUs are shared by trials, as many as their memory allows; many go to several workers a trial.
     """
     most = wanted.at_a_time or MOST_AT_A_TIME
-    workers = wanted.workers if wanted.workers != "auto" else max(1, int(machines.gpus) // min(most, trials))
+    workers = wanted.workers if wanted.workers != "auto" else max(1, int(there.gpus) // min(most, trials))
     gpus_each = wanted.gpus_per_worker
     if gpus_each is None:
-        gpus_each = "auto" if wanted.workers == "auto" else 1.0 if machines.gpus >= workers else 0.0
+        gpus_each = "auto" if wanted.workers == "auto" else 1.0 if there.gpus >= workers else 0.0
     if gpus_each == "auto":
-        gpus_each = 1.0 if machines.gpus >= workers else 0.0
-        if workers == 1 and 0 < machines.gpus < min(most, trials) and machines.gpu_memory:
-            room = int(USABLE_MEMORY * machines.gpu_memory // (memory + GPU_CONTEXT))
-            on_one = max(1, min(math.ceil(min(most, trials) / machines.gpus), room))
+        gpus_each = 1.0 if there.gpus >= workers else 0.0
+        if workers == 1 and 0 < there.gpus < min(most, trials) and there.gpu_memory:
+            room = int(USABLE_MEMORY * there.gpu_memory // (memory + GPU_CONTEXT))
+            on_one = max(1, min(math.ceil(min(most, trials) / there.gpus), room))
             gpus_each = math.floor(1e4 / on_one) / 1e4  # Ray counts GPUs to four places
-    places = int(machines.gpus / gpus_each + 1e-6) if gpus_each else machines.cpus
+    places = int(there.gpus / gpus_each + 1e-6) if gpus_each else there.cpus
     return workers, gpus_each, min(wanted.at_a_time or max(1, min(MOST_AT_A_TIME, places // workers)), trials)
 
 
@@ -124,8 +114,8 @@ def plan_lines(search: Search, plan: TrialPlan) -> tuple[list[str], Cost]:
         final = f"{best} and the paper's, trained with {file.final.seeds} seeds each{' on train and val' if file.final.with_val else ''}, tested once"
     lines = [
         f"search {search.name}: {file.trials} trials of at most {search.experiment.training.epochs} epochs, config {file.config}",
-        f"shards: {file.shards}",
-        f"out: {file.out}",
+        f"shards: {shown(file.shards)}",
+        f"out: {shown(file.out)}",
         f"objective: {objective}; sampler: {file.sampler.kind}",
         f"resources: {plan}",
         f"pruning: {pruning}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -10,32 +11,44 @@ from typing import Any
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
+from dreamprvr_ray.monitoring import Gauges
 from dreamprvr_ray.reporter import duration
+from dreamprvr_ray.search.layout import STATES
 from dreamprvr_ray.search.leaderboard import Entry, entry_of, ranked, table
 from dreamprvr_ray.search.study import SearchStudy
 
 BETWEEN_TABLES = 20.0  # seconds, unless a trial ended
+BETWEEN_MEASUREMENTS = 5.0  # seconds, likewise; Ray sends gauges every few
 ENDED = ("finished", "pruned", "failed")
 
 
 class SearchProgress(Callback):
     """Says the table of trials when one ends, and every now and then between."""
 
-    def __init__(self, study: SearchStudy, say: Callable[[str], None]) -> None:
+    def __init__(self, study: SearchStudy, say: Callable[[str], None], gauges: Gauges, kept_bytes: Callable[[], int]) -> None:
         self.study, self.say = study, say
+        self.gauges, self.kept_bytes = gauges, kept_bytes
         self.name, self.trials = study.search.name, study.search.file.trials
         self.keys = [space.key for space in study.search.ranges]
         self.started = self.printed = time.monotonic()
+        self.measured = -math.inf
         self.ended = self.ended_before = sum(entry.state in ENDED for entry in self._entries())
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         ended = sum(trial.is_finished() for trial in trials) + self.ended_before
+        if ended != self.ended or time.monotonic() - self.measured > BETWEEN_MEASUREMENTS:
+            self.measured = time.monotonic()
+            self._measure(self._entries())
         news = any((trial.last_result or {}).get("epoch") for trial in trials) and time.monotonic() - self.printed > BETWEEN_TABLES
         if ended == self.ended and not news:
             return
         self.ended, self.printed = ended, time.monotonic()
         entries = self._entries()
         self.say("\n".join([self._summary(entries, trials), *("  " + line for line in table(entries, self.keys))]))
+
+    def _measure(self, entries: list[Entry]) -> None:
+        best = max((entry.best_sumr for entry in entries if entry.best_sumr is not None and entry.state != "failed"), default=None)
+        self.gauges.search([entry.state for entry in entries], self.trials, best, self.kept_bytes(), STATES.values())
 
     def _entries(self) -> list[Entry]:
         return ranked(entry_of(trial) for trial in self.study.trials())

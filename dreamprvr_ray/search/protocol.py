@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from dreamprvr_ray.checkpoints import load_model, parse_json
+from dreamprvr_ray.data.cache import local_shards
 from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.loop import best_device
 from dreamprvr_ray.retrieval import evaluate
+from dreamprvr_ray.search.layout import TEST_RECORD
 from dreamprvr_ray.storage import Storage
 
-TEST_RECORD = "test.json"
 TEST_RANKS = "test_ranks.json"  # of the queries' own videos at the first reading, in the split's order
 
 
-def evaluate_checkpoint(checkpoint: str | Path, shards: ShardSet, split: str) -> dict[str, Any]:
-    """Retrieval of a checkpoint, by its path or URI, on a split, by the names of the commands' JSON.
+def evaluate_checkpoint(storage: Storage, shards: ShardSet, split: str) -> dict[str, Any]:
+    """Retrieval of a checkpoint, wherever it is kept, on a split, by the names of the commands' JSON.
 
     Reading test leaves a record in a checkpoint directory; `test_reads` in the result counts the readings, this one included.
     Raises `UserError` where the checkpoint does not fit the shards.
     """
-    storage = Storage.of(checkpoint)
     with storage.opened() as path:
         trained = load_model(path)
         recordable = path.is_dir()
@@ -48,14 +47,19 @@ def evaluate_checkpoint(checkpoint: str | Path, shards: ShardSet, split: str) ->
     return readings[-1]
 
 
-def recorded_test(checkpoint: Path) -> dict[str, Any] | None:
+def test_once(checkpoint: Storage, shards: str) -> dict[str, Any]:
+    """The first reading of test that is recorded beside a checkpoint; where there is none, this is it."""
+    return recorded_test(checkpoint) or evaluate_checkpoint(checkpoint, local_shards(shards), "test")
+
+
+def recorded_test(checkpoint: Storage) -> dict[str, Any] | None:
     """The result of the first reading of test that is recorded beside a checkpoint, if there is one."""
-    return next(iter(_readings(Storage.of(checkpoint))), None)
+    return next(iter(_readings(checkpoint)), None)
 
 
-def recorded_ranks(checkpoint: Path) -> list[int]:
+def recorded_ranks(checkpoint: Storage) -> list[int]:
     """The ranks of the first reading of test that is recorded beside a checkpoint."""
-    ranks: list[int] = json.loads(Storage.of(checkpoint).read_text(TEST_RANKS))
+    ranks: list[int] = json.loads(checkpoint.read_text(TEST_RANKS))
     return ranks
 
 

@@ -2,7 +2,8 @@
 
 A search's directory holds `search.yaml` (what decides its result), `optuna.journal` (the study, readable by Optuna's own tools),
 `runs/` (a directory a trial, laid out as a training's), `leaderboard.json`, `final/` and `final.json` (`final`), `best/`, the winner's
-checkpoint, and `ray/` (Ray Tune's own records of each time that the search was taken up; nothing is read from them).
+checkpoint, and `ray/` (Ray Tune's own records of each time that the search was taken up; nothing is read from them). It may be on a disk, on a
+file system that all nodes share, or in an object store: see `working_copy`.
 """
 
 from __future__ import annotations
@@ -12,30 +13,36 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray.tune
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray.util.state import list_placement_groups
 
-from dreamprvr_ray.checkpoints import METRICS, copy_checkpoint, read_json, write_text
+from dreamprvr_ray.checkpoints import METRICS, copy_files, write_text
 from dreamprvr_ray.config import parse_yaml
-from dreamprvr_ray.data.cache import local_shards, read_manifest
-from dreamprvr_ray.errors import Failure, UserError
+from dreamprvr_ray.data.cache import read_manifest
+from dreamprvr_ray.errors import Failure, UserError, shown
 from dreamprvr_ray.loop import fitted
+from dreamprvr_ray.monitoring import Gauges
 from dreamprvr_ray.ray_session import ray_session
-from dreamprvr_ray.search.final import FinalResult, candidates_of, run_final, test_candidates
-from dreamprvr_ray.search.layout import JOURNAL, RUNS
+from dreamprvr_ray.search.final import FinalResult, candidates_of, final_checkpoint, run_final, test_candidates, write_final
+from dreamprvr_ray.search.layout import BEST, FINAL_RUNS, JOURNAL, RUNS, SEARCH, SESSIONS
 from dreamprvr_ray.search.leaderboard import Entry, Leaderboard
 from dreamprvr_ray.search.plan import TrialPlan, plan_trials
 from dreamprvr_ray.search.progress import SearchProgress
-from dreamprvr_ray.search.protocol import evaluate_checkpoint, recorded_test
+from dreamprvr_ray.search.protocol import test_once
 from dreamprvr_ray.search.records import Records
-from dreamprvr_ray.search.searcher import StudyScheduler, StudySearcher, quiet_tune
+from dreamprvr_ray.search.searcher import KeepUp, StudyScheduler, StudySearcher, quiet_tune
 from dreamprvr_ray.search.space import CHANGEABLE, Search
 from dreamprvr_ray.search.study import SearchStudy
+from dreamprvr_ray.search.trackers import trackers
 from dreamprvr_ray.search.trial import SHARE, TrialJob, run_name, run_trial
+from dreamprvr_ray.search.working_copy import WorkingCopy, working_copy
 from dreamprvr_ray.storage import Storage, absolute
 from dreamprvr_ray.workers import refuse_existing
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ class Outcome:
 
     entries: list[Entry]
     final: FinalResult | None
-    best: Path
+    best: Storage
     test: dict[str, Any]
 
 
@@ -53,60 +60,78 @@ def run_search(search: Search, *, resume: bool, say: Callable[[str], None]) -> O
 
     Raises `UserError` where the shards are missing or the directory is in the way, `KeyboardInterrupt` where it was interrupted.
     """
-    out = Path(search.file.out).resolve()
+    out, shards = Storage.of(search.file.out), absolute(search.file.shards)
     search = replace(search, experiment=fitted(search.experiment, read_manifest(search.file.shards)))
-    _check(Storage.of(out), search, resume)
-    with ray_session(dashboard=True) as dashboard:
+    _check(out, search, resume)
+    with working_copy(out, say) as copy, ray_session(dashboard=True) as dashboard, Gauges(out.name) as gauges:
         if dashboard:
             say(f"Ray dashboard: {dashboard} (it asks for a token, which `{Path(sys.executable).parent / 'ray'} get-auth-token` prints)")
         plan = plan_trials(search)
         say(f"search {search.name}: {search.file.trials} trials, {plan}")
         if plan.group.workers > 1:
             _check_state_api()
-        write_text(out / "search.yaml", search.to_yaml())
-        (out / f"{JOURNAL}.lock").unlink(missing_ok=True)  # of a killed driver: Optuna would wait half a minute for it
-        study = SearchStudy(search, out)
-        leaderboard = Leaderboard(study, search.file.keep)
+        write_text(copy.path / SEARCH, _recorded(search))
+        copy.push()
+        _check_shared(out)
+        if out.directory is None:
+            say(f"the study while it runs: {copy.path / JOURNAL}; kept in {out}")
+        (copy.path / f"{JOURNAL}.lock").unlink(missing_ok=True)  # of a killed driver: Optuna would wait half a minute for it
+        study = SearchStudy(search, copy.path, str(out))
+        leaderboard = Leaderboard(study, search.file.keep, out / RUNS)
         leaderboard.sweep()
         if not study.is_done():
-            _run_trials(study, leaderboard, _trainable(search, plan, out / RUNS), plan, say)
+            _run_trials(study, leaderboard, _trainable(search, plan, out, RUNS), plan, copy, gauges, say)
             leaderboard.sweep()
         entries = leaderboard.entries()
         if any(entry.state in ("running", "waiting") for entry in entries) or not (study.is_done() or search.file.hours):
             raise KeyboardInterrupt
         winner = next((entry for entry in entries if entry.checkpoint), None)
-        if winner is None or winner.checkpoint is None:
+        kept = leaderboard.checkpoint(winner) if winner else None
+        if winner is None or kept is None:
             reasons = sorted({entry.error for entry in entries if entry.error})
             raise Failure(f"{out}: no trial left a checkpoint: " + "; ".join(reasons))
         if search.file.final is None:
-            best = _keep_best(Path(winner.checkpoint), winner.values, out)
-            return Outcome(entries, None, best, recorded_test(best) or evaluate_checkpoint(best, local_shards(search.file.shards), "test"))
-        trained = run_final(search, candidates_of(search, entries), _trainable(search, plan, out / "final"), plan, out, say)
-    final = test_candidates(search, trained, out, local_shards(search.file.shards))
-    chosen = final.chosen
-    return Outcome(entries, final, _keep_best(Path(chosen.checkpoint), final.candidates[0].values, out), chosen.test)
+            best = _keep_best(kept, winner.values, out)
+            return Outcome(entries, None, best, _computed(plan, test_once, best, shards))
+        trained = run_final(search, candidates_of(search, entries), _trainable(search, plan, out, FINAL_RUNS), plan, copy, gauges, say)
+        final = _computed(plan, test_candidates, search, trained, out / FINAL_RUNS, shards)
+        write_final(final, read_manifest(shards), copy.path)
+        chosen = final_checkpoint(out / FINAL_RUNS, final.candidates[0], final.chosen)
+        return Outcome(entries, final, _keep_best(chosen, final.candidates[0].values, out), final.chosen.test)
 
 
-def _trainable(search: Search, plan: TrialPlan, runs: Path) -> Any:
+def _trainable(search: Search, plan: TrialPlan, out: Storage, room: str) -> Any:
     """Ray Tune's function and what it gets, which may differ by trial."""
     group = plan.group
-    job = TrialJob(search.experiment.model_dump(), absolute(search.file.shards), group, str(runs), search.file.against == "encode_ms")
+    job = TrialJob(search.experiment.model_dump(), absolute(search.file.shards), group, out.location, room, search.file.against == "encode_ms")
 
     def resources(values: dict[str, Any]) -> ray.tune.PlacementGroupFactory:
         if group.workers > 1:
             # The driver of a nested run only waits: all CPUs are for its workers. Ray Tune wants it to ask for something.
             return ray.tune.PlacementGroupFactory([{"memory": 2**20}])
         share = values.get(SHARE, 1)
-        cpus = min(share * group.cpus_per_worker, ray.cluster_resources()["CPU"])
+        cpus = min(share * group.cpus_per_worker, plan.most_cpus)
         return ray.tune.PlacementGroupFactory([{"CPU": cpus, "GPU": min(1.0, share * group.gpus_per_worker)}])
 
-    return ray.tune.with_resources(ray.tune.with_parameters(run_trial, job=job), resources)
+    trainable = ray.tune.with_parameters(run_trial, job=job)
+    trainable.__name__ = f"{out.name}-trial"  # which the dashboard shows of its processes
+    return ray.tune.with_resources(trainable, resources)
 
 
-def _run_trials(study: SearchStudy, leaderboard: Leaderboard, trainable: Any, plan: TrialPlan, say: Callable[[str], None]) -> None:
-    searcher = StudySearcher(study, say, leaderboard.update, plan.can_have_more)
+def _run_trials(
+    study: SearchStudy, leaderboard: Leaderboard, trainable: Any, plan: TrialPlan, copy: WorkingCopy, gauges: Gauges, say: Callable[[str], None]
+) -> None:
+    def ended() -> None:
+        copy.keep_up()  # before checkpoints go that the study, as the store knows it, counts on
+        try:
+            leaderboard.update()
+        except UserError as error:  # of the store's
+            say(f"{error}; tried again when the next trial ends")
+        copy.keep_up()
+
+    searcher = StudySearcher(study, say, ended, plan.can_have_more)
     quiet_tune()
-    sessions = study.out / "ray"
+    sessions = copy.path / SESSIONS
     ray.tune.Tuner(
         trainable,
         tune_config=ray.tune.TuneConfig(
@@ -114,26 +139,70 @@ def _run_trials(study: SearchStudy, leaderboard: Leaderboard, trainable: Any, pl
             max_concurrent_trials=plan.at_a_time,
             reuse_actors=plan.group.workers == 1,
             search_alg=searcher,
-            scheduler=StudyScheduler(study, Records(leaderboard.runs), searcher),
+            scheduler=StudyScheduler(study, Records(copy.path / RUNS, gauges), searcher),
             trial_dirname_creator=lambda trial: run_name(trial.config),
         ),
         run_config=ray.tune.RunConfig(
             name=f"session_{len(list(sessions.glob('session_*'))) + 1}",
             storage_path=str(sessions),
             verbose=0,
-            callbacks=[SearchProgress(study, say)],
+            callbacks=[
+                SearchProgress(study, say, gauges, lambda: leaderboard.kept_bytes),
+                KeepUp(copy),
+                *trackers(study.search.file.trackers, copy.storage.name, copy.path),
+            ],
             failure_config=ray.tune.FailureConfig(max_failures=study.search.experiment.training.max_failures),
         ),
     ).fit()
 
 
-def _keep_best(checkpoint: Path, values: dict[str, Any], out: Path) -> Path:
+def _computed(plan: TrialPlan, compute: Callable[..., Result], *arguments: Any) -> Result:
+    """What `compute` returns, called in this process or, where this node has not what a trial's worker gets, on one that has."""
+    here = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == ray.get_runtime_context().get_node_id())
+    cpus, gpus = plan.group.cpus_per_worker, plan.group.gpus_per_worker
+    if here.get("CPU", 0) >= cpus and here.get("GPU", 0) >= gpus:
+        return compute(*arguments)
+    try:
+        result: Result = ray.get(ray.remote(num_cpus=cpus, num_gpus=gpus)(compute).remote(*arguments))
+        return result
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+
+
+def _keep_best(checkpoint: Storage, values: dict[str, Any], out: Storage) -> Storage:
     """Copies the chosen checkpoint to OUT/best; one that is there already stays, with what is recorded beside it."""
-    best = out / "best"
-    if not best.exists() or read_json(best / METRICS) != read_json(checkpoint / METRICS):
-        copy_checkpoint(checkpoint, best)
-        write_text(best / "values.json", json.dumps(values, indent=1) + "\n")
+    best = out / BEST
+    if best.exists(METRICS) and best.read_text(METRICS) == checkpoint.read_text(METRICS):
+        return best
+    with checkpoint.opened() as source:
+
+        def write(directory: Path) -> None:
+            copy_files(source, directory)
+            write_text(directory / "values.json", json.dumps(values, indent=1) + "\n")
+
+        out.delete_directory(BEST)  # with what is recorded of another checkpoint
+        out.write_directory(BEST, write)
     return best
+
+
+def _recorded(search: Search) -> str:
+    """What search.yaml holds: no keys that stand in the locations, which may change."""
+    file = search.file.model_copy(update={"out": shown(search.file.out), "shards": shown(search.file.shards)})
+    return replace(search, file=file).to_yaml()
+
+
+def _check_shared(out: Storage) -> None:
+    """Raises `UserError` where another node that may run trials does not see a directory on this one's disk; a trial asks again."""
+    if out.directory is None:
+        return
+    here = ray.get_runtime_context().get_node_id()
+    others = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU") and node["NodeID"] != here]
+    on_each = [NodeAffinitySchedulingStrategy(node, soft=False) for node in others]
+    check = ray.remote(num_cpus=0)(Storage.check_seen)
+    try:
+        ray.get([check.options(scheduling_strategy=node).remote(out, SEARCH) for node in on_each])
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
 
 
 def _check(storage: Storage, search: Search, resume: bool) -> None:
@@ -141,13 +210,13 @@ def _check(storage: Storage, search: Search, resume: bool) -> None:
     if not resume:
         refuse_existing(storage)
         return
-    if not storage.exists("search.yaml"):
-        raise UserError(f"{storage}: nothing to resume: it has no search.yaml")
-    before, now = parse_yaml(storage.read_text("search.yaml"), f"{storage}/search.yaml"), parse_yaml(search.to_yaml(), "search")
+    if not storage.exists(SEARCH):
+        raise UserError(f"{storage}: nothing to resume: it has no {SEARCH}")
+    before, now = parse_yaml(storage.read_text(SEARCH), f"{storage}/{SEARCH}"), parse_yaml(search.to_yaml(), "search")
     for part in ("experiment", "search"):
         for key in now[part]:
             if before[part].get(key) != now[part][key] and key not in CHANGEABLE:
-                raise UserError(f"{storage}: cannot resume: {key} was {before[part].get(key)!r} and is {now[part][key]!r} now")
+                raise UserError(shown(f"{storage}: cannot resume: {key} was {before[part].get(key)!r} and is {now[part][key]!r} now"))
 
 
 def _check_state_api() -> None:

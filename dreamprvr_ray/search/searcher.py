@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ray.tune import Callback
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
@@ -15,6 +16,7 @@ from ray.tune.search import Searcher
 from dreamprvr_ray.search.records import Records
 from dreamprvr_ray.search.study import SearchStudy
 from dreamprvr_ray.search.trial import FAILURE, OUT_OF_MEMORY, SHARE, TRIAL_NUMBER, run_name
+from dreamprvr_ray.search.working_copy import WorkingCopy
 
 GO_ON: str = FIFOScheduler.CONTINUE
 STOP: str = FIFOScheduler.STOP
@@ -78,12 +80,15 @@ class StudyScheduler(FIFOScheduler):
         super().__init__()
         self.study, self.records, self.searcher = study, records, searcher
 
+    def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
+        self.records.begin(run_name(trial.config))
+
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
         if FAILURE in result:
             return GO_ON
         number = trial.config[TRIAL_NUMBER]
         self.study.report(number, result)
-        self.records.add(run_name(trial.config), result)
+        self.records.add(run_name(trial.config), result, trial.config)
         if not result["finished"] and self.study.should_prune(number, result["epoch"]):
             return STOP
         return GO_ON
@@ -95,6 +100,16 @@ class StudyScheduler(FIFOScheduler):
         lines = str(trial.get_error() or "unknown").strip().splitlines()
         self.searcher.errors[trial.trial_id] = lines[-1]
         self.records.close(run_name(trial.config))
+
+
+class KeepUp(Callback):
+    """Has the search's store know of every epoch before its trial goes on."""
+
+    def __init__(self, copy: WorkingCopy) -> None:
+        self.copy = copy
+
+    def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any) -> None:
+        self.copy.keep_up()
 
 
 def quiet_tune() -> None:

@@ -19,19 +19,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import optuna
 import yaml
-from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator, field_validator
 
 from dreamprvr_ray.config import Count, Experiment, NonNegative, Section, known_keys, load_experiment, read_yaml, validated
 from dreamprvr_ray.errors import UserError, near_miss
 from dreamprvr_ray.search.conditions import Condition
 
 FIXED_BEFORE_TRAINING = ("data.video_size", "data.text_size", "training.epochs")
-CHANGEABLE = ("out", "shards", "source", "trial", "trials", "hours", "keep", "final")  # of a search that is taken up again
+CHANGEABLE = ("out", "shards", "source", "trial", "trials", "trackers", "hours", "keep", "final")  # of a search that is taken up again
 
 
 def _or_auto(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
@@ -116,7 +117,16 @@ class SearchFile(Section):
     keep: Count = 3  # so many trials' checkpoints stay on disk
     final: Final | None = None
     source: SourceTree | None = None
+    trackers: tuple[Literal["mlflow", "wandb"], ...] = Field((), strict=False)  # each is an extra to install
     hours: NonNegative | None = None  # no trial starts after so many hours
+
+    @field_validator("trackers")
+    @classmethod
+    def _are_installed(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        missing = [name for name in names if find_spec(name) is None]
+        if missing:
+            raise ValueError(f"not installed; pip install 'dreamprvr_ray[{','.join(missing)}]'")
+        return names
 
 
 @dataclass(frozen=True)

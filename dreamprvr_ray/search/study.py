@@ -45,8 +45,9 @@ class Proposal:
 class SearchStudy:
     """The study of one search, as one driver sees it."""
 
-    def __init__(self, search: Search, out: Path) -> None:
+    def __init__(self, search: Search, out: Path, owner: str | None = None) -> None:
         self.search, self.out = search, out
+        self.owner = owner or str(out)  # of the trials that this driver runs: the search's directory, where `out` is a working copy of it
         self.storage = open_storage(search.file.store, out)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         objectives = ["SumR"] + ([search.file.against] if search.file.against else [])
@@ -96,7 +97,7 @@ class SearchStudy:
             trial.set_user_attr("reason", f"refused: breaks {broken}")
             self.study.tell(number, state=TrialState.FAIL)
             return None
-        trial.set_user_attr("out", str(self.out))
+        trial.set_user_attr("out", self.owner)
         self._handed_out.add(number)
         return Proposal(number, values, trial.user_attrs.get("share", 1))
 
@@ -105,7 +106,7 @@ class SearchStudy:
         if owner is None:  # its driver was killed between two writes, or is about to write its name
             begun = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
             return self.search.file.store is None or time.time() - begun > ABANDONED_AFTER
-        return bool(owner == str(self.out))
+        return bool(owner == self.owner)
 
     def report(self, number: int, result: Mapping[str, Any]) -> None:
         """Takes a finished epoch of a trial. The step is our own count of epochs, which goes on where a trial is resumed."""

@@ -17,13 +17,13 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from dreamprvr_ray.checkpoint_store import CheckpointStore
-from dreamprvr_ray.checkpoints import EXPERIMENT, METRICS, load_model, read_json
+from dreamprvr_ray.checkpoints import EXPERIMENT, load_model
 from dreamprvr_ray.config import CLIPS, FRAMES, Experiment
 from dreamprvr_ray.data.cache import local_shards
 from dreamprvr_ray.errors import Failure, UserError
 from dreamprvr_ray.loop import best_device, fit
 from dreamprvr_ray.reporter import EpochReport, Snapshot
-from dreamprvr_ray.search.layout import trial_name
+from dreamprvr_ray.search.layout import CHECKPOINTS, SEARCH, trial_name
 from dreamprvr_ray.storage import Storage
 from dreamprvr_ray.workers import Trainer, WorkerGroup, keep_checkpoint, run_config, run_group, train_worker
 
@@ -45,7 +45,8 @@ class TrialJob:
     experiment: dict[str, Any]
     shards: str
     group: WorkerGroup
-    runs: str  # the directory in which each trial has one of its own, laid out as a training's
+    out: str  # the search's directory
+    room: str  # the directory in it in which each trial has one of its own, laid out as a training's
     measure_encoding: bool = False
 
 
@@ -80,16 +81,20 @@ def _report_failure(error: BaseException, out_of_memory: bool = False) -> None:
 
 
 def _train(values: dict[str, Any], job: TrialJob) -> None:
-    name = run_name(values)
+    out, name = Storage(job.out), run_name(values)
+    out.check_seen(SEARCH)
     settings = {key: value for key, value in values.items() if key not in (TRIAL_NUMBER, SHARE, RUN)}
     experiment = Experiment.model_validate(job.experiment).with_values(settings, name)
-    run = Storage(job.runs) / name
+    run = out / job.room / name
     run.write_text(EXPERIMENT, experiment.to_yaml())
-    store = CheckpointStore(run / "checkpoints")
+    print(
+        f"{out.name} {name}: " + ", ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in settings.items()),
+        flush=True,
+    )
+    store = CheckpointStore(run / CHECKPOINTS)
     owner = store.take_over()  # from a process of a killed driver's, which may write on for seconds
     reporter = TuneReporter(store, job.measure_encoding)
-    with store.latest() as latest:
-        reached = read_json(latest / METRICS) if latest else None
+    reached = store.metrics()
     if reached:  # a kill may have come between the checkpoint and its report
         reporter.send(reached)
         if reached["finished"]:
@@ -99,7 +104,7 @@ def _train(values: dict[str, Any], job: TrialJob) -> None:
             train_worker,
             train_loop_config={"experiment": experiment.model_dump(), "shards": job.shards, "run": run.location, "owner": owner},
             scaling_config=job.group.scaling(),
-            run_config=run_config(run.location, "ray", experiment, [TuneReportCallback()]),
+            run_config=run_config(run, f"{out.name}-{name}", experiment, [TuneReportCallback()]),
         )
         run_group(trainer, run)
         return
@@ -129,6 +134,7 @@ class TuneReporter:
     def report(self, report: EpochReport, snapshot: Snapshot) -> None:
         keep_checkpoint(self.store, report, snapshot)
         self.store.wait()  # the report may stop this trial, and with it what runs beside it
+        print(report.line(), flush=True)  # into the process's log, which the dashboard shows
         self.send(report.named())
 
     def send(self, metrics: dict[str, Any]) -> None:

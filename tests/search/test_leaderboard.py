@@ -3,10 +3,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from made_search import made_search, result
+from object_store import S3
 
 from dreamprvr_ray.search.leaderboard import Entry, Leaderboard, ranked, table
 from dreamprvr_ray.search.study import SearchStudy
+from dreamprvr_ray.storage import Storage
 
 ENTRIES = [
     Entry(0, "finished", 250.0, 7, 8, {"model.registers": 4}, 248.0),
@@ -28,21 +31,28 @@ def test_the_table_has_a_row_for_every_trial() -> None:
     assert lines[4].split() == ["1", "failed", "0", "-", "-", "-", "8"]
 
 
-def train(runs: Path, number: int, *epochs: int) -> None:
+@pytest.fixture(params=["disk", "object store"])
+def runs(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    if request.param == "disk":
+        return Storage.of(tmp_path / "out" / "runs")
+    s3: S3 = request.getfixturevalue("s3")
+    return Storage.of(s3.uri("out/runs"))
+
+
+def train(runs: Storage, number: int, *epochs: int) -> None:
     """Leaves the checkpoints that a trial's store would."""
     for epoch in epochs:
-        directory = runs / f"trial_{number:03d}" / "checkpoints" / f"epoch-{epoch:04d}"
-        directory.mkdir(parents=True)
-        (directory / "metrics.json").write_text(json.dumps({"best_epoch": epochs[0]}))
+        checkpoint = runs / f"trial_{number:03d}" / "checkpoints" / f"epoch-{epoch:04d}"
+        checkpoint.write_text("metrics.json", json.dumps({"best_epoch": epochs[0]}))
 
 
-def kept(runs: Path) -> set[str]:
-    return {f"{path.parent.parent.name}/{path.name}" for path in runs.glob("*/checkpoints/*")}
+def kept(runs: Storage) -> set[str]:
+    return {name.replace("/checkpoints/", "/").removesuffix("/metrics.json") for name in runs.files() if name.endswith("/metrics.json")}
 
 
-def test_the_best_of_all_trials_keep_one_checkpoint_each_and_the_others_none(tmp_path: Path) -> None:
+def test_the_best_of_all_trials_keep_one_checkpoint_each_and_the_others_none(tmp_path: Path, runs: Storage) -> None:
     study = SearchStudy(made_search(tmp_path, pruning={"grace_epochs": 1, "reduction_factor": 2}), tmp_path / "out")
-    board = Leaderboard(study, keep=2)
+    board = Leaderboard(study, 2, runs)
     for sumr in (50.0, 60.0, 70.0):
         number = study.propose().number  # type: ignore[union-attr]
         train(board.runs, number, 4, 9)
@@ -62,8 +72,9 @@ def test_the_best_of_all_trials_keep_one_checkpoint_each_and_the_others_none(tmp
     assert [entry["number"] for entry in written] == [2, 3, 1, 0, 5, 4]
     assert [entry["state"] for entry in written] == ["finished", "running", "finished", "finished", "pruned", "failed"]
     assert [bool(entry["checkpoint"]) for entry in written] == [True, False, True, False, False, False]
-    assert written[0]["checkpoint"].endswith("runs/trial_002/checkpoints/epoch-0004") and written[5]["error"] == "no memory left"
+    assert written[0]["checkpoint"] == f"{runs}/trial_002/checkpoints/epoch-0004" and written[5]["error"] == "no memory left"
+    assert board.kept_bytes == 2 * len('{"best_epoch": 4}')
 
     train(board.runs, 77, 1)  # of a trial that the study does not know
     board.sweep()
-    assert not (board.runs / "trial_077").exists() and len(kept(board.runs)) == 4
+    assert "trial_077" not in runs.names() and len(kept(board.runs)) == 4

@@ -10,18 +10,19 @@ from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.loop import fit
 from dreamprvr_ray.reporter import DirectoryReporter
 from dreamprvr_ray.search.protocol import described, evaluate_checkpoint, recorded_test
+from dreamprvr_ray.storage import Storage
 
 TINY = {"model.hidden_size": 16, "model.branches": 1, "training.epochs": 1}
 
 
 @pytest.fixture(scope="module")
-def checkpoint(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Storage:
     run = tmp_path_factory.mktemp("run")
     fit(load_experiment("demo", TINY), ShardSet.open(demo_shards), DirectoryReporter(run))
-    return run / "best"
+    return Storage.of(run / "best")
 
 
-def test_val_may_be_read_at_will_and_every_reading_of_test_is_recorded(checkpoint: Path, demo_shards: Path) -> None:
+def test_val_may_be_read_at_will_and_every_reading_of_test_is_recorded(checkpoint: Storage, demo_shards: Path) -> None:
     shards = ShardSet.open(demo_shards)
     evaluate_checkpoint(checkpoint, shards, "val")
     assert recorded_test(checkpoint) is None
@@ -34,10 +35,10 @@ def test_val_may_be_read_at_will_and_every_reading_of_test_is_recorded(checkpoin
     assert "has been read 2 times" in "\n".join(described(second)) and "has been read" not in "\n".join(described(first))
 
 
-def test_features_of_other_sizes_are_a_clear_mistake(checkpoint: Path) -> None:
+def test_features_of_other_sizes_are_a_clear_mistake(checkpoint: Storage) -> None:
     golden = Path(__file__).parents[1] / "golden" / "model" / "authors_format.ckpt"
     manifest = type("Manifest", (), {"video_size": 7, "text_size": 48})()
     shards = type("Shards", (), {"manifest": manifest, "directory": Path("other")})()
-    for path in (checkpoint, golden):
+    for each in (checkpoint, Storage.of(golden)):
         with pytest.raises(UserError, match=r"trained on features of sizes .* other holds 7 / 48"):
-            evaluate_checkpoint(path, shards, "val")  # type: ignore[arg-type]
+            evaluate_checkpoint(each, shards, "val")  # type: ignore[arg-type]

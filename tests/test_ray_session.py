@@ -1,0 +1,24 @@
+"""The Ray that commands start by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from ipaddress import ip_address
+from pathlib import Path
+
+import psutil
+from conftest import Driver
+
+
+def test_nothing_of_a_local_ray_and_its_workers_listens_beyond_loopback(demo_shards: Path, tmp_path: Path, drive: Callable[..., Driver]) -> None:
+    training = drive("train", "--config", "demo", "--shards", demo_shards, "--out", tmp_path / "run", "--workers", 2, "--set", "model.hidden_size=16")
+    training.wait_until_it_says("2 workers train")
+    processes = [psutil.Process(training.process.pid), *psutil.Process(training.process.pid).children(recursive=True)]
+    listening = {(process.name(), each.laddr.ip) for process in processes for each in process.net_connections("inet") if each.status == "LISTEN"}
+    assert len({name for name, _ in listening}) > 3  # or this has looked at the wrong processes
+    assert not {(name, address) for name, address in listening if not is_loopback(address)}
+
+
+def is_loopback(address: str) -> bool:
+    parsed = ip_address(address)
+    return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
