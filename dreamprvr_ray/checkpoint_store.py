@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamprvr_ray.checkpoints import METRICS, parse_json
-from dreamprvr_ray.errors import Failure
+from dreamprvr_ray.errors import Failure, StoreError
 from dreamprvr_ray.storage import Storage
 
 OWNER = "owner"
@@ -96,7 +96,7 @@ class CheckpointStore:
         self._pending = self._writer.submit(self._write, epoch, best_epoch, write)
 
     def wait(self) -> None:
-        """Until the last checkpoint is written. Raises `Failure` where it could not be."""
+        """Until the last checkpoint is written. Raises `Failure` where it could not be, `StoreError` where trying again may help."""
         pending, self._pending = self._pending, None
         if pending:
             pending.result()
@@ -112,7 +112,8 @@ class CheckpointStore:
             reason = error.strerror or str(error).splitlines()[0]
             kept = self.epochs()
             last = f"the last good one is of epoch {kept[-1]}" if kept else "there is none yet"
-            raise Failure(f"{self.storage}: the checkpoint of epoch {epoch} could not be written: {reason}; {last}") from None
+            told = f"{self.storage}: the checkpoint of epoch {epoch} could not be written: {reason}; {last}"
+            raise (Failure if self.storage.directory else StoreError)(told) from None
         names = self.storage.names()  # also what killed writers left behind
         # After the names were listed: whoever takes over from here on finds our checkpoint, and what it writes is not among them.
         self._check_owner()

@@ -22,6 +22,10 @@ class UserError(Exception):
         return type(self), self.mistakes
 
 
+class StoreError(UserError):
+    """An object store did not answer as it should: trying again may help."""
+
+
 class Failure(Exception):
     """Something outside the program went wrong while it ran (a full disk, a lost machine, a loss that diverged); the message is one line."""
 

@@ -46,7 +46,8 @@ class Machines:
         return sum(int(min(node.cpus / cpus_each, node.gpus / gpus_each if gpus_each else math.inf) + 1e-6) for node in self.nodes)
 
     def cpus_each(self, processes: int, gpus_each: float) -> float:
-        """The most whole CPUs that each of so many processes can have; 1 where there are too few."""
+        """The most whole CPUs that each of so many processes can have, or of as many as there is room for."""
+        processes = max(1, min(processes, self.places(1, gpus_each)))
         most = int(max((node.cpus for node in self.nodes), default=1))
         return float(next((cpus for cpus in range(most, 1, -1) if self.places(cpus, gpus_each) >= processes), 1))
 

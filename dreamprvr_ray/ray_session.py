@@ -5,8 +5,10 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -45,7 +47,7 @@ WORKER_ENVIRONMENT = RAY_ENVIRONMENT | {
     "MALLOC_TOP_PAD_": str(64 * 2**20),
 }
 # Of a local Ray: nothing listens where other machines could reach it. The first is what Ray does by itself on Windows and macOS.
-STAY_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "GLOO_SOCKET_IFNAME": "lo"}
+STAY_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 
 
 @contextmanager
@@ -71,8 +73,13 @@ def ray_session(dashboard: bool) -> Iterator[str | None]:
 
 def _init(address: str, local: dict[str, str], **options: Any) -> Any:
     environment = WORKER_ENVIRONMENT | {name: os.environ[name] for name in RAY_ENVIRONMENT} | local
-    # Our own lines come through queues and callbacks; what workers print stays in Ray's logs and on the dashboard.
-    return ray.init(address=address, runtime_env={"env_vars": environment}, log_to_driver=False, logging_level="WARNING", **options)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        # Our own lines come through queues and callbacks; what workers print stays in Ray's logs and on the dashboard.
+        return ray.init(address=address, runtime_env={"env_vars": environment}, log_to_driver=False, logging_level="WARNING", **options)
+    finally:
+        if threading.current_thread() is threading.main_thread():  # Ray has put a handler of its own there, which ends at once
+            signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def _cluster() -> Any | None:

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.fs
 
 from dreamprvr_ray.checkpoints import METRICS, replacing, write_text
-from dreamprvr_ray.errors import UserError, shown
+from dreamprvr_ray.errors import StoreError, UserError, shown
 
 _CONNECTIONS = 8
 
@@ -50,7 +50,7 @@ class Storage:
             return cls(str(Path(text.removeprefix("file://")).resolve()))
         try:
             pyarrow.fs.FileSystem.from_uri(text)
-        except (pa.ArrowException, ValueError) as error:
+        except (pa.ArrowException, ValueError, OSError) as error:  # OSError: S3 does not know in which region that bucket would be
             raise UserError(f"{shown(text)}: no storage that can be used: {shown(_first_line(error))}") from None
         return cls(text)
 
@@ -61,7 +61,8 @@ class Storage:
 
     @cached_property
     def _store(self) -> tuple[pyarrow.fs.FileSystem, str]:
-        filesystem, path = pyarrow.fs.FileSystem.from_uri(self.location)
+        with _readable(self):
+            filesystem, path = pyarrow.fs.FileSystem.from_uri(self.location)
         return filesystem, path.rstrip("/")
 
     def __truediv__(self, name: str) -> Storage:
@@ -202,7 +203,7 @@ def _readable(storage: Storage) -> Iterator[None]:
     except FileNotFoundError as error:
         raise UserError(f"{storage}: {_first_line(error)}") from None
     except OSError as error:
-        raise UserError(f"{storage}: the store does not answer as it should: {_first_line(error)}") from None
+        raise StoreError(f"{storage}: the store does not answer as it should: {_first_line(error)}") from None
 
 
 def _first_line(error: Exception) -> str:

@@ -192,9 +192,7 @@ def train_worker(job: dict[str, Any]) -> str | None:
     """
     entered = time.time()
     storage = Storage(job["run"])
-    # On a node that does not see the run's directory, checkpoints would be written where nobody looks for them.
-    if not storage.exists(EXPERIMENT):
-        raise UserError(f"{storage}: is not the same on all nodes; use a file system that they share, or a store as in s3://bucket/run")
+    storage.check_seen(EXPERIMENT)
     try:
         with connected() as workers:
             store = CheckpointStore(storage / "checkpoints", job.get("owner"))
@@ -307,18 +305,19 @@ class FirstStep:
 def _relay(reports: Queue, storage: Storage, say: Callable[[str], None], start: Start) -> Iterator[None]:
     """Shows the workers' reports while the block runs: a line each, TensorBoard's scalars, and the gauges."""
     ended = threading.Event()
-    thread = threading.Thread(target=_show, args=(reports, storage, say, start, ended), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join(timeout=10)
+    with Gauges(storage.name) as gauges:
+        thread = threading.Thread(target=_show, args=(reports, storage, say, start, gauges, ended), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join(timeout=10)
 
 
-def _show(reports: Queue, storage: Storage, say: Callable[[str], None], start: Start | None, ended: threading.Event) -> None:
+def _show(reports: Queue, storage: Storage, say: Callable[[str], None], start: Start | None, gauges: Gauges, ended: threading.Event) -> None:
     sent = False
-    with _tensorboard(storage) as writer, Gauges(storage.name) as gauges:
+    with _tensorboard(storage) as writer:
         while True:
             stopping = ended.is_set()  # asked before the queue is emptied, so that the last report is not lost
             if reports.empty():  # asked, because a `get` that finds none is a failed task on the dashboard

@@ -18,6 +18,7 @@ def test_no_process_stretches_over_two_machines() -> None:
     assert three.cpus_each(2, 0) == 2  # not the 3 that six CPUs are for two
     assert three.cpus_each(4, 0) == 1
     assert three.cpus_each(7, 0) == 1  # too many: it is for the caller to have fewer
+    assert Machines((Node(4, 1),) * 4).cpus_each(8, 1) == 4  # likewise: as many as there are GPUs
 
 
 def test_a_machine_without_a_gpu_is_no_place_for_a_gpu_trial() -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
-from conftest import Driver
+
+if TYPE_CHECKING:
+    from conftest import Driver
 
 
 def test_nothing_of_a_local_ray_and_its_workers_listens_beyond_loopback(demo_shards: Path, tmp_path: Path, drive: Callable[..., Driver]) -> None:

@@ -251,11 +251,14 @@ def test_a_trial_of_two_workers_trains_as_one_of_one(
         assert two[name] == pytest.approx(one[name], rel=1e-4), name
 
 
-def test_an_interrupted_search_says_how_to_go_on(drive: Callable[..., Driver], demo_shards: Path, tmp_path: Path, local_ray: None) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "ray job stop"])
+def test_an_interrupted_search_says_how_to_go_on(
+    drive: Callable[..., Driver], demo_shards: Path, tmp_path: Path, local_ray: None, number: signal.Signals
+) -> None:
     space = write_space(tmp_path / "space.yaml", demo_shards, 30, 2, {"model.registers": {"int": [0, 6]}})
     driver = drive("tune", "--space", space, RAY_ADDRESS=ray.get_runtime_context().gcs_address)  # on a Ray that was there before
     driver.wait_until_it_says("1 of 30 trials ended")
-    driver.process.send_signal(signal.SIGINT)
+    driver.process.send_signal(number)
     _, said = driver.process.communicate(timeout=120)
     assert driver.process.returncode == 130 and "add --resume" in said and "Traceback" not in said
 

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import optuna
 import ray
-import ray.tune
 import torch
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
@@ -31,15 +30,15 @@ from dreamprvr_ray.errors import Failure, shown
 from dreamprvr_ray.monitoring import Gauges
 from dreamprvr_ray.reporter import duration
 from dreamprvr_ray.retrieval import RECALL_RANKS
-from dreamprvr_ray.search.layout import CHECKPOINTS, FINAL, FINAL_RUNS, SESSIONS, trial_name
+from dreamprvr_ray.search.layout import CHECKPOINTS, FINAL, FINAL_RUNS, trial_name
 from dreamprvr_ray.search.leaderboard import Entry
 from dreamprvr_ray.search.plan import TrialPlan
 from dreamprvr_ray.search.protocol import recorded_ranks, recorded_test, test_once
 from dreamprvr_ray.search.records import Records
-from dreamprvr_ray.search.searcher import GO_ON, NO_MORE, KeepUp, StatelessSearcher, quiet_tune
+from dreamprvr_ray.search.searcher import GO_ON, NO_MORE, Began, KeepUp, StatelessSearcher
 from dreamprvr_ray.search.space import Search
-from dreamprvr_ray.search.trackers import trackers
 from dreamprvr_ray.search.trial import FAILURE, RUN, TRIAL_NUMBER, run_name
+from dreamprvr_ray.search.tuner import run_tuner
 from dreamprvr_ray.search.working_copy import WorkingCopy
 from dreamprvr_ray.storage import Storage
 
@@ -158,25 +157,8 @@ def run_final(
         say(f"final: {len(waiting)} trainings of {', '.join(each.name for each in candidates)}, {plan.at_a_time} at a time")
         values = [training_values(search, each, seed) | {TRIAL_NUMBER: each.trial, RUN: name} for name, (each, seed) in jobs.items()]
         queue = FinalQueue(values, waiting)
-        quiet_tune()
-        ray.tune.Tuner(
-            trainable,
-            tune_config=ray.tune.TuneConfig(
-                num_samples=-1,
-                max_concurrent_trials=plan.at_a_time,
-                reuse_actors=plan.group.workers == 1,
-                search_alg=queue,
-                scheduler=FinalScheduler(Records(copy.path / FINAL_RUNS, gauges), queue, say),
-                trial_dirname_creator=lambda trial: run_name(trial.config),
-            ),
-            run_config=ray.tune.RunConfig(
-                name="final",
-                storage_path=str(copy.path / SESSIONS),
-                verbose=0,
-                callbacks=[KeepUp(copy), *trackers(search.file.trackers, copy.storage.name, copy.path)],
-                failure_config=ray.tune.FailureConfig(max_failures=search.experiment.training.max_failures),
-            ),
-        ).fit()
+        records = Records(copy.path / FINAL_RUNS, gauges)
+        run_tuner(search, plan, trainable, queue, FinalScheduler(records, queue, say), [Began(records), KeepUp(copy)], copy)
         if queue.failures:
             raise Failure(f"{copy.storage}: " + "; ".join(f"{name} failed: {reason}" for name, reason in queue.failures.items()))
         if not all(_is_finished(runs / name) for name in jobs):
@@ -270,9 +252,6 @@ class FinalScheduler(FIFOScheduler):
     def __init__(self, records: Records, queue: FinalQueue, say: Callable[[str], None]) -> None:
         super().__init__()
         self.records, self.queue, self.say = records, queue, say
-
-    def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
-        self.records.begin(run_name(trial.config))
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
         if FAILURE not in result:

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 
 SEARCH = "search.yaml"  # what decides the result
 JOURNAL = "optuna.journal"  # the study
-SESSIONS = "ray"  # Ray Tune's own records of each time that the search was taken up; nothing is read from them
+WANDB = "wandb"  # W&B's own files, where that tracker is asked for
 RUNS = "runs"  # a directory a trial
 FINAL_RUNS = "final"  # a directory a final training
 CHECKPOINTS = "checkpoints"  # in those directories

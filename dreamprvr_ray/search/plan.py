@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import ray
@@ -38,12 +39,18 @@ class TrialPlan:
         return f"{self.at_a_time} at a time, {workers} a trial of {group.cpus_per_worker:g} CPU{gpu} each"
 
 
-def plan_trials(search: Search) -> TrialPlan:
-    """Divides what Ray has among the trials. Raises `UserError` where not even one fits."""
+def plan_trials(search: Search, say: Callable[[str], None] | None = None) -> TrialPlan:
+    """Divides what Ray has, or will have, among the trials. Raises `UserError` where not even one fits.
+
+    `say` hears what it waits for; without it, as in a dry run, no machine is asked for that is not there.
+    """
     wanted, there = search.file.trial, machines()
     memory = 0
-    if "auto" in (wanted.workers, wanted.gpus_per_worker) and there.gpus > 0:
-        there = replace(there, gpu_memory=_gpu_memory())
+    if "auto" in (wanted.workers, wanted.gpus_per_worker) and 0 < there.gpus < min(wanted.at_a_time or MOST_AT_A_TIME, search.file.trials):
+        come = "GPU" in ray.cluster_resources()
+        if say and not come:
+            say("asking for a machine with a GPU, to see how many trials its memory holds")
+        there = replace(there, gpu_memory=_gpu_memory() if say or come else None)
         memory = _largest_memory(search)
     workers, gpus_each, at_a_time = divided(wanted, search.file.trials, there, memory)
     if workers > 1 and search.file.against == "encode_ms":

@@ -26,13 +26,12 @@ class Records:
         self._boards: dict[str, SummaryWriter] = {}
 
     def begin(self, run: str) -> None:
-        """Hears that the run of this name was handed out."""
+        """Hears that the run of this name has begun."""
         self.gauges.started(run)
 
     def add(self, run: str, result: dict[str, Any], values: Mapping[str, Any]) -> None:
         """Keeps a finished epoch of the run of this name, which trains with these values by dotted key."""
         directory = self.runs / run
-        self.gauges.epoch(run, result)
         if run not in self._boards:
             kept = read_epochs(directory)
             self._last_epoch[run] = kept[-1]["epoch"] if kept else 0
@@ -43,6 +42,7 @@ class Records:
         if result["epoch"] <= self._last_epoch[run]:
             return
         self._last_epoch[run] = result["epoch"]
+        self.gauges.epoch(run, result)
         measured = {name: value for name, value in result.items() if isinstance(value, (bool, int, float)) and not name.startswith(_NOT_MEASURED)}
         with (directory / EPOCHS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(measured) + "\n")

@@ -1,9 +1,8 @@
 """A whole search: Ray Tune and Optuna around the trials, then what they found, trained anew or as it is, evaluated once on test.
 
 A search's directory holds `search.yaml` (what decides its result), `optuna.journal` (the study, readable by Optuna's own tools),
-`runs/` (a directory a trial, laid out as a training's), `leaderboard.json`, `final/` and `final.json` (`final`), `best/`, the winner's
-checkpoint, and `ray/` (Ray Tune's own records of each time that the search was taken up; nothing is read from them). It may be on a disk, on a
-file system that all nodes share, or in an object store: see `working_copy`.
+`runs/` (a directory a trial, laid out as a training's), `leaderboard.json`, `final/` and `final.json` (`final`), and `best/`,
+the winner's checkpoint. It may be on a disk, on a file system that all nodes share, or in an object store: see `working_copy`.
 """
 
 from __future__ import annotations
@@ -27,17 +26,17 @@ from dreamprvr_ray.loop import fitted
 from dreamprvr_ray.monitoring import Gauges
 from dreamprvr_ray.ray_session import ray_session
 from dreamprvr_ray.search.final import FinalResult, candidates_of, final_checkpoint, run_final, test_candidates, write_final
-from dreamprvr_ray.search.layout import BEST, FINAL_RUNS, JOURNAL, RUNS, SEARCH, SESSIONS
+from dreamprvr_ray.search.layout import BEST, FINAL_RUNS, JOURNAL, RUNS, SEARCH
 from dreamprvr_ray.search.leaderboard import Entry, Leaderboard
 from dreamprvr_ray.search.plan import TrialPlan, plan_trials
 from dreamprvr_ray.search.progress import SearchProgress
 from dreamprvr_ray.search.protocol import test_once
 from dreamprvr_ray.search.records import Records
-from dreamprvr_ray.search.searcher import KeepUp, StudyScheduler, StudySearcher, quiet_tune
+from dreamprvr_ray.search.searcher import Began, KeepUp, StudyScheduler, StudySearcher
 from dreamprvr_ray.search.space import CHANGEABLE, Search
 from dreamprvr_ray.search.study import SearchStudy
-from dreamprvr_ray.search.trackers import trackers
-from dreamprvr_ray.search.trial import SHARE, TrialJob, run_name, run_trial
+from dreamprvr_ray.search.trial import SHARE, TrialJob, run_trial
+from dreamprvr_ray.search.tuner import run_tuner
 from dreamprvr_ray.search.working_copy import WorkingCopy, working_copy
 from dreamprvr_ray.storage import Storage, absolute
 from dreamprvr_ray.workers import refuse_existing
@@ -66,7 +65,7 @@ def run_search(search: Search, *, resume: bool, say: Callable[[str], None]) -> O
     with working_copy(out, say) as copy, ray_session(dashboard=True) as dashboard, Gauges(out.name) as gauges:
         if dashboard:
             say(f"Ray dashboard: {dashboard} (it asks for a token, which `{Path(sys.executable).parent / 'ray'} get-auth-token` prints)")
-        plan = plan_trials(search)
+        plan = plan_trials(search, say)
         say(f"search {search.name}: {search.file.trials} trials, {plan}")
         if plan.group.workers > 1:
             _check_state_api()
@@ -122,7 +121,8 @@ def _run_trials(
     study: SearchStudy, leaderboard: Leaderboard, trainable: Any, plan: TrialPlan, copy: WorkingCopy, gauges: Gauges, say: Callable[[str], None]
 ) -> None:
     def ended() -> None:
-        copy.keep_up()  # before checkpoints go that the study, as the store knows it, counts on
+        if not copy.keep_up():  # else checkpoints would go that the study, as the store knows it, counts on
+            return
         try:
             leaderboard.update()
         except UserError as error:  # of the store's
@@ -130,30 +130,11 @@ def _run_trials(
         copy.keep_up()
 
     searcher = StudySearcher(study, say, ended, plan.can_have_more)
-    quiet_tune()
-    sessions = copy.path / SESSIONS
-    ray.tune.Tuner(
-        trainable,
-        tune_config=ray.tune.TuneConfig(
-            num_samples=-1,  # the study says when there are enough
-            max_concurrent_trials=plan.at_a_time,
-            reuse_actors=plan.group.workers == 1,
-            search_alg=searcher,
-            scheduler=StudyScheduler(study, Records(copy.path / RUNS, gauges), searcher),
-            trial_dirname_creator=lambda trial: run_name(trial.config),
-        ),
-        run_config=ray.tune.RunConfig(
-            name=f"session_{len(list(sessions.glob('session_*'))) + 1}",
-            storage_path=str(sessions),
-            verbose=0,
-            callbacks=[
-                SearchProgress(study, say, gauges, lambda: leaderboard.kept_bytes),
-                KeepUp(copy),
-                *trackers(study.search.file.trackers, copy.storage.name, copy.path),
-            ],
-            failure_config=ray.tune.FailureConfig(max_failures=study.search.experiment.training.max_failures),
-        ),
-    ).fit()
+    records = Records(copy.path / RUNS, gauges)
+    progress = SearchProgress(study, say, gauges, lambda: leaderboard.kept_bytes)
+    run_tuner(study.search, plan, trainable, searcher, StudyScheduler(study, records, searcher), [progress, Began(records), KeepUp(copy)], copy)
+    if searcher.store_lost:
+        raise Failure(f"{searcher.store_lost}; go on with --resume when it does")
 
 
 def _computed(plan: TrialPlan, compute: Callable[..., Result], *arguments: Any) -> Result:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +12,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
+from dreamprvr_ray.errors import StoreError
 from dreamprvr_ray.search.records import Records
 from dreamprvr_ray.search.study import SearchStudy
 from dreamprvr_ray.search.trial import FAILURE, OUT_OF_MEMORY, SHARE, TRIAL_NUMBER, run_name
@@ -44,11 +44,14 @@ class StudySearcher(StatelessSearcher):
         self.study, self.say, self.ended = study, say, ended
         self.can_have_more = can_have_more  # whether a trial that ran out of memory can be given that of two
         self.errors: dict[str, str] = {}  # why a trial was lost, by Ray Tune's name of it
+        self.store_lost: str | None = None  # what the search's store said instead of an answer
         self._numbers: dict[str, int] = {}
         hours = study.search.file.hours
         self._no_more_after = time.monotonic() + hours * 3600 if hours else None
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if self.store_lost:
+            return NO_MORE
         late = self._no_more_after is not None and time.monotonic() > self._no_more_after
         proposal = None if late else self.study.propose()
         if proposal is None:  # one that runs may come back, to be run again with more memory
@@ -62,6 +65,10 @@ class StudySearcher(StatelessSearcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         number, result = self._numbers[trial_id], result or {}
         reason = self.errors.get(trial_id, "lost") if error else result.get(FAILURE)
+        if error and reason and f"{StoreError.__name__}:" in reason:
+            self.study.hand_back(number)
+            self.store_lost = reason.partition(f"{StoreError.__name__}: ")[2]
+            return
         if reason and result.get(OUT_OF_MEMORY) and self.can_have_more and self.study.again_with_more(number, reason):
             self.say(f"trial {number} ran out of memory: it will run again with the resources of two trials ({reason})")
             return
@@ -79,9 +86,6 @@ class StudyScheduler(FIFOScheduler):
     def __init__(self, study: SearchStudy, records: Records, searcher: StudySearcher) -> None:
         super().__init__()
         self.study, self.records, self.searcher = study, records, searcher
-
-    def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
-        self.records.begin(run_name(trial.config))
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
         if FAILURE in result:
@@ -102,6 +106,16 @@ class StudyScheduler(FIFOScheduler):
         self.records.close(run_name(trial.config))
 
 
+class Began(Callback):
+    """Tells the records when a trial has what it asked for and runs: nodes may come minutes after it was handed out."""
+
+    def __init__(self, records: Records) -> None:
+        self.records = records
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self.records.begin(run_name(trial.config))
+
+
 class KeepUp(Callback):
     """Has the search's store know of every epoch before its trial goes on."""
 
@@ -110,8 +124,3 @@ class KeepUp(Callback):
 
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any) -> None:
         self.copy.keep_up()
-
-
-def quiet_tune() -> None:
-    """Ray Tune warns that trials left none of its own records: a search keeps better ones."""
-    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)

@@ -102,10 +102,12 @@ class SearchStudy:
         return Proposal(number, values, trial.user_attrs.get("share", 1))
 
     def _is_ours(self, trial: FrozenTrial) -> bool:
+        if self.search.file.store is None:
+            return True
         owner = trial.user_attrs.get("out")
         if owner is None:  # its driver was killed between two writes, or is about to write its name
             begun = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
-            return self.search.file.store is None or time.time() - begun > ABANDONED_AFTER
+            return time.time() - begun > ABANDONED_AFTER
         return bool(owner == self.owner)
 
     def report(self, number: int, result: Mapping[str, Any]) -> None:
@@ -158,6 +160,10 @@ class SearchStudy:
         self._handed_out.discard(number)
         self.storage.set_trial_user_attr(self._trial(number)._trial_id, "reason", reason)
         self.study.tell(number, state=TrialState.FAIL)
+
+    def hand_back(self, number: int) -> None:
+        """Takes that a trial could not go on for a reason of its surroundings: it stays open, for when the search is taken up again."""
+        self._handed_out.discard(number)
 
     def again_with_more(self, number: int, reason: str) -> bool:
         """Has a trial that ran out of memory run once more, with the resources of two; False where it has had that."""

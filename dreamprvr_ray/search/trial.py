@@ -20,7 +20,7 @@ from dreamprvr_ray.checkpoint_store import CheckpointStore
 from dreamprvr_ray.checkpoints import EXPERIMENT, load_model
 from dreamprvr_ray.config import CLIPS, FRAMES, Experiment
 from dreamprvr_ray.data.cache import local_shards
-from dreamprvr_ray.errors import Failure, UserError
+from dreamprvr_ray.errors import Failure, StoreError, UserError
 from dreamprvr_ray.loop import best_device, fit
 from dreamprvr_ray.reporter import EpochReport, Snapshot
 from dreamprvr_ray.search.layout import CHECKPOINTS, SEARCH, trial_name
@@ -62,6 +62,8 @@ def run_trial(values: dict[str, Any], job: TrialJob) -> None:
     """
     try:
         _train(values, job)
+    except StoreError:
+        raise
     except (UserError, Failure) as error:
         _report_failure(error)
     except (RuntimeError, MemoryError) as error:

@@ -7,13 +7,14 @@ recorded beside them, are written into the store by those who make them; they ha
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dreamprvr_ray.errors import UserError
-from dreamprvr_ray.search.layout import BEST, CHECKPOINTS, JOURNAL, SEARCH, SESSIONS, TEST_RECORD
+from dreamprvr_ray.search.layout import BEST, CHECKPOINTS, JOURNAL, SEARCH, TEST_RECORD, WANDB
 from dreamprvr_ray.storage import Storage
 
 
@@ -39,16 +40,22 @@ class WorkingCopy:
         self.storage.upload(self.path, [name for name in changed if name == JOURNAL])
         self._kept = found
 
-    def keep_up(self) -> None:
-        """Does so while trials run: a store that does not answer does not end them."""
+    def keep_up(self) -> bool:
+        """Does so while trials run, which a store that does not answer does not end; returns whether it did."""
         try:
             self.push()
         except UserError as error:
             self.say(f"{error}; tried again after the next epoch")
+            return False
+        return True
 
     def _found(self) -> dict[str, tuple[int, int]]:
-        stats = {name: (self.path / name).stat() for name in Storage(str(self.path)).files() if _is_small(name)}
-        return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
+        found = {}
+        for name in filter(_is_small, Storage(str(self.path)).files()):
+            with suppress(FileNotFoundError):  # a tracker has done with it
+                stat = (self.path / name).stat()
+                found[name] = (stat.st_size, stat.st_mtime_ns)
+        return found
 
 
 @contextmanager
@@ -64,20 +71,32 @@ def downloaded(storage: Storage) -> Iterator[Path]:
 
 @contextmanager
 def working_copy(storage: Storage, say: Callable[[str], None]) -> Iterator[WorkingCopy]:
-    """The working copy of a search for the length of the block, up to date in the store when it ends."""
+    """The working copy of a search for the length of the block, up to date in the store when it ends.
+
+    One that the store did not take stays on this machine's disk. Raises `StoreError` then, where the block ended well.
+    """
     if storage.directory is not None:
         yield WorkingCopy(storage, storage.directory, say)
         return
-    with tempfile.TemporaryDirectory(prefix="dreamprvr-search-") as folder:
-        copy = WorkingCopy(storage, Path(folder), say)
+    copy = WorkingCopy(storage, Path(tempfile.mkdtemp(prefix="dreamprvr-search-")), say)
+    kept = True  # nothing has changed yet
+    try:
         copy.fetch()
-        try:
-            yield copy
-        finally:
-            copy.push()
+        kept = False
+        yield copy
+        copy.push()
+        kept = True
+    except BaseException:
+        kept = kept or copy.keep_up()
+        raise
+    finally:
+        if kept:
+            shutil.rmtree(copy.path, ignore_errors=True)
+        else:
+            say(f"{storage} did not take all: {copy.path} holds what it lacks")
 
 
 def _is_small(name: str) -> bool:
-    """Whether a file belongs to the copy: it is no checkpoint's, no record of Ray's, no lock and no file that is being written."""
+    """Whether a file belongs to the copy: it is no checkpoint's, none that W&B sends up itself, no lock and no file that is being written."""
     *folders, last = name.split("/")
-    return not {BEST, CHECKPOINTS, SESSIONS} & set(folders) and not last.startswith(".") and not last.startswith(f"{JOURNAL}.lock")
+    return not {BEST, CHECKPOINTS, WANDB} & set(folders) and not last.startswith(".") and not last.startswith(f"{JOURNAL}.lock")

@@ -7,11 +7,11 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 import yaml
-from conftest import Driver
 from object_store import S3
 from ray._common.network_utils import find_free_port
 from ray._private.node import Node
@@ -20,6 +20,9 @@ from ray.util.state import list_workers
 
 from dreamprvr_ray.search.layout import read_epochs, trial_name
 from dreamprvr_ray.storage import Storage
+
+if TYPE_CHECKING:
+    from conftest import Driver
 
 TRIALS, EPOCHS = 3, 12
 SPACE = {

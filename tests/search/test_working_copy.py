@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,7 @@ def test_what_changes_goes_up_and_what_is_none_of_it_stays(s3: S3, tmp_path: Pat
     with working_copy(storage, print) as copy:
         for name in (SEARCH, JOURNAL, "runs/trial_000/epochs.jsonl", "runs/trial_000/tensorboard/events"):
             write(copy.path / name, name)
-        for name in ("ray/session_1/tuner.pkl", f"{JOURNAL}.lock", ".search.yaml-77"):
+        for name in ("wandb/offline-run/files", f"{JOURNAL}.lock", ".search.yaml-77"):
             write(copy.path / name, name)
         before = len(s3.requests)
         copy.push()
@@ -49,6 +50,17 @@ def test_what_changes_goes_up_and_what_is_none_of_it_stays(s3: S3, tmp_path: Pat
         before = len(s3.requests)
         again.push()
         assert len(s3.requests) == before
+
+
+def test_what_the_store_did_not_take_stays_on_the_disk(s3: S3) -> None:
+    said: list[str] = []
+    with (
+        pytest.raises(UserError, match=r"^s3://missing-"),
+        working_copy(Storage.of(s3.uri("out").replace("bucket-", "missing-")), said.append) as copy,
+    ):
+        write(copy.path / SEARCH, "")
+    assert (copy.path / SEARCH).exists() and str(copy.path) in said[-1]
+    shutil.rmtree(copy.path)
 
 
 def test_on_a_disk_it_is_the_directory_itself(tmp_path: Path) -> None:
