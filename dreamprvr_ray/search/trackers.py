@@ -48,8 +48,8 @@ def _mlflow(experiment: str, out: Path) -> Callback:
             except Exception as error:
                 _log.warning("MLflow did not take the end of %s: %s", trial, error)
 
-    # Not as an argument where the variable has it: it may hold a password, and what stands here is pickled.
-    where = None if "MLFLOW_TRACKING_URI" in os.environ else f"sqlite:///{out / 'mlflow.db'}"
+    # Given even where the variable has it: Ray's callback would turn to MLflow's own default.
+    where = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{out / 'mlflow.db'}"
     return EpochsToMLflow(tracking_uri=where, experiment_name=experiment)
 
 

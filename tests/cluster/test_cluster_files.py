@@ -88,7 +88,7 @@ WRONG = [
     ("gpu.yaml", "--dashboard-host=127.0.0.1", "--dashbord-host=127.0.0.1", "unknown option of ray start --dashbord-host, near --dashboard-host"),
     ("gpu.yaml", "--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0", "opens the dashboard to the network"),
     ("gpu.yaml", " --autoscaling-config=~/ray_bootstrap_config.yaml", "", "no worker is ever started"),
-    ("gpu.yaml", "n 65536; RAY_AUTH_MODE=token ", "n 65536; ", "worker_start_ray_commands: RAY_AUTH_MODE=token is not set"),
+    ("gpu.yaml", "THREADS; RAY_AUTH_MODE=token RAY_USAGE", "THREADS; RAY_USAGE", "worker_start_ray_commands: RAY_AUTH_MODE=token is not set"),
     ("gpu.yaml", "  ~/.ray/auth_token: ~/.ray/auth_token\n", "", "file_mounts: ~/.ray/auth_token is missing"),
     ("gpu.yaml", "Makefile: Makefile", "Makefile: Makfile", "file_mounts.~/dreamprvr-ray/Makefile: there is no Makfile"),
     ("gpu.yaml", "idle_timeout_minutes: 10", "max_workers: 8", "max_workers: there twice"),
