@@ -23,7 +23,8 @@ from dreamprvr_ray.loop import fit, fitted
 from dreamprvr_ray.ray_session import ray_session
 from dreamprvr_ray.reporter import EpochReport, Snapshot
 from dreamprvr_ray.storage import Storage, absolute
-from dreamprvr_ray.workers import RayTrainReporter, Trainer, plan_group, run_config
+from dreamprvr_ray.trainer import Trainer
+from dreamprvr_ray.workers import RayTrainReporter, plan_group, run_config
 
 
 class TimedReporter(RayTrainReporter):

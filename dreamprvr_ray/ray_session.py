@@ -71,6 +71,11 @@ def ray_session(dashboard: bool) -> Iterator[str | None]:
         yield f"http://{context.dashboard_url}" if context.dashboard_url else None
 
 
+def is_our_own() -> bool:
+    """Whether the connected Ray is one that a `ray_session` of this process has started, and that ends with it."""
+    return ray.is_initialized() and not ray_constants.ENABLE_RAY_CLUSTER
+
+
 def _init(address: str, local: dict[str, str], **options: Any) -> Any:
     environment = WORKER_ENVIRONMENT | {name: os.environ[name] for name in RAY_ENVIRONMENT} | local
     on_sigterm = signal.getsignal(signal.SIGTERM)

@@ -42,6 +42,7 @@ from dreamprvr_ray.monitoring import Gauges
 from dreamprvr_ray.ray_session import ray_session
 from dreamprvr_ray.reporter import EpochReport, Snapshot
 from dreamprvr_ray.storage import Storage, absolute
+from dreamprvr_ray.trainer import CommandTrainer
 
 RESIZE_SECONDS = "DREAMPRVR_RAY_RESIZE_SECONDS"  # how often a running elastic group looks for room to grow
 
@@ -113,7 +114,7 @@ def train(
                 "reports": Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here}),
             }
             settings = run_config(storage, storage.name, experiment)
-            trainer = Trainer(train_worker, train_loop_config=job, scaling_config=group.scaling(), run_config=settings)
+            trainer = CommandTrainer(train_worker, train_loop_config=job, scaling_config=group.scaling(), run_config=settings)
             with _relay(job["reports"], storage, say, Start(began, time.time())):
                 run_group(trainer, storage)
     with store.best() as best:
@@ -123,18 +124,6 @@ def train(
         if not (finished and (storage / "best").exists(METRICS)):  # else what is recorded beside it would be lost
             storage.write_directory("best", partial(copy_files, best))
         return metrics
-
-
-class Trainer(DataParallelTrainer):
-    """Ray Train's trainer of no framework, for functions that begin with `connected`.
-
-    A `TorchTrainer` would make the same group, but its controller imports torch: seconds of every start. So does, just when the workers
-    import torch, an actor that serves Ray Data; it is left out.
-    """
-
-    def _create_default_callbacks(self) -> list[Any]:
-        callbacks: list[Any] = super()._create_default_callbacks()
-        return [callback for callback in callbacks if type(callback).__name__ != "DatasetsCallback"]
 
 
 def run_group(trainer: DataParallelTrainer, storage: Storage) -> None:

@@ -23,7 +23,8 @@ from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.objective import StepRandomness, training_losses
 from dreamprvr_ray.optimizer import build_optimizer
 from dreamprvr_ray.retrieval import evaluate
-from dreamprvr_ray.workers import Trainer, WorkerGroup, connected
+from dreamprvr_ray.trainer import Trainer
+from dreamprvr_ray.workers import WorkerGroup, connected
 
 COUNTS = (2, 3, 4)  # workers
 SPLIT = tiny.MemorySplit([3, 1, 6, 2, 1, 1, 4, 2, 5, 1, 2, 3, 6])

@@ -25,7 +25,8 @@ from dreamprvr_ray.loop import best_device, fit
 from dreamprvr_ray.reporter import EpochReport, Snapshot
 from dreamprvr_ray.search.layout import CHECKPOINTS, SEARCH, trial_name
 from dreamprvr_ray.storage import Storage
-from dreamprvr_ray.workers import Trainer, WorkerGroup, keep_checkpoint, run_config, run_group, train_worker
+from dreamprvr_ray.trainer import Trainer
+from dreamprvr_ray.workers import WorkerGroup, keep_checkpoint, run_config, run_group, train_worker
 
 # What stands among a trial's values beside the configuration's keys.
 TRIAL_NUMBER = "trial_number"  # Optuna's number of it, from 0
