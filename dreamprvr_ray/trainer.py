@@ -17,11 +17,8 @@ class Trainer(DataParallelTrainer):
     import torch, an actor that serves Ray Data; it is left out.
     """
 
-    left_out: tuple[str, ...] = ("DatasetsCallback",)
-
     def _create_default_callbacks(self) -> list[Any]:
-        callbacks: list[Any] = super()._create_default_callbacks()
-        return [callback for callback in callbacks if type(callback).__name__ not in self.left_out]
+        return _without("DatasetsCallback", super()._create_default_callbacks())
 
 
 class CommandTrainer(Trainer):
@@ -32,9 +29,8 @@ class CommandTrainer(Trainer):
     """
 
     def _create_default_callbacks(self) -> list[Any]:
-        if is_our_own():
-            self.left_out = (*self.left_out, "PlacementGroupCleanerCallback")
-        return super()._create_default_callbacks()
+        callbacks = super()._create_default_callbacks()
+        return _without("PlacementGroupCleanerCallback", callbacks) if is_our_own() else callbacks
 
     def _initialize_and_run_controller(self, **controller: Any) -> Any:
         if is_our_own() and type(controller["scaling_policy"]) is FixedScalingPolicy:
@@ -50,3 +46,8 @@ class GivenMachines(FixedScalingPolicy):
 
     def _maybe_send_resource_request(self) -> None:
         pass
+
+
+def _without(name: str, callbacks: list[Any]) -> list[Any]:
+    """All callbacks but those of the class of this name."""
+    return [callback for callback in callbacks if type(callback).__name__ != name]
