@@ -37,8 +37,16 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+Initialization = Literal["paper", "aligned"]
+
+
 class ModelConfig(Section):
-    """The network (model page, section 2)."""
+    """The network (model page, section 2).
+
+    `initialization` is `paper`, all linear weights N(0, 0.02); or `aligned`, for features of which one encoder (CLIP, a sentence encoder) made
+    both the queries' and the videos': their input layers start from one orthogonal projection, and so compare queries and frames before
+    the first step as that encoder does. What is computed is the same.
+    """
 
     registers: Annotated[int, Field(ge=0, le=64)]
     diffusion_steps: Annotated[int, Field(ge=1, le=1000)]
@@ -49,6 +57,7 @@ class ModelConfig(Section):
     dropout: Fraction
     input_dropout: Fraction
     fusion_temperature: Positive
+    initialization: Initialization = "paper"
 
     @model_validator(mode="after")
     def _check_heads(self) -> ModelConfig:

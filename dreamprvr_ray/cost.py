@@ -58,7 +58,8 @@ def estimate(experiment: Experiment) -> Cost:
         return tensor
 
     with FakeTensorMode(allow_non_fake_inputs=True), torch.random.fork_rng(devices=[]):
-        model = DreamPRVR(experiment.model, data.video_size, data.text_size)
+        # What weights start from costs nothing, and may not go with a preset's sizes of features.
+        model = DreamPRVR(experiment.model.model_copy(update={"initialization": "paper"}), data.video_size, data.text_size)
         batch = Batch(
             clips=torch.empty(videos, CLIPS, data.video_size),
             frames=torch.empty(videos, FRAMES, data.video_size),

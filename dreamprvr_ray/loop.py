@@ -82,8 +82,14 @@ def _multiplies_bf16(device: torch.device) -> bool:
 
 
 def fitted(experiment: Experiment, manifest: Manifest) -> Experiment:
-    """The experiment with the feature sizes of the shards that it is to be trained on."""
-    return experiment.with_values({"data.video_size": manifest.video_size, "data.text_size": manifest.text_size}, "shards")
+    """The experiment with the feature sizes of the shards that it is to be trained on. Raises `UserError` where it does not go with them."""
+    video_size, text_size = manifest.video_size, manifest.text_size
+    if experiment.model.initialization == "aligned" and video_size != text_size:
+        raise UserError(
+            f"model.initialization = 'aligned': is for features of one encoder, and the shards' videos have {video_size} entries a row"
+            f" and their queries {text_size}; use 'paper'"
+        )
+    return experiment.with_values({"data.video_size": video_size, "data.text_size": text_size}, "shards")
 
 
 def fit(

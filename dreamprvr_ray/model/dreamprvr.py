@@ -149,7 +149,10 @@ class FusionBlock(nn.Module):
 
 
 class DreamPRVR(nn.Module):
-    """The network. Initialised (page, section 4) from torch's global generator, which the caller seeds."""
+    """The network. Initialised (page, section 4) from torch's global generator, which the caller seeds.
+
+    Raises `ValueError` where the input layers are to start alike and features of videos and queries differ in size.
+    """
 
     def __init__(self, config: ModelConfig, video_size: int, text_size: int, trim_frames: TrimFrames = "exact") -> None:
         super().__init__()
@@ -168,6 +171,8 @@ class DreamPRVR(nn.Module):
             self.sampler = VariationalSampler(CLIPS, size)
             self.diffusion = TruncatedDiffusion(config.diffusion_steps, size, config.denoiser_layers)
         self._initialise()
+        if config.initialization == "aligned":
+            self._align_inputs()
 
     def encode_queries(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """tokens (Q, Lq, Dt) with Lq <= 30, mask (Q, Lq) bool, true at a query's first tokens -> (Q, D)."""
@@ -255,3 +260,13 @@ class DreamPRVR(nn.Module):
                         nn.init.orthogonal_(parameter)
                     else:
                         parameter.zero_()
+
+    @torch.no_grad()
+    def _align_inputs(self) -> None:
+        """Starts queries, clips and frames from one projection, orthogonal so that it keeps their cosines as well as D allows."""
+        first, *others = (tokens.layer.project.weight for tokens in (self.query_input, self.clip_input, self.frame_input))
+        if any(weight.shape != first.shape for weight in others):
+            raise ValueError(f"features of {first.shape[1]} and {others[0].shape[1]} entries cannot start from one projection")
+        nn.init.orthogonal_(first)
+        for weight in others:
+            weight.copy_(first)

@@ -60,7 +60,7 @@ def run_search(search: Search, *, resume: bool, say: Callable[[str], None]) -> O
     Raises `UserError` where the shards are missing or the directory is in the way, `KeyboardInterrupt` where it was interrupted.
     """
     out, shards = Storage.of(search.file.out), absolute(search.file.shards)
-    search = replace(search, experiment=fitted(search.experiment, read_manifest(search.file.shards)))
+    search = _fitted(search)
     _check(out, search, resume)
     with working_copy(out, say) as copy, ray_session(dashboard=True) as dashboard, Gauges(out.name) as gauges:
         if dashboard:
@@ -97,6 +97,15 @@ def run_search(search: Search, *, resume: bool, say: Callable[[str], None]) -> O
         write_final(final, read_manifest(shards), copy.path)
         chosen = final_checkpoint(out / FINAL_RUNS, final.candidates[0], final.chosen)
         return Outcome(entries, final, _keep_best(chosen, final.candidates[0].values, out), final.chosen.test)
+
+
+def _fitted(search: Search) -> Search:
+    """The search with its shards' feature sizes. Raises `UserError` where a choice does not go with them."""
+    manifest = read_manifest(search.file.shards)
+    for space in search.ranges:
+        for choice in space.choices or ():
+            fitted(search.experiment.with_values({space.key: choice}), manifest)
+    return replace(search, experiment=fitted(search.experiment, manifest))
 
 
 def _trainable(search: Search, plan: TrialPlan, out: Storage, room: str) -> Any:

@@ -31,7 +31,7 @@ def test_every_shipped_space_searches_registers_steps_and_the_six_weights_around
     search = load_search(path)
     keys = {space.key for space in search.ranges}
     assert {"model.registers", "model.diffusion_steps", *(f"loss.weights.{weight}" for weight in WEIGHTS)} <= keys
-    assert search.file.config == path.stem
+    assert search.file.config == path.stem or path.stem == "one_encoder"  # that one is of no benchmark, and starts from TVR's setting
     assert all(space.contains(search.paper_setting[space.key]) for space in search.ranges)
     assert search.file.source is not None and search.file.source.convert_command(search.file.shards).endswith(f"--out {search.file.shards}")
 
