@@ -242,6 +242,13 @@ def test_sizes_come_from_the_shards(shards: ShardSet) -> None:
     assert fitted(wrong, shards.manifest).model == wrong.model
 
 
+def test_features_of_two_encoders_cannot_start_alike(shards: ShardSet) -> None:
+    aligned = experiment(model__initialization="aligned")
+    with pytest.raises(UserError, match="videos have 64 entries a row and their queries 48; use 'paper'"):
+        fitted(aligned, shards.manifest)
+    assert fitted(aligned, replace(shards.manifest, text_size=64)).model.initialization == "aligned"
+
+
 def test_with_val_it_learns_from_train_and_val_to_the_last_epoch(shards: ShardSet, tmp_path: Path) -> None:
     reporter = DirectoryReporter(tmp_path)
     fit(experiment(with_val=True, patience=0, epochs=3), shards, reporter, device=CPU)

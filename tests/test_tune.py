@@ -261,6 +261,7 @@ def test_an_interrupted_search_says_how_to_go_on(
     driver.process.send_signal(number)
     _, said = driver.process.communicate(timeout=120)
     assert driver.process.returncode == 130 and "add --resume" in said and "Traceback" not in said
+    assert "Tuner.restore" not in said  # Ray's own advice, which would go on with nothing
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "search_spaces").glob("*.yaml")), ids=lambda path: path.stem)
@@ -279,6 +280,13 @@ def test_a_dry_run_tells_the_plan_and_its_cost(call: Call, local_ray: None) -> N
     assert all(space.key in done.stdout for space in load_search(path).ranges)
     assert f"{values['parameters'] / 1e6:.2f} M" in done.stdout and "GFLOP" in done.stdout and "at a time" in done.stdout and "GiB" in done.stdout
     assert values["trials"] == 8 and values["workers"] == 1
+
+
+def test_a_choice_that_does_not_go_with_the_shards_is_named_before_ray_starts(call: Call, demo_shards: Path, tmp_path: Path) -> None:
+    space = write_space(tmp_path / "space.yaml", demo_shards, 2, 1, {"model.initialization": {"choice": ["paper", "aligned"]}})
+    done = call("tune", "--space", space)
+    assert done.returncode == 2 and not (tmp_path / "out").exists()
+    assert done.stderr.startswith("error: model.initialization = 'aligned': is for features of one encoder") and done.stderr.count("\n") == 1
 
 
 def test_missing_shards_name_the_command_that_makes_them(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

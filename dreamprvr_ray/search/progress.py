@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -20,10 +21,12 @@ from dreamprvr_ray.search.study import SearchStudy
 BETWEEN_TABLES = 20.0  # seconds, unless a trial ended
 BETWEEN_MEASUREMENTS = 5.0  # seconds, likewise; Ray sends gauges every few
 ENDED = ("finished", "pruned", "failed")
+BEST = 5  # of the trials that have ended, so many are shown
+WIDTH = 160  # columns of a log file
 
 
 class SearchProgress(Callback):
-    """Says the table of trials when one ends, and every now and then between."""
+    """Says how far the search is, its best and its running trials, when one ends and every now and then between."""
 
     def __init__(self, study: SearchStudy, say: Callable[[str], None], gauges: Gauges, kept_bytes: Callable[[], int]) -> None:
         self.study, self.say = study, say
@@ -44,7 +47,7 @@ class SearchProgress(Callback):
             return
         self.ended, self.printed = ended, time.monotonic()
         entries = self._entries()
-        self.say("\n".join([self._summary(entries, trials), *("  " + line for line in table(entries, self.keys))]))
+        self.say("\n".join([self._summary(entries, trials), *("  " + line for line in current(entries, self.keys))]))
 
     def _measure(self, entries: list[Entry]) -> None:
         best = max((entry.best_sumr for entry in entries if entry.best_sumr is not None and entry.state != "failed"), default=None)
@@ -73,3 +76,12 @@ class SearchProgress(Callback):
             return "not known yet"
         whole = sum(result["time_total_s"] + result["seconds_left"] for result in results) / len(results)
         return duration(max(0.0, whole * (self.trials - self.ended_before) / len(results) - elapsed))
+
+
+def current(entries: list[Entry], keys: list[str], width: int | None = None) -> list[str]:
+    """The table of the best few trials that have ended and of all others, best first; with their values where these fit into a line."""
+    best = [entry.number for entry in entries if entry.state in ENDED][:BEST]
+    shown = [entry for entry in entries if entry.state not in ENDED or entry.number in best]
+    lines = table(shown, keys)
+    fits = len(lines[0]) + 2 <= (width or shutil.get_terminal_size((WIDTH, 24)).columns)
+    return lines if fits else table(shown, ())

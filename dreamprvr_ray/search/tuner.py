@@ -30,8 +30,9 @@ def run_tuner(
 
     Ray Tune's own records go with the block: nothing is read from them, and they hold locations with whatever keys stand in these.
     """
-    # It warns that trials left none of its own records: a search keeps better ones.
-    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
+    # They warn that trials left none of Ray Tune's records, and when interrupted tell to go on from these: a search keeps better ones.
+    for name in ("ray.tune.analysis.experiment_analysis", "ray.tune.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="dreamprvr-tune-", ignore_cleanup_errors=True) as folder:
         ray.tune.Tuner(
             trainable,

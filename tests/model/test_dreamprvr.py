@@ -10,6 +10,7 @@ from torch import Tensor
 from dreamprvr_ray.config import ModelConfig, load_experiment
 from dreamprvr_ray.model.dreamprvr import DreamPRVR, VideoEncoding
 from dreamprvr_ray.model.registers import perturbed_start, variational_divergences
+from dreamprvr_ray.retrieval import fused_scores
 
 VIDEO_SIZE, TEXT_SIZE = 12, 10
 
@@ -186,6 +187,45 @@ def test_initial_weights_come_from_the_global_generator_and_are_as_the_page_says
     assert one.condition.tokens.std().item() == pytest.approx(1, rel=0.2)
     hidden = one.sampler.pooling.gru.weight_hh_l0
     torch.testing.assert_close(hidden.T @ hidden, torch.eye(32), atol=1e-5, rtol=0)  # orthogonal as a whole
+
+
+@pytest.mark.parametrize(("initialization", "found"), [("aligned", 12), ("paper", 3)])
+def test_an_aligned_start_retrieves_as_the_encoder_of_its_features_does(initialization: str, found: int) -> None:
+    torch.manual_seed(0)
+    model = DreamPRVR(config(hidden_size=64, initialization=initialization, branches=2), 48, 48).eval()
+    mask = torch.ones(12, 128, dtype=torch.bool)
+    shown = torch.nn.functional.normalize(torch.randn(12, 8, 48), dim=-1)  # what each video shows, one after the other
+    frames = shown.repeat_interleave(16, dim=1)
+    encoding = model.encode_videos(shown.repeat_interleave(4, dim=1), frames, mask)
+    asked = shown[:, 3:4].expand(-1, 5, -1)  # every token of a query is what its video shows in the middle
+    scores = fused_scores(model.encode_queries(asked, torch.ones(12, 5, dtype=torch.bool)), encoding, 0.5)
+    right = int((scores.argmax(1) == torch.arange(12)).sum())
+    assert right == found if initialization == "aligned" else right <= found
+
+
+def test_an_aligned_start_is_one_orthogonal_projection_and_else_the_papers() -> None:
+    def fresh(initialization: str, **sizes: int) -> DreamPRVR:
+        torch.manual_seed(5)
+        return DreamPRVR(config(initialization=initialization, **sizes), VIDEO_SIZE, VIDEO_SIZE)
+
+    def same(one: DreamPRVR, other: DreamPRVR) -> set[str]:
+        theirs = other.state_dict()
+        return {name for name, value in one.state_dict().items() if torch.equal(value, theirs[name])}
+
+    aligned, paper = fresh("aligned"), fresh("paper")
+    projections = {f"{kind}_input.layer.project.weight" for kind in ("query", "clip", "frame")}
+    assert same(aligned, paper) == paper.state_dict().keys() - projections
+    assert same(aligned, fresh("aligned")) == aligned.state_dict().keys()
+    first, *others = (aligned.get_parameter(name) for name in sorted(projections))
+    assert all(torch.equal(first, other) and first is not other for other in others)
+    torch.testing.assert_close(first.T @ first, torch.eye(VIDEO_SIZE))  # 16 x 12
+    narrow = fresh("aligned", hidden_size=8).query_input.layer.project.weight
+    torch.testing.assert_close(narrow @ narrow.T, torch.eye(8))
+
+
+def test_features_of_other_sizes_cannot_start_alike() -> None:
+    with pytest.raises(ValueError, match="features of 10 and 12 entries cannot start from one projection"):
+        DreamPRVR(config(initialization="aligned"), VIDEO_SIZE, TEXT_SIZE)
 
 
 def test_bfloat16_stays_near_and_keeps_registers_exact() -> None:
