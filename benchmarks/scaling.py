@@ -1,7 +1,8 @@
 """python -m benchmarks.scaling: two workers with one thread each against one worker with one thread, alternating in one run.
 
-Without Ray: two processes that talk through gloo, as Ray Train's workers do on a machine without GPUs. The model is the `tvr` preset's at
-a smaller hidden size, on random features of qvh's sizes; a step is forward, loss, backward, sum of gradients and optimiser, dropout on.
+Without Ray: two processes in the environment of Ray's workers that talk through gloo, as Ray Train's do on a machine without GPUs. Model and
+batch are the `tvr` preset's, at a smaller hidden size, on random features of qvh's sizes; a step is forward, loss, backward, sum of gradients and
+optimiser, dropout on.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from benchmarks.sides import ENVIRONMENT
 from benchmarks.synthetic import random_batch
 from dreamprvr_ray.command_line import Parser, print_json, run
 from dreamprvr_ray.config import Experiment, load_experiment
@@ -73,10 +75,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=3, help="a round and side")
     parser.add_argument("--hidden-size", type=int, default=128)
-    parser.add_argument("--batch-videos", type=int, default=64)
+    parser.add_argument("--batch-videos", type=int, default=128)
     options = parser.parse_args(arguments)
     changes = {"model.hidden_size": options.hidden_size, "training.batch_videos": options.batch_videos, "data.video_size": 384, "data.text_size": 384}
     experiment = load_experiment("tvr", changes)
+    os.environ |= ENVIRONMENT
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     with tempfile.TemporaryDirectory(prefix="dreamprvr-scaling-") as folder:

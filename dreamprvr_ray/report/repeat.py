@@ -15,6 +15,7 @@ from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.report.experiment import SearchRecord, Trial
 
 PACKAGES = ("torch", "ray", "optuna")
+SIZES = ("data.video_size", "data.text_size")
 
 
 def space_file(search: SearchRecord) -> str:
@@ -45,7 +46,7 @@ def fixed_values(search: SearchRecord) -> dict[str, Any]:
     except UserError:
         return {}
     now = flatten(search.experiment)
-    return {key: value for key, value in now.items() if not key.startswith("data.") and key in base and base[key] != value}
+    return {key: value for key, value in now.items() if key not in SIZES and key in base and base[key] != value}
 
 
 def versions(search: SearchRecord) -> tuple[dict[str, str], bool]:

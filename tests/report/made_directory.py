@@ -76,13 +76,14 @@ def make_search(
     """Writes the directory and returns it. With `noise`, SumR has nothing to do with the values."""
     draw = random.Random(seed)
     out.mkdir(parents=True, exist_ok=True)
-    experiment = load_experiment("tvr", {"model.hidden_size": 128, "training.epochs": EPOCHS}).model_dump()
+    fixed = {"model.hidden_size": 128, "training.epochs": EPOCHS, "data.trim_frames": "batch"}
+    experiment = load_experiment("tvr", fixed | {"data.video_size": 384, "data.text_size": 384}).model_dump()
     settings = {
         "config": "tvr",
         "shards": "shards/made",
         "out": str(out),
         "trials": planned or trials - len(refused),
-        "space": SPACE | {"model.hidden_size": 128, "training.epochs": EPOCHS},
+        "space": SPACE | fixed,
         "pruning": {"enabled": pruning, "grace_epochs": 4, "reduction_factor": 3},
         "sampler": {"seed": 0, "startup_trials": 10},
         "store": None,

@@ -154,7 +154,8 @@ def test_the_commands_repeat_the_settings(searched: Path) -> None:
     pairs = command[command.index("--set") + 1 : command.index("--shards")]
     again = load_experiment("tvr", parse_overrides(pairs)).flat()
     assert {key: again[key] for key in best.values} == best.values
-    assert again["model.hidden_size"] == 128 and again["training.epochs"] == 20
+    assert again["model.hidden_size"] == 128 and again["training.epochs"] == 20 and again["data.trim_frames"] == "batch"
+    assert again["data.video_size"] == 3072  # the shards tell it
     written = yaml.safe_load(repeat.space_file(search))
     assert written["space"] == search.settings["space"] and "store" not in written
     assert repeat.tune_command(search) == "python -m dreamprvr_ray.tune --space made.yaml"  # the file holds the fixed values
