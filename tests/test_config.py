@@ -35,6 +35,7 @@ TABLE: dict[str, tuple[Any, Any, Any]] = {
     "model.dropout":                   (0.2,    0.31,   0.25),
     "model.input_dropout":             (0.2,    0.31,   0.25),
     "model.fusion_temperature":        (0.09,   0.6,    0.6),
+    "model.initialization":            ("paper", "paper", "paper"),
     "evaluation.clip_weight":          (0.5,    0.6,    0.6),
     "training.epochs":                 (150,    100,    100),
     "training.patience":               (20,     10,     10),

@@ -100,6 +100,7 @@ def test_settings_arrive_under_our_keys(content: dict[str, Any], tmp_path: Path)
         "model.dropout": 0.2,
         "model.input_dropout": 0.1,
         "model.fusion_temperature": 0.09,
+        "model.initialization": "paper",
         "loss.weights.clip_nce": 0.05,
         "loss.weights.frame_nce": 0.04,
         "loss.weights.diversity": 0.008,
