@@ -24,7 +24,7 @@ from dreamprvr_ray.storage import Storage
 if TYPE_CHECKING:
     from conftest import Driver
 
-TRIALS, EPOCHS = 3, 12
+TRIALS, EPOCHS = 3, 40  # long enough that the surviving node is still busy when the killed trial comes back
 SPACE = {
     "model.hidden_size": 16,
     "model.branches": 1,
