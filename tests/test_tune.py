@@ -172,6 +172,26 @@ def test_a_search_that_has_ended_is_left_as_it_is(searched: tuple[Path, subproce
     assert len(json.loads((best / "test.json").read_text())["readings"]) == 2  # what a user did is not forgotten
 
 
+def test_a_value_is_put_back_to_tell_what_it_does_by_itself(searched: tuple[Path, subprocess.CompletedProcess[str]], call: Call) -> None:
+    space = searched[0]
+    out = space.parent / "out"
+    before = {path: path.stat().st_mtime_ns for path in (out / "final").rglob("*") if path.is_file()}
+    done = call("tune", "--space", space, "--resume", "--set", "final.ablate=[model.registers,optimizer.learning_rate]", "--json")
+    last_json(done)
+    assert "not ablated, the best trial has the paper's value: optimizer.learning_rate" in done.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in before}  # what was trained and tested before is left alone
+    final = json.loads((out / "final.json").read_text())
+    by_name = {each["name"]: each for each in final["candidates"]}
+    found = next(each for each in final["candidates"] if each["name"] != "paper" and not each["ablated"])
+    ablated = by_name[f"{found['name']} with the paper's model.registers"]
+    assert ablated["values"] == found["values"] | {"model.registers": 4} != found["values"]
+    assert [run["test"]["test_reads"] for run in ablated["runs"]] == [1, 1]
+    (comparison,) = final["ablations"]
+    assert (comparison["better"], comparison["than"]) == (found["name"], ablated["name"])
+    assert comparison["difference"] == pytest.approx(found["mean"] - ablated["mean"])
+    assert f"{found['name']} against {ablated['name']}: " in done.stdout
+
+
 @pytest.fixture(scope="module")
 def left_alone(call: Call, demo_shards: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> tuple[Path, dict[str, Any]]:
     """The space of an undisturbed search, and what it said in the end."""

@@ -99,6 +99,7 @@ class Candidate:
     name: str
     trial: int | None
     runs: tuple[Run, ...]
+    ablated: str | None = None  # the one key that has the configuration's own value in place of the trial's
 
     @property
     def mean(self) -> float:
@@ -151,6 +152,7 @@ class Final:
     comparison: Comparison | None
     versions: dict[str, str]
     commands: tuple[str, ...]
+    ablations: tuple[Comparison, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -356,19 +358,22 @@ def _retrained(final: Any, where: Path) -> Final:
                 candidate["name"],
                 candidate.get("trial"),
                 tuple(Run(run["seed"], run.get("val_SumR"), run.get("best_epoch"), run["test"]) for run in candidate["runs"]),
+                candidate.get("ablated"),
             )
             for candidate in final["candidates"]
             if candidate["runs"]
         )
-        told = final.get("comparison")
-        comparison = None
-        if told:
-            low, high = told["interval"]
-            comparison = Comparison(told["better"], told["than"], told["difference"], low, high, told["confidence"], told["resamples"])
+        comparison = _comparison(final["comparison"]) if final.get("comparison") else None
+        ablations = tuple(_comparison(told) for told in final.get("ablations") or ())
         versions, commands = final.get("versions") or {}, tuple(final.get("commands") or ())
-        return Final(True, final["split"], final["collection"], final["protocol"], candidates, comparison, versions, commands)
+        return Final(True, final["split"], final["collection"], final["protocol"], candidates, comparison, versions, commands, ablations)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{where}: not what `tune` writes: {type(error).__name__} {error}") from None
+
+
+def _comparison(told: Mapping[str, Any]) -> Comparison:
+    low, high = told["interval"]
+    return Comparison(told["better"], told["than"], told["difference"], low, high, told["confidence"], told["resamples"])
 
 
 def _json(path: Path) -> Any:

@@ -1,20 +1,21 @@
 """Which searched values mattered: Optuna's PED-ANOVA, and how far it stands out from what chance gives.
 
 PED-ANOVA asks how differently a value is spread among the best trials and among all. Its shares always add up to one, even where nothing
-matters at all; so the same is computed with the SumR shuffled among the trials, and a value counts only above what shuffling gives.
+matters at all; so the same is computed with the results shuffled among the trials, and a value counts only above what shuffling gives.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import optuna
 from optuna.importance import PedAnovaImportanceEvaluator
 
-from dreamprvr_ray.report.experiment import Axis, SearchRecord
+from dreamprvr_ray.report.experiment import Axis, SearchRecord, Trial
 
 ENDED_NEEDED, FINISHED_NEEDED = 10, 5
 SHUFFLES = 100
@@ -37,7 +38,7 @@ class Importance:
 def importances(search: SearchRecord) -> list[Importance]:
     """The searched keys, the most important first; empty where too few trials ended to say anything.
 
-    Pruned trials count with their best SumR so far: they are what the best trials are compared with.
+    Which trials are the best is asked of `standings`, to which pruned trials count as much as others.
     """
     trials = search.ended
     if len(trials) < ENDED_NEEDED or len(search.in_state("finished")) < FINISHED_NEEDED or len(search.axes) < 2:
@@ -55,7 +56,7 @@ def importances(search: SearchRecord) -> list[Importance]:
         found = evaluator.evaluate(study, keys, target=lambda trial: -float(scores[trial.number]))
         return np.array([found[key] for key in keys])
 
-    scores = np.array([trial.sumr for trial in trials])
+    scores = standings(trials)
     shuffling = np.random.default_rng(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on the target's sign, and on conditional keys with few trials
@@ -71,6 +72,27 @@ def importances(search: SearchRecord) -> list[Importance]:
     total = float(real.sum())
     found = [Importance(axes[key], float(real[i]) / total, float(bound[i]) / total) for i, key in enumerate(keys)]
     return sorted(found, key=lambda importance: -importance.share)
+
+
+def standings(trials: Sequence[Trial]) -> np.ndarray:
+    """(N,): the share of the others that each of the trials beats, a tie being half.
+
+    Every two are compared by their best SumR up to the last epoch that both reached: to be trained for longer is no merit.
+    """
+    length = max((epoch for trial in trials for epoch, _ in trial.curve), default=1)
+    best = np.full((len(trials), length), -math.inf)  # so far, after each epoch
+    last = np.full(len(trials), length - 1)
+    for row, trial in enumerate(trials):
+        for epoch, value in trial.curve or ((length, trial.sumr),):  # without a record of epochs: what it reached
+            best[row, epoch - 1] = value
+            last[row] = epoch - 1
+    best = np.maximum.accumulate(best, axis=1)
+    both = np.minimum(last[:, None], last[None, :])  # (N, N)
+    own, other = best[np.arange(len(trials))[:, None], both], best[np.arange(len(trials))[None, :], both]
+    beaten = np.where(own == other, 0.5, own > other)
+    np.fill_diagonal(beaten, 0.0)
+    found: np.ndarray = beaten.sum(axis=1) / max(1, len(trials) - 1)
+    return found
 
 
 def usual_range(search: SearchRecord, axis: Axis) -> tuple[float, float] | None:

@@ -206,10 +206,12 @@ def _add_final(page: Page) -> None:
         parts.append(_paragraph("Means over the seeds; ± is their standard deviation.", soft=True) if several else "")
         if several or len(final.candidates) > 1:
             parts.append(page.picture(pictures.final_results(final.candidates, names), "A circle for each seed; the diamond is their mean."))
-        if final.comparison is not None:
-            told = final.comparison
+        comparisons = [*([final.comparison] if final.comparison else []), *final.ablations]
+        if comparisons:
+            told, named = comparisons[0], {candidate.name: name for candidate, name in zip(final.candidates, names, strict=True)}
+            against = [f"{named.get(each.better, each.better)} against<br>{named.get(each.than, each.than)}" for each in comparisons]
             words = f"The {told.confidence:.0%} interval of a paired bootstrap over the test videos and the seeds, {told.resamples} draws."
-            parts.append(page.picture(pictures.difference(told), words))
+            parts.append(page.picture(pictures.differences(comparisons, against), words))
     else:
         parts.append(_paragraph("One training with one seed: a second one may differ by several points.", soft=True))
     page.add("Final results" if final.retrained else "The winner on test", *parts)
@@ -257,8 +259,8 @@ def _add_mattered(page: Page, axes: Sequence[Axis]) -> None:
         parts.append(_paragraph("Best quarter: the middle 80% of the values that the best quarter of the trials has.", soft=True))
     if found:
         words = (
-            "Share of what tells good trials from others (PED-ANOVA; pruned trials count with their best SumR so far). The mark is what"
-            " shuffled results reach in 95 of 100 cases: a bar that ends before it, drawn pale, says nothing."
+            "Share of what tells good trials from others (PED-ANOVA; every two trials are compared at the last epoch that both reached, so that"
+            " pruned ones count). The mark is what shuffled results reach in 95 of 100 cases: a bar that ends before it, drawn pale, says nothing."
         )
         parts.append(page.picture(pictures.importance_bars(found), words))
     else:

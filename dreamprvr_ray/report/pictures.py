@@ -448,25 +448,26 @@ def final_results(candidates: Sequence[Candidate], names: Sequence[str]) -> go.F
     return figure
 
 
-def difference(comparison: Comparison) -> go.Figure:
-    """The difference of two candidates and its interval beside zero."""
-    figure = _figure(110, xaxis_title="difference in test SumR", showlegend=False)
+def differences(comparisons: Sequence[Comparison], names: Sequence[str]) -> go.Figure:
+    """The differences of pairs of candidates and their intervals beside zero."""
+    figure = _figure(70 + 44 * len(comparisons), xaxis_title="difference in test SumR", showlegend=False)
     figure.add_vline(x=0, line={"color": BLACK, "width": 1, "dash": "dash"})
     figure.add_scatter(
-        x=[comparison.difference],
-        y=[""],
+        x=[comparison.difference for comparison in comparisons],
+        y=names,
         mode="markers",
         marker={"color": VERMILION, "size": 11, "symbol": "diamond"},
         error_x={
             "type": "data",
             "symmetric": False,
-            "array": [comparison.high - comparison.difference],
-            "arrayminus": [comparison.difference - comparison.low],
+            "array": [comparison.high - comparison.difference for comparison in comparisons],
+            "arrayminus": [comparison.difference - comparison.low for comparison in comparisons],
             "thickness": 2,
         },
-        hovertemplate=f"{signed(comparison.difference)} ({signed(comparison.low)} to {signed(comparison.high)})<extra></extra>",
+        text=[f"{signed(each.difference)} ({signed(each.low)} to {signed(each.high)})" for each in comparisons],
+        hovertemplate="%{text}<extra></extra>",
     )
-    figure.update_yaxes(showticklabels=False, showgrid=False, showline=False)
+    figure.update_yaxes(range=[len(comparisons) - 0.5, -0.5], showgrid=False, showline=False)
     return figure
 
 

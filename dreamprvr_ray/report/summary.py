@@ -6,7 +6,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Sequence
 
-from dreamprvr_ray.report.experiment import Candidate, Final, SearchRecord
+from dreamprvr_ray.report.experiment import Candidate, Comparison, Final, SearchRecord
 from dreamprvr_ray.report.importance import Importance, usual_range
 from dreamprvr_ray.report.words import counted, duration, listed, short, signed, sumr
 
@@ -100,6 +100,8 @@ def mattered(search: SearchRecord, found: Sequence[Importance]) -> str:
     rest = len(found) - len(out)
     if rest:
         sentences.append(f"{'The other value does' if rest == 1 else f'The other {rest} values do'} not stand out from chance.")
+    if search.final is None or not search.final.ablations:
+        sentences.append("Good trials share values for more reasons than one: what a value does by itself is told by final.ablate.")
     return " ".join(sentences)
 
 
@@ -118,7 +120,8 @@ def on_test(search: SearchRecord) -> str:
     seeds = {len(one.runs) for one in final.candidates}
     again = f" with {counted(seeds.pop(), 'seed')} each" if len(seeds) == 1 else " with several seeds"
     data = " on train and val together" if search.trained_on_val else ""
-    return f"Trained again{data}{again}, mean SumR on test: {'; '.join(parts)}. {compared(search, final)}".strip()
+    ablations = [_ablated(search, final, comparison) for comparison in final.ablations]
+    return " ".join(filter(None, [f"Trained again{data}{again}, mean SumR on test: {'; '.join(parts)}.", compared(search, final), *ablations]))
 
 
 def compared(search: SearchRecord, final: Final) -> str:
@@ -139,7 +142,25 @@ def compared(search: SearchRecord, final: Final) -> str:
 
 def candidate_name(search: SearchRecord, candidate: Candidate) -> str:
     """A candidate in words: the one that `tune` calls paper may start from another configuration."""
+    if candidate.ablated:
+        return f"trial {candidate.trial} with {_put_back(search, candidate.ablated)}"
     return search.own_setting if candidate.trial == 0 or candidate.name == "paper" else candidate.name
+
+
+def _put_back(search: SearchRecord, key: str) -> str:
+    axis = next((axis for axis in search.axes if axis.key == key), None)
+    return f"{axis.name} put back to {short(axis.own)}" if axis else f"{key} put back"
+
+
+def _ablated(search: SearchRecord, final: Final, comparison: Comparison) -> str:
+    """What one value does by itself."""
+    key = next((candidate.ablated for candidate in final.candidates if candidate.name == comparison.than), None)
+    lost, low, high = comparison.difference, comparison.low, comparison.high
+    text = f"{comparison.better.capitalize()} with {_put_back(search, key or comparison.than)} has {signed(-lost)} SumR on test"
+    interval = f"{comparison.confidence:.0%} interval {signed(-high)} to {signed(-low)}"
+    if low > 0:
+        return f"{text} ({interval}): that value alone makes this difference."
+    return f"{text} ({interval}): " + ("it does better so." if high < 0 else "that value alone makes no difference that can be told from chance.")
 
 
 def _mean(candidate: Candidate) -> str:

@@ -61,13 +61,14 @@ class FinalRun:
 class Candidate:
     """Values that were trained with several seeds; `mean` and `std` are of test SumR over the seeds."""
 
-    name: str  # "trial 5", or "paper"
+    name: str  # "trial 5", "trial 5 with the paper's model.registers", or "paper"
     trial: int
     values: dict[str, Any]
     best_epoch: int  # of its trial in the search
     runs: list[FinalRun] = field(default_factory=list)
     mean: float = float("nan")
     std: float = float("nan")
+    ablated: str | None = None  # the one key whose value is the paper's in place of the trial's
 
     @property
     def val_mean(self) -> float:
@@ -89,10 +90,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class FinalResult:
-    """All candidates, the one that val chose first; `comparison` is of the best one found with the paper's setting, None where none was."""
+    """All candidates, the one that val chose first.
+
+    `comparison` is of the best one found with the paper's setting, None where none was; `ablations` are of a trial with itself, ablated.
+    """
 
     candidates: list[Candidate]
     comparison: Comparison | None
+    ablations: list[Comparison] = field(default_factory=list)
     with_val: bool = False  # val was learnt from: its SumR says nothing
 
     @property
@@ -108,11 +113,11 @@ class FinalResult:
             seeds = f"{len(each.runs)} seeds" if len(each.runs) > 1 else "1 seed"
             val = "trained on val too" if self.with_val else f"val {each.val_mean:.1f}"
             lines.append(f"{each.name}: test SumR {each.mean:.1f} (standard deviation {each.std:.1f}, {seeds}), {val}")
-        if self.comparison:
-            low, high = self.comparison.interval
+        for told in ([self.comparison] if self.comparison else []) + self.ablations:
+            low, high = told.interval
             lines.append(
-                f"{self.comparison.better} against {self.comparison.than}: {self.comparison.difference:+.1f} test SumR"
-                f" ({self.comparison.confidence:.0%} interval {low:+.1f} to {high:+.1f}, videos and seeds resampled)"
+                f"{told.better} against {told.than}: {told.difference:+.1f} test SumR"
+                f" ({told.confidence:.0%} interval {low:+.1f} to {high:+.1f}, videos and seeds resampled)"
             )
         if self.candidates[0].name == "paper" and not self.with_val:
             lines.append("val prefers the paper's setting to what the search found")
@@ -120,7 +125,11 @@ class FinalResult:
 
     def named(self) -> dict[str, Any]:
         """By the names of `final.json`."""
-        return {"candidates": [asdict(each) for each in self.candidates], "comparison": asdict(self.comparison) if self.comparison else None}
+        return {
+            "candidates": [asdict(each) for each in self.candidates],
+            "comparison": asdict(self.comparison) if self.comparison else None,
+            "ablations": [asdict(each) for each in self.ablations],
+        }
 
 
 def training_values(search: Search, candidate: Candidate, seed: int) -> dict[str, Any]:
@@ -133,13 +142,23 @@ def training_values(search: Search, candidate: Candidate, seed: int) -> dict[str
 
 
 def candidates_of(search: Search, entries: Sequence[Entry]) -> list[Candidate]:
-    """The values to train anew: of the best trials, of those that were trained to their end if there are any, and the paper's."""
+    """The values to train anew: of the best trials, of those that were trained to their end if there are any, ablated, and the paper's.
+
+    A key that has the paper's value anyway is not ablated.
+    """
     assert search.file.final
     others = [entry for entry in entries if entry.number != 0 and entry.best_sumr is not None]
     finished = [entry for entry in others if entry.state == "finished"] or others
     chosen = [Candidate(f"trial {entry.number}", entry.number, entry.values, entry.best_epoch or 1) for entry in finished[: search.file.final.top]]
+    papers = search.experiment.flat()
+    ablated = [
+        replace(best, name=f"{best.name} with the paper's {key}", values=best.values | {key: papers[key]}, ablated=key)
+        for best in chosen[:1]
+        for key in search.file.final.ablate
+        if best.values.get(key, papers[key]) != papers[key]
+    ]
     own = next(entry for entry in entries if entry.number == 0)
-    return [*chosen, Candidate("paper", 0, search.paper_setting, own.best_epoch or search.experiment.training.epochs)]
+    return [*chosen, *ablated, Candidate("paper", 0, search.paper_setting, own.best_epoch or search.experiment.training.epochs)]
 
 
 def run_final(
@@ -150,6 +169,9 @@ def run_final(
     Raises `Failure` where one cannot be trained.
     """
     assert search.file.final
+    left = set(search.file.final.ablate) - {each.ablated for each in candidates}
+    if left:
+        say(f"final: not ablated, the best trial has the paper's value: {', '.join(sorted(left))}")
     jobs = {_run_name(each, seed): (each, seed) for each in candidates for seed in range(search.file.final.seeds)}
     runs = copy.storage / FINAL_RUNS
     waiting = [name for name in jobs if not _is_finished(runs / name)]
@@ -178,9 +200,16 @@ def test_candidates(search: Search, candidates: Sequence[Candidate], trained: St
         ranks[each.name] = np.array([recorded_ranks(final_checkpoint(trained, each, run)) for run in runs])
     if not search.file.final.with_val:  # else it was learnt from: the search's order stands
         tested.sort(key=lambda each: -each.val_mean)
-    found = next((each for each in tested if each.name != "paper"), None)
-    comparison = compared(found.name, ranks[found.name], "paper", ranks["paper"], local_shards(shards).split("test").owner) if found else None
-    return FinalResult(tested, comparison, search.file.final.with_val)
+    owner = local_shards(shards).split("test").owner
+
+    def against(one: Candidate, other: Candidate) -> Comparison:
+        return compared(one.name, ranks[one.name], other.name, ranks[other.name], owner)
+
+    paper = next(each for each in tested if each.name == "paper")
+    found = next((each for each in tested if each is not paper), None)
+    whole = {each.trial: each for each in tested if each.ablated is None}
+    ablations = [against(whole[each.trial], each) for each in tested if each.ablated is not None]
+    return FinalResult(tested, against(found, paper) if found else None, ablations, search.file.final.with_val)
 
 
 def final_checkpoint(trained: Storage, candidate: Candidate, run: FinalRun) -> Storage:
@@ -272,7 +301,7 @@ class FinalScheduler(FIFOScheduler):
 
 def _run_name(candidate: Candidate, seed: int) -> str:
     name = "paper" if candidate.name == "paper" else trial_name(candidate.trial)
-    return f"{name}-seed_{seed}"
+    return f"{name}{f'-paper_{candidate.ablated}' if candidate.ablated else ''}-seed_{seed}"
 
 
 def _is_finished(run: Storage) -> bool:

@@ -80,10 +80,14 @@ class Sampler(Section):
 
 
 class Final(Section):
-    """What follows a search: the best `top` trials' values and the paper's, trained anew with so many seeds and tested once each."""
+    """What follows a search: the best `top` trials' values and the paper's, trained anew with so many seeds and tested once each.
+
+    `ablate` names searched keys: for each, the best trial's values with the paper's in its place are trained as well.
+    """
 
     top: Count = 1
     seeds: Count = 3
+    ablate: tuple[str, ...] = Field((), strict=False)
     with_val: bool = False  # train on train and val, for as many epochs as the trial's best one
 
 
@@ -241,6 +245,7 @@ def load_search(path: Path, overrides: Mapping[str, Any] | None = None) -> Searc
         mistakes += more + [mistake for each in ranges for mistake in _check_range(each, experiment, where)]
         constraints, more = _read_conditions(file.constraints, f"{where}: constraints")
         mistakes += more
+        mistakes += _check_ablated(file.final, ranges, where)
         if not ranges and not mistakes:
             mistakes.append(f"{where}: space: nothing to search: every key has a fixed value")
     try:
@@ -377,6 +382,12 @@ def _with_fixed(experiment: Experiment, fixed: dict[str, Any], where: str) -> tu
         return experiment.with_values(fixed, where), []
     except UserError as error:
         return experiment, list(error.mistakes)
+
+
+def _check_ablated(final: Final | None, ranges: list[Range], where: str) -> list[str]:
+    searched = [space.key for space in ranges]
+    unknown = [key for key in (final.ablate if final else ()) if key not in searched]
+    return [f"{where}: final: ablate: '{key}' is not a searched key{near_miss(key, searched)}" for key in unknown]
 
 
 def _check_range(space: Range, experiment: Experiment, where: str) -> list[str]:

@@ -70,6 +70,19 @@ def test_candidates_are_the_best_finished_trials_and_the_papers_setting(tmp_path
     assert [each.name for each in candidates_of(search, entries[1:2])] == ["paper"]
 
 
+def test_ablated_candidates_are_the_best_trials_with_one_value_of_the_papers(tmp_path: Path) -> None:
+    search = made_search(tmp_path, final={"top": 2, "ablate": ["optimizer.learning_rate", "model.registers"]})
+    entries = [
+        Entry(2, "finished", 70.0, 9, 9, {"model.registers": 2, "optimizer.learning_rate": 1e-3}),
+        Entry(0, "finished", 65.0, 9, 9, search.paper_setting),
+        Entry(3, "finished", 60.0, 9, 9, {"model.registers": 3, "optimizer.learning_rate": 2e-3}),
+    ]
+    found = candidates_of(search, entries)
+    assert [each.name for each in found] == ["trial 2", "trial 3", "trial 2 with the paper's model.registers", "paper"]  # the rate is the paper's
+    assert found[2].values == {"model.registers": 4, "optimizer.learning_rate": 1e-3} and found[2].ablated == "model.registers"
+    assert [each.name for each in candidates_of(search, entries[1:2])] == ["paper"]
+
+
 def test_with_val_a_training_is_as_long_as_val_said_was_best(tmp_path: Path) -> None:
     search = made_search(tmp_path, final={"with_val": True})
     found = candidates_of(search, [Entry(1, "finished", 70.0, 6, 9, {"model.registers": 2}), Entry(0, "finished", 60.0, 8, 9, search.paper_setting)])

@@ -111,6 +111,10 @@ def test_a_search_key_that_does_not_exist_or_has_a_wrong_value_is_named(tmp_path
     assert "trial.workers: 0: must be greater than or equal to 1, or auto" in mistakes(write(tmp_path, space, trial={"workers": 0}))[0]
     assert "unknown key 'pruning.grace'; did you mean 'pruning.grace_epochs'?" in mistakes(write(tmp_path, space, pruning={"grace": 1}))[0]
     assert "neither a file nor a preset" in mistakes(write(tmp_path, space, config="tvrr"))[0]
+    assert (
+        "final: ablate: 'model.regsters' is not a searched key; did you mean 'model.registers'?"
+        in mistakes(write(tmp_path, space, final={"ablate": ["model.regsters"]}))[0]
+    )
     assert "nothing to search" in mistakes(write(tmp_path, {"model.registers": 3}))[0]
 
 
