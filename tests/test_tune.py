@@ -257,12 +257,16 @@ def test_a_killed_search_ends_as_one_left_alone(
 
 
 def test_a_trial_of_two_workers_trains_as_one_of_one(
-    call: Call, searched: tuple[Path, subprocess.CompletedProcess[str]], demo_shards: Path, tmp_path: Path
+    call: Call, searched: tuple[Path, subprocess.CompletedProcess[str]], demo_shards: Path, tmp_path: Path, s3: S3
 ) -> None:
+    """The one on a disk, the two in a store."""
     ranges = {"model.registers": {"int": [0, 4]}, "model.hidden_size": 64}  # the first trial has the preset's, as in the other search
     space = write_space(tmp_path / "space.yaml", demo_shards, 5, 3, ranges, pruning={"enabled": False})
-    values = last_json(call("tune", "--space", space, "--set", "trial.workers=2", "--trials", 2, "--json"))
+    out = Storage.of(s3.uri()) / "out"
+    values = last_json(call("tune", "--space", space, "--set", "trial.workers=2", "--trials", 2, "--out", out.location, "--json"))
     assert values["finished"] == values["trials"] == 2
+    assert {name.split("/")[0] for name in whole_directories(out)} == {"runs", "best"}  # each checkpoint is whole
+    WorkingCopy(out, tmp_path / "out", print).fetch()
     one, two = results(searched[0].parent / "out", 0)[-1], results(tmp_path / "out", 0)[-1]
     assert one["epoch"] == two["epoch"] == 3
     names = [name for name in one if name.startswith("loss/")] + ["SumR"]
