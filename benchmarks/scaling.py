@@ -109,7 +109,8 @@ def main(arguments: list[str]) -> None:
             process.join()
     ratio, machine = statistics.median(ratios), statistics.median(unrelated)
     print(
-        f"two workers train {ratio:.2f} times as fast as one (median of {options.rounds} rounds); two unrelated processes do {machine:.2f} times as much"
+        f"two workers train {ratio:.2f} times as fast as one (median of {options.rounds} rounds);"
+        f" two unrelated processes do {machine:.2f} times as much"
     )
     if options.json:
         print_json({"ratio": round(ratio, 3), "ratios": [round(each, 3) for each in ratios], "unrelated": round(machine, 3)})
