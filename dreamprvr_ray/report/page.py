@@ -259,8 +259,9 @@ def _add_mattered(page: Page, axes: Sequence[Axis]) -> None:
         parts.append(_paragraph("Best quarter: the middle 80% of the values that the best quarter of the trials has.", soft=True))
     if found:
         words = (
-            "Share of what tells good trials from others (PED-ANOVA; every two trials are compared at the last epoch that both reached, so that"
-            " pruned ones count). The mark is what shuffled results reach in 95 of 100 cases: a bar that ends before it, drawn pale, says nothing."
+            "Share of the differences between trials that one value makes by itself (fANOVA; every two trials are compared at the last epoch that"
+            " both reached, so that pruned ones count). The mark is what shuffled results reach in 95 of 100 cases: a bar that ends before it,"
+            " drawn pale, says nothing."
         )
         parts.append(page.picture(pictures.importance_bars(found), words))
     else:

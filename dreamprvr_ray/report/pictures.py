@@ -149,7 +149,7 @@ def history(search: SearchRecord) -> go.Figure:
 def importance_bars(found: Sequence[Importance]) -> go.Figure:
     """A bar a key, and the mark that chance would reach."""
     shown = list(reversed(found))
-    figure = _figure(70 + 30 * len(shown), xaxis_title="share of what mattered", bargap=0.35)
+    figure = _figure(70 + 30 * len(shown), xaxis_title="share of the differences between trials", bargap=0.35)
     figure.update_xaxes(tickformat=".0%", rangemode="tozero")
     names = [importance.axis.name for importance in shown]
     figure.add_bar(

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from dreamprvr_ray.report.experiment import Candidate, Comparison, Final, SearchRecord
-from dreamprvr_ray.report.importance import Importance, usual_range
+from dreamprvr_ray.report.importance import Importance, beaten_by_choice, usual_range
 from dreamprvr_ray.report.words import counted, duration, listed, short, signed, sumr
 
 PROTOCOLS = {
@@ -84,7 +84,9 @@ def mattered(search: SearchRecord, found: Sequence[Importance]) -> str:
     sentences = []
     for place, importance in enumerate(out[:3]):
         name, share = importance.axis.name.capitalize(), f"{importance.share:.0%}"
-        sentences.append(f"{name} mattered most: {share} of what told good trials from others." if place == 0 else f"{name} came next, with {share}.")
+        sentences.append(
+            f"{name} mattered most: it makes {share} of the differences between trials." if place == 0 else f"{name} came next, with {share}."
+        )
         where = usual_range(search, importance.axis)
         if where is not None:
             axis = importance.axis
@@ -93,10 +95,8 @@ def mattered(search: SearchRecord, found: Sequence[Importance]) -> str:
             searched = f"{short(int(axis.low) if axis.whole else axis.low)} to {short(int(axis.high) if axis.whole else axis.high)}"
             sentences.append(f"The best quarter of the trials has it {between} (searched: {searched}{own}).")
         elif importance.axis.choices is not None:
-            chosen = Counter(trial.values[importance.axis.key] for trial in search.best_quarter() if importance.axis.key in trial.values)
-            if chosen:
-                choice, number = chosen.most_common(1)[0]
-                sentences.append(f"{number} of the {len(search.best_quarter())} best have {short(choice)}.")
+            beaten = beaten_by_choice(search, importance.axis)
+            sentences.append(f"Trials with {listed([f'{short(choice)} beat {share:.0%} of all others' for choice, share in beaten])}.")
     rest = len(found) - len(out)
     if rest:
         sentences.append(f"{'The other value does' if rest == 1 else f'The other {rest} values do'} not stand out from chance.")

@@ -10,7 +10,8 @@ import pytest
 from made_directory import make_search
 
 from dreamprvr_ray.report.experiment import Trial, read_search
-from dreamprvr_ray.report.importance import importances, standings
+from dreamprvr_ray.report.importance import beaten_by_choice, importances, standings
+from dreamprvr_ray.report.summary import mattered
 
 
 def trial(number: int, *curve: float) -> Trial:
@@ -24,6 +25,25 @@ def test_two_trials_are_compared_at_the_last_epoch_that_both_reached() -> None:
     assert standings([slow, pruned, fast]) == pytest.approx([0.0, 0.5, 1.0])
     assert standings([trial(0, 10, 20), trial(1, 20, 5)]) == pytest.approx([0.5, 0.5])  # the best so far, and a tie
     assert standings([replace(slow, curve=()), replace(fast, curve=())]) == pytest.approx([0.0, 1.0])
+
+
+def test_a_choice_that_is_bad_stands_out_however_few_trials_have_it(tmp_path: Path) -> None:
+    """As a sampler leaves it, which soon proposes the good choice alone: what the best have in common, nearly all trials have."""
+    search = read_search(make_search(tmp_path / "made", trials=24, pruning=False))
+    bad = {0, 1, 3, 6, 8}
+
+    def told(trial: Trial) -> Trial:
+        low = 150.0 if trial.number in bad else 240.0
+        value = low + np.random.default_rng(trial.number).normal()
+        return replace(trial, values=trial.values | {"model.branches": 4 if trial.number in bad else 8}, sumr=value, curve=((20, value),))
+
+    search = replace(search, trials=tuple(map(told, search.trials)))
+    found = importances(search)
+    assert found[0].axis.key == "model.branches" and [importance.stands_out for importance in found] == [True, *[False] * 5]
+    beaten = beaten_by_choice(search, found[0].axis)
+    assert beaten == [(8, pytest.approx((5 + 9) / 23)), (4, pytest.approx(2 / 23))]
+    said = mattered(search, found)
+    assert "Branches mattered most" in said and "Trials with 8 beat 61% of all others and 4 beat 9% of all others." in said
 
 
 def test_the_first_trials_length_does_not_hide_what_matters(tmp_path: Path) -> None:
