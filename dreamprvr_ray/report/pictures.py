@@ -467,6 +467,9 @@ def differences(comparisons: Sequence[Comparison], names: Sequence[str]) -> go.F
         text=[f"{signed(each.difference)} ({signed(each.low)} to {signed(each.high)})" for each in comparisons],
         hovertemplate="%{text}<extra></extra>",
     )
+    ends = [0.0, *(end for each in comparisons for end in (each.low, each.high))]
+    room = 0.05 * (max(ends) - min(ends))
+    figure.update_xaxes(range=[min(ends) - room, max(ends) + room])
     figure.update_yaxes(range=[len(comparisons) - 0.5, -0.5], showgrid=False, showline=False)
     return figure
 

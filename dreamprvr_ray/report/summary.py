@@ -95,8 +95,9 @@ def mattered(search: SearchRecord, found: Sequence[Importance]) -> str:
             searched = f"{short(int(axis.low) if axis.whole else axis.low)} to {short(int(axis.high) if axis.whole else axis.high)}"
             sentences.append(f"The best quarter of the trials has it {between} (searched: {searched}{own}).")
         elif importance.axis.choices is not None:
-            beaten = beaten_by_choice(search, importance.axis)
-            sentences.append(f"Trials with {listed([f'{short(choice)} beat {share:.0%} of all others' for choice, share in beaten])}.")
+            (best, beaten), *others = beaten_by_choice(search, importance.axis)
+            those = "".join(f", those with {short(choice)} {one:.0%}" for choice, one in others)
+            sentences.append(f"Trials with {short(best)} beat {beaten:.0%} of all others{those}.")
     rest = len(found) - len(out)
     if rest:
         sentences.append(f"{'The other value does' if rest == 1 else f'The other {rest} values do'} not stand out from chance.")
