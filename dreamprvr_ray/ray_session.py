@@ -16,11 +16,14 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
+from ray._private.services import canonicalize_bootstrap_address
+from ray._private.utils import read_ray_address
 
 from dreamprvr_ray.errors import UserError
 
 FIRST_DASHBOARD_PORT = 8265  # Ray's own default
 LOOPBACK = "127.0.0.1"
+ANSWER_WITHIN = 5.0  # seconds
 
 # Read by Ray's processes when they start. Ends and losses of workers are seen at the controller's next look at them: 2 s by default.
 RAY_ENVIRONMENT = {
@@ -52,7 +55,7 @@ STAY_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "GLOO_SOCKET_IFNAM
 
 @contextmanager
 def ray_session(dashboard: bool) -> Iterator[str | None]:
-    """Ray for the length of the block: the cluster that RAY_ADDRESS names or that runs on this machine, else a local one.
+    """Ray for the length of the block: the cluster that RAY_ADDRESS names or that `ray start` has started here, else a local one.
 
     Gives the dashboard's address where there is one. A Ray that is connected already is used and left alone.
     """
@@ -89,15 +92,32 @@ def _init(address: str, local: dict[str, str], **options: Any) -> Any:
 
 def _cluster() -> Any | None:
     """A connection to a cluster; None where there is none, or where RAY_ADDRESS is `local`."""
-    address = os.environ.get("RAY_ADDRESS", "auto")
-    if address == "local":
+    named = os.environ.get("RAY_ADDRESS") or "auto"
+    # Not what Ray itself takes for `auto`, which is any Ray that runs here: another command's own Ray is not to be joined, and ends with it.
+    address = read_ray_address() if named == "auto" else named
+    if address is None or address == "local":
+        return None
+    reason = _silence(address)
+    if reason is None:
+        try:
+            return _init(address, {})
+        except ConnectionError as error:
+            reason = str(error).splitlines()[0]
+    if named == "auto":  # the record of a cluster that is gone
+        return None
+    raise UserError(f"RAY_ADDRESS={named}: no Ray cluster answers there: {reason}")
+
+
+def _silence(address: str) -> str | None:
+    """Why nobody listens at host:port, None if somebody does: Ray would try again for ever. Of other addresses nothing is known."""
+    if "://" in address:
         return None
     try:
-        return _init(address, {})
-    except ConnectionError as error:
-        if address == "auto":
-            return None
-        raise UserError(f"RAY_ADDRESS={address}: no Ray cluster answers there: {str(error).splitlines()[0]}") from None
+        host, port = canonicalize_bootstrap_address(address).rsplit(":", 1)
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_WITHIN).close()
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
 
 
 def _local(dashboard: bool, stack: ExitStack) -> Any:
