@@ -160,8 +160,8 @@ def _ablated(search: SearchRecord, final: Final, comparison: Comparison) -> str:
     text = f"{comparison.better.capitalize()} with {_put_back(search, key or comparison.than)} has {signed(-lost)} SumR on test"
     interval = f"{comparison.confidence:.0%} interval {signed(-high)} to {signed(-low)}"
     if low > 0:
-        return f"{text} ({interval}): that value alone makes this difference."
-    return f"{text} ({interval}): " + ("it does better so." if high < 0 else "that value alone makes no difference that can be told from chance.")
+        return f"{text} ({interval}): in this setting, that value makes the difference."
+    return f"{text} ({interval}): " + ("it does better so." if high < 0 else "that value makes no difference here that can be told from chance.")
 
 
 def _mean(candidate: Candidate) -> str:

@@ -93,10 +93,10 @@ def test_what_one_value_does_by_itself_is_said_and_shown(told: str, tmp_path: Pa
     said = words_of(html)
     rate = "trial 2 with learning rate put back to 3e-4"
     assert f"{rate} 242.0 (standard deviation 1.0)" in said
-    assert f"T{rate[1:]} has -7.9 SumR on test (95% interval -12.0 to -3.0): that value alone makes this difference." in said
+    assert f"T{rate[1:]} has -7.9 SumR on test (95% interval -12.0 to -3.0): in this setting, that value makes the difference." in said
     assert f"trial 2 against\\u003cbr\\u003e{rate}" in html and "trial 2 against\\u003cbr\\u003ethe paper's setting" in html
     add_final(directory, ablated=(-3.0, 12.0), trial=2)
-    assert "that value alone makes no difference that can be told from chance" in on_test(read_search(directory))
+    assert "that value makes no difference here that can be told from chance" in on_test(read_search(directory))
     add_final(directory, ablated=(-9.0, -1.0), trial=2)
     assert "it does better so" in on_test(read_search(directory))
 
