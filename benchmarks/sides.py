@@ -18,7 +18,8 @@ ENVIRONMENT = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**50),
     "MALLOC_TOP_PAD_": str(64 * 2**20),
-    "OMP_WAIT_POLICY": "passive",  # threads that spin while they wait take the time from each other where cores are shared
+    "GOMP_SPINCOUNT": "1000",
+    "OMP_WAIT_POLICY": "passive",
 }
 
 

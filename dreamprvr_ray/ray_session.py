@@ -43,7 +43,10 @@ RAY_ENVIRONMENT = {
 # Read by the C library and by OpenMP in every worker when it starts. glibc gives large blocks back to the system at once; fetching them anew, page by
 # page, took a third of a training step on the CPU.
 WORKER_ENVIRONMENT = RAY_ENVIRONMENT | {
-    "OMP_WAIT_POLICY": "passive",  # threads that spin for work take the cores from whoever has some: 8 times a step's processor time
+    # Threads that wait for each other spin for some ten microseconds, as long as waking a sleeper takes. Spinning on, they would take the cores
+    # from whoever has work: 8 times a step's processor time. The second is for OpenMP runtimes other than GNU's.
+    "GOMP_SPINCOUNT": "1000",
+    "OMP_WAIT_POLICY": "passive",
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**50),

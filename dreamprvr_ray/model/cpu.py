@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dreamprvr_ray.model.threads import side_by_side
+
 _INTEGER = {torch.float64: torch.int64, torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 _keep_above = torch.ops.aten.threshold_backward.grad_input  # (x, y, t): x where y > t, else 0
 
@@ -144,17 +146,19 @@ class AttentionBlock(torch.autograd.Function):
         (_, length, size), branches, dtype = tokens.shape, len(query_w), setting.dtype
         seen = tokens if registers is None else torch.cat([tokens, registers.to(tokens.dtype)], 1)
         rows, seen_rows = tokens.flatten(0, 1), seen.flatten(0, 1).to(dtype)
-        outputs = rows.new_empty(branches, *tokens.shape)
-        saved: list[Tensor] = []
-        random: list[list[Mask]] = []
-        for n in range(branches):
+        # Of several branches, in the type that the products with them want.
+        outputs = rows.new_empty(branches, *tokens.shape, dtype=dtype if branches > 1 else None)
+        random = [[setting.mask() for _ in range(setting.heads + 3)] for _ in range(branches)]
+
+        def branch(_: int, n: int) -> list[Tensor]:
             weight = torch.cat([query_w[n], key_value_w[n], key_value_w[branches + n]]).to(dtype)
             bias = torch.cat([query_b[n], key_value_b[n], key_value_b[branches + n]]).to(dtype)
             projected = torch.addmm(bias, seen_rows, weight.T).view(*seen.shape[:2], 3, size)
             query, key, value = _query_key_value(projected, length)
             attended = rows.new_empty(tokens.shape, dtype=dtype)
-            probabilities, masks = [], [setting.mask() for _ in range(setting.heads + 3)]
-            for columns, mask in zip(_head_columns(size, setting.heads), masks, strict=False):
+            *head_masks, attended_mask, inner_mask, fed_mask = random[n]
+            probabilities = []
+            for columns, mask in zip(_head_columns(size, setting.heads), head_masks, strict=True):
                 scores = query[..., columns] @ key[..., columns].transpose(1, 2)
                 scores.mul_(_factors(factors, n, size // setting.heads))
                 if key_mask is not None:
@@ -165,7 +169,6 @@ class AttentionBlock(torch.autograd.Function):
                     shares = shares.clone()
                 attended[..., columns] = mask.drop_(shares) @ value[..., columns]
             del scores, shares
-            attended_mask, inner_mask, fed_mask = masks[setting.heads :]
             # From here on the scales of dropout are folded in: of the probabilities and of what they gather ..
             added = torch.add(rows, attended_mask.drop_(attended).view_as(rows), alpha=setting.scale**2)
             x, mean1, deviation1 = torch.native_layer_norm(added, (size,), norm1_w[n], norm1_b[n], 1e-5)
@@ -176,9 +179,9 @@ class AttentionBlock(torch.autograd.Function):
             summed = torch.add(x, fed_mask.drop_(fed), alpha=setting.scale)
             normed, mean2, deviation2 = torch.native_layer_norm(summed, (size,), norm2_w[n], norm2_b[n], 1e-5)
             outputs[n] = normed.view_as(tokens)
-            if setting.gradients:
-                saved += [projected, *probabilities, added, mean1, deviation1, inner, summed, mean2, deviation2]
-                random.append(masks)
+            return [projected, *probabilities, added, mean1, deviation1, inner, summed, mean2, deviation2] if setting.gradients else []
+
+        saved = [tensor for each in side_by_side(branch, branches) for tensor in each]
         context.setting, context.random = setting, random
         context.save_for_backward(tokens, registers, factors, *weights, *saved)
         return outputs
@@ -192,16 +195,20 @@ class AttentionBlock(torch.autograd.Function):
         each, scale = setting.heads + 8, setting.scale
         seen = tokens if registers is None else torch.cat([tokens, registers.to(tokens.dtype)], 1)
         seen_rows = seen.flatten(0, 1).to(dtype)
-        to_tokens, to_seen = torch.zeros_like(tokens).flatten(0, 1), torch.zeros_like(seen).flatten(0, 1)
+        sums: dict[int, tuple[Tensor, Tensor]] = {}  # of each thread: the gradients of the tokens' rows and of the rows seen
         made = [torch.empty_like(weight) for weight in tensors[:12]]
         d_query_w, d_query_b, d_key_value_w, d_key_value_b, d_norm1_w, d_norm1_b, d_widen_w, d_widen_b, d_narrow_w, d_narrow_b, *d_norm2 = made
-        # The last branch first: what is kept of it was written last.
-        for n in reversed(range(branches)):
+
+        def branch(thread: int, number: int) -> None:
+            n = branches - 1 - number  # the last branch first: what is kept of it was written last
+            if thread not in sums:
+                sums[thread] = torch.zeros_like(tokens).flatten(0, 1), torch.zeros_like(seen).flatten(0, 1)
+            to_tokens, to_seen = sums[thread]
             projected, *rest = tensors[12 + n * each : 12 + (n + 1) * each]
             probabilities, (added, mean1, deviation1, inner, summed, mean2, deviation2) = rest[: setting.heads], rest[setting.heads :]
             query, key, value = _query_key_value(projected, length)
             *head_masks, attended_mask, _, fed_mask = context.random[n]
-            outer = gradient[n].flatten(0, 1).contiguous()
+            outer = gradient[n].flatten(0, 1).to(tokens.dtype).contiguous()
             d_summed, d_norm2[0][n], d_norm2[1][n] = _norm_backward(outer, summed, mean2, deviation2, norm2_w[n], norm2_b[n])
             d_fed = fed_mask.drop_(d_summed.to(dtype, copy=True)).mul_(scale)
             d_narrow_b[n] = d_fed.sum(0)
@@ -234,6 +241,12 @@ class AttentionBlock(torch.autograd.Function):
             d_query_b[n], d_key_value_b[n], d_key_value_b[branches + n] = d_bias
             d_query_w[n], d_key_value_w[n], d_key_value_w[branches + n] = d_weight
             _add_product_(to_seen, d_rows, weight)
+
+        side_by_side(branch, branches)
+        to_tokens, to_seen = sums[0]
+        for thread in range(1, len(sums)):
+            to_tokens += sums[thread][0]
+            to_seen += sums[thread][1]
         to_seen = to_seen.view_as(seen)
         to_registers = None if registers is None else to_seen[:, length:].to(registers.dtype)
         return None, to_tokens.view_as(tokens) + to_seen[:, :length], to_registers, None, None, *made

@@ -194,7 +194,9 @@ class DreamPRVR(nn.Module):
         """clips (B, M, Dv), frames (B, L, Dv), frame_mask (B, L) bool, true at frames; L is 128 unless frames are trimmed."""
         clip_tokens = self.clip_input(clips)
         # Padded rows take part in a video's mean over positions: whatever they hold, they count as zero rows.
-        frame_tokens = self.frame_input(frames.masked_fill(~frame_mask.unsqueeze(-1), 0))
+        if not cpu.suits(frames) or frames[~frame_mask].any():  # the CPU spares itself a copy of all features; a GPU would have to wait
+            frames = frames.masked_fill(~frame_mask.unsqueeze(-1), 0)
+        frame_tokens = self.frame_input(frames)
         registers = condition = mu = logvar = None
         if self.config.registers:
             context = self.video_context(clip_tokens, None, None, None)[0]
