@@ -22,6 +22,7 @@ from dreamprvr_ray.model.dreamprvr import DreamPRVR, VideoEncoding
 RECALL_RANKS = (1, 5, 10, 100)
 MOMENT_BOUNDS = (0.0, 0.2, 0.4, 1.0)  # groups by moment length / video length, each open below and closed above
 QUERY_BLOCK = 512  # queries encoded and scored at a time
+SMALLEST_NORM = 1e-12  # that a cosine divides by
 VIDEO_BLOCK = 64  # videos encoded and scored at a time
 
 
@@ -93,17 +94,54 @@ def token_scores(queries: Tensor, tokens: Tensor, mask: Tensor | None = None) ->
     with torch.autocast(queries.device.type, enabled=False):
         if queries.dtype != torch.float64:
             queries, tokens = queries.float(), tokens.float()
-        videos, length, hidden = tokens.shape
+        videos = len(tokens)
         if not videos or not len(queries):  # a worker without videos: keep the graph, so that every gradient exists
             empty = (queries.sum() + tokens.sum()) * queries.new_zeros(len(queries), videos)
             return TokenScores(empty, empty)
-        products = (queries @ tokens.reshape(-1, hidden).T).view(len(queries), videos, length)
-        token_norm = tokens.norm(dim=-1).clamp_min(1e-12)
-        query_norm = queries.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-        cosines = products / token_norm
+        dot, cosine = _BestTokens.apply(queries, tokens, mask)
+        return TokenScores(cosine, dot)
+
+
+class _BestTokens(torch.autograd.Function):
+    """The largest dot product and the largest cosine of each query with each video's tokens.
+
+    Only the best tokens have gradients. Left to autograd, a score of every token would be read and written twenty times on its way to them.
+    """
+
+    @staticmethod
+    def forward(context: Any, queries: Tensor, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """queries (Q, D), tokens (B, L, D), mask (B, L) or None -> dot products and cosines (Q, B)."""
+        products = (queries @ tokens.flatten(0, 1).T).view(len(queries), *tokens.shape[:2])
         if mask is not None:
-            cosines, products = (scores.masked_fill(~mask, -torch.inf) for scores in (cosines, products))
-        return TokenScores(cosines.amax(-1) / query_norm, products.amax(-1))
+            products += torch.zeros(mask.shape, dtype=products.dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+        query_norm, token_norm = queries.norm(dim=-1, keepdim=True), tokens.norm(dim=-1)
+        dot, best_dot = products.max(-1, keepdim=True)
+        cosine, best_cosine = products.div_(token_norm.clamp_min(SMALLEST_NORM)).max(-1, keepdim=True)
+        cosine = cosine.squeeze(-1) / query_norm.clamp_min(SMALLEST_NORM)
+        context.save_for_backward(queries, tokens, query_norm, token_norm, cosine, best_dot, best_cosine)
+        return dot.squeeze(-1), cosine
+
+    @staticmethod
+    def backward(context: Any, d_dot: Tensor, d_cosine: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        queries, tokens, query_norm, token_norm, cosine, best_dot, best_cosine = context.saved_tensors
+        d_products = queries.new_zeros(len(queries), *tokens.shape[:2])
+        # What a cosine loses by its norms, which have no gradient where they are too small to divide by.
+        lost = d_cosine * cosine
+        lost_by_query = lost.sum(-1, keepdim=True) / query_norm.square().masked_fill(query_norm < SMALLEST_NORM, torch.inf)
+        lost_by_token = d_products.scatter_(-1, best_cosine, lost.unsqueeze(-1)).sum(0)
+        lost_by_token /= token_norm.square().masked_fill(token_norm < SMALLEST_NORM, torch.inf)
+        d_cosine = d_cosine.unsqueeze(-1) / query_norm.clamp_min(SMALLEST_NORM).unsqueeze(-1)
+        # No two entries of one call meet, so that a GPU adds in one order only. The same places are overwritten first.
+        d_products.scatter_(-1, best_cosine, d_cosine / _of_best(token_norm.clamp_min(SMALLEST_NORM), best_cosine))
+        d_products = d_products.scatter_add_(-1, best_dot, d_dot.unsqueeze(-1)).flatten(1)
+        d_queries = d_products @ tokens.flatten(0, 1) - queries * lost_by_query
+        d_tokens = (d_products.T @ queries).view_as(tokens) - tokens * lost_by_token.unsqueeze(-1)
+        return d_queries, d_tokens, None
+
+
+def _of_best(of_tokens: Tensor, best: Tensor) -> Tensor:
+    """(B, L) and places (Q, B, 1) -> (Q, B, 1)"""
+    return of_tokens.expand(len(best), -1, -1).gather(-1, best)
 
 
 def exact_ranks(scores: Tensor, own: Tensor) -> Ranks:

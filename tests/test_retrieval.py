@@ -137,6 +137,18 @@ def test_without_queries_or_videos_the_graph_is_kept(count: int, videos: int) ->
         assert leaf.grad is not None and leaf.grad.shape == leaf.shape and not leaf.grad.any()
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradients_are_those_of_finite_differences(masked: bool) -> None:
+    queries, tokens = (x.requires_grad_() for x in (torch.randn(4, 6, dtype=torch.float64), torch.randn(3, 5, 6, dtype=torch.float64)))
+    mask = torch.arange(5) < torch.tensor([[5], [1], [3]])
+
+    def scores(queries: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        made = token_scores(queries, tokens, mask if masked else None)
+        return made.cosine, made.dot
+
+    assert torch.autograd.gradcheck(scores, (queries, tokens))
+
+
 def test_gradients_of_zero_rows_are_finite() -> None:
     queries, tokens = torch.randn(2, 8), torch.zeros(3, 4, 8)
     queries[0] = 0
