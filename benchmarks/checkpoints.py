@@ -63,7 +63,7 @@ def work(job: dict[str, Any]) -> list[dict[str, float]]:
 
 
 def main(arguments: list[str]) -> None:
-    parser = Parser("benchmarks.checkpoints", "What keeping a checkpoint an epoch costs.")
+    parser = Parser("checkpoints", "What keeping a checkpoint an epoch costs.", package="benchmarks")
     parser.add_argument("--shards", required=True)
     parser.add_argument("--config", default="tvr")
     parser.add_overrides()

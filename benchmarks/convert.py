@@ -14,7 +14,7 @@ from tests.made import write_source
 
 
 def main(arguments: list[str]) -> None:
-    parser = Parser("benchmarks.convert", "The speed of conversion.")
+    parser = Parser("convert", "The speed of conversion.", package="benchmarks")
     parser.add_argument("--videos", type=int, default=400)
     parser.add_argument("--video-size", type=int, default=3072)
     parser.add_argument("--text-size", type=int, default=768)

@@ -58,7 +58,7 @@ class Epoch:
 
 
 def main(arguments: list[str]) -> None:
-    parser = Parser("benchmarks.epoch", "The speed of an epoch on real shards.")
+    parser = Parser("epoch", "The speed of an epoch on real shards.", package="benchmarks")
     parser.add_argument("--shards", type=Path, required=True)
     parser.add_argument("--hidden-size", type=int, default=128)
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the fast path")

@@ -194,7 +194,7 @@ def _difference(run: Path, reference: Path) -> float:
 
 
 def main(arguments: list[str]) -> None:
-    parser = Parser("benchmarks.kills", "SIGKILL workers, drivers and nodes at random moments of a training.")
+    parser = Parser("kills", "SIGKILL workers, drivers and nodes at random moments of a training.", package="benchmarks")
     parser.add_argument("--runs", type=int, default=10, help="kills of each kind")
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS)
     parser.add_argument("--seed", type=int, default=0)

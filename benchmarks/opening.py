@@ -44,7 +44,7 @@ def write(directory: Path, videos: int, queries_per_video: int, videos_per_shard
 
 
 def main(arguments: list[str]) -> None:
-    parser = Parser("benchmarks.opening", "The speed of opening shards.")
+    parser = Parser("opening", "The speed of opening shards.", package="benchmarks")
     parser.add_argument("--videos", type=int, default=20_000)
     parser.add_argument("--queries", type=int, default=5, help="of a video")
     parser.add_argument("--videos-per-shard", type=int, default=273, help="TVR's")

@@ -60,7 +60,7 @@ class Ranking:
 
 
 def main(arguments: list[str]) -> None:
-    parser = Parser("benchmarks.ranking", "The speed of scoring and ranking a split.")
+    parser = Parser("ranking", "The speed of scoring and ranking a split.", package="benchmarks")
     parser.add_argument("--queries", type=int, default=10_895)
     parser.add_argument("--videos", type=int, default=2_179)
     parser.add_argument("--hidden-size", type=int, default=384)

@@ -79,7 +79,7 @@ def work(rank: int, folder: Path, experiment: Experiment, rounds: int, steps: in
 
 
 def main(arguments: list[str]) -> None:
-    parser = Parser("benchmarks.scaling", "Two workers against one, with one thread each.")
+    parser = Parser("scaling", "Two workers against one, with one thread each.", package="benchmarks")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=3, help="a round and side")
     parser.add_argument("--hidden-size", type=int, default=128)

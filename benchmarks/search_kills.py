@@ -52,7 +52,7 @@ def start(space: Path, resume: bool, address: str) -> subprocess.Popen[str]:
 
 
 def main(arguments: list[str]) -> None:
-    parser = Parser("benchmarks.search_kills", "A search whose driver is killed.")
+    parser = Parser("search_kills", "A search whose driver is killed.", package="benchmarks")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)

@@ -84,7 +84,7 @@ class MatrixPeak:
 
 
 def main(arguments: list[str]) -> None:
-    parser = Parser("benchmarks.step", "The speed of a training step.")
+    parser = Parser("step", "The speed of a training step.", package="benchmarks")
     parser.add_argument("--config", default="tvr")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the fast path")

@@ -49,7 +49,7 @@ class TrialMemory:
 
 
 def main(arguments: list[str]) -> None:
-    parser = Parser("benchmarks.turnaround", "Trials in a row.")
+    parser = Parser("turnaround", "Trials in a row.", package="benchmarks")
     parser.add_argument("--trials", type=int, default=20)
     options = parser.parse_args(arguments)
     memory = TrialMemory()

@@ -16,10 +16,10 @@ from dreamprvr_ray.errors import Failure, UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser with `--version` and `--json`, whose errors are one line."""
+    """An argument parser with `--version` and `--json`, whose errors are one line. The command is `python -m PACKAGE.COMMAND`."""
 
-    def __init__(self, command: str, description: str) -> None:
-        super().__init__(prog=f"python -m dreamprvr_ray.{command}", description=description, allow_abbrev=False)
+    def __init__(self, command: str, description: str, package: str = "dreamprvr_ray") -> None:
+        super().__init__(prog=f"python -m {package}.{command}", description=description, allow_abbrev=False)
         self.add_argument("--version", action="version", version=f"dreamprvr_ray {dreamprvr_ray.__version__}")
         self.add_argument("--json", action="store_true", help="end with one line of JSON on stdout")
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import dreamprvr_ray
 from dreamprvr_ray.command_line import Parser, print_json
 from dreamprvr_ray.errors import UserError, near_miss
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted(file for package in ("dreamprvr_ray", "benchmarks") for file in (ROOT / package).rglob("*.py"))
+COMMANDS = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in FILES if file.read_text().endswith("run(main)\n")]
 
 
 def run_main(body: str, reader: str = "cat") -> tuple[int, str, str]:
@@ -69,6 +75,17 @@ def test_parser_errors_are_users_mistakes(words: list[str], message: str) -> Non
     with pytest.raises(UserError) as error:
         parser.parse_args(words)
     assert error.value.mistakes == (f"{message} (see python -m dreamprvr_ray.train --help)",)
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_a_command_calls_itself_as_the_user_calls_it(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main, called = importlib.import_module(module).main, f"python -m {module.removesuffix('.__main__')}"
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert " ".join(capsys.readouterr().out.split()).startswith(f"usage: {called} [-h]")
+    with pytest.raises(UserError) as error:
+        main(["--wrong"])
+    assert error.value.mistakes[0].endswith(f" (see {called} --help)")
 
 
 def test_overrides_are_collected() -> None:

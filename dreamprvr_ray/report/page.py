@@ -18,7 +18,7 @@ from plotly.offline import get_plotlyjs
 import dreamprvr_ray
 from dreamprvr_ray.checkpoints import write_text
 from dreamprvr_ray.errors import UserError
-from dreamprvr_ray.report import pictures, repeat
+from dreamprvr_ray.report import final_pictures, pictures, repeat
 from dreamprvr_ray.report.experiment import Axis, SearchRecord, Trial
 from dreamprvr_ray.report.importance import ENDED_NEEDED, FINISHED_NEEDED, Importance, importances, usual_range
 from dreamprvr_ray.report.summary import PROTOCOLS, candidate_name, status, summary
@@ -205,13 +205,13 @@ def _add_final(page: Page) -> None:
         several = any(len(candidate.runs) > 1 for candidate in final.candidates)
         parts.append(_paragraph("Means over the seeds; ± is their standard deviation.", soft=True) if several else "")
         if several or len(final.candidates) > 1:
-            parts.append(page.picture(pictures.final_results(final.candidates, names), "A circle for each seed; the diamond is their mean."))
+            parts.append(page.picture(final_pictures.results(final.candidates, names), "A circle for each seed; the diamond is their mean."))
         comparisons = [*([final.comparison] if final.comparison else []), *final.ablations]
         if comparisons:
             told, named = comparisons[0], {candidate.name: name for candidate, name in zip(final.candidates, names, strict=True)}
             against = [f"{named.get(each.better, each.better)} against<br>{named.get(each.than, each.than)}" for each in comparisons]
             words = f"The {told.confidence:.0%} interval of a paired bootstrap over the test videos and the seeds, {told.resamples} draws."
-            parts.append(page.picture(pictures.differences(comparisons, against), words))
+            parts.append(page.picture(final_pictures.differences(comparisons, against), words))
     else:
         parts.append(_paragraph("One training with one seed: a second one may differ by several points.", soft=True))
     page.add("Final results" if final.retrained else "The winner on test", *parts)
@@ -235,7 +235,7 @@ def _add_moments(page: Page, names: Sequence[str]) -> None:
         rows.append([escape(cell) for cell in cells])
     table = _table(["moment / video", "queries", *(f"SumR, {escape(name)}" for name in names)], rows)
     words = "Mean test SumR over the seeds (diamonds) and each seed (circles), by the share of the video that the moment takes."
-    page.add("By moment length", table, page.picture(pictures.by_moment(final.candidates, names), words))
+    page.add("By moment length", table, page.picture(final_pictures.by_moment(final.candidates, names), words))
 
 
 def _add_mattered(page: Page, axes: Sequence[Axis]) -> None:

@@ -1,7 +1,8 @@
-"""The report's figures, as plotly figures. Colours are Okabe and Ito's, which the colour-blind can tell apart; shapes differ as well.
+"""The pictures of a search's trials, as plotly figures, and what all pictures of the report look like.
 
-Everywhere: the best trial is a vermilion star, the configuration's own setting a black diamond or dashed line, finished trials are
-blue, pruned ones open grey circles. Too little data for a figure is the page's to judge, not decided here.
+Colours are Okabe and Ito's, which the colour-blind can tell apart; shapes differ as well. Everywhere: the best trial is a vermilion star, the
+configuration's own setting a black diamond or dashed line, finished trials are blue, pruned ones open grey circles. Too little data for a
+figure is the page's to judge, not decided here.
 """
 
 from __future__ import annotations
@@ -14,19 +15,19 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from dreamprvr_ray.report.experiment import Axis, Candidate, Comparison, SearchRecord, Trial
+from dreamprvr_ray.report.experiment import Axis, SearchRecord, Trial
 from dreamprvr_ray.report.importance import Importance
-from dreamprvr_ray.report.words import counted, short, signed, sumr
+from dreamprvr_ray.report.words import short, sumr
 
 BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
 BLACK, GREY, PALE, GRID = "#222222", "#8c8c8c", "#c9ced3", "#ebeef1"
 HIGHLIGHTED = 10  # lines of the parallel coordinates; more are a tangle
-CANDIDATE_COLOURS = (VERMILION, BLUE, GREEN, ORANGE, PURPLE, SKY)
 COSTS = {"gflop_per_video": "GFLOP per video and training step", "encode_ms": "milliseconds to encode a video"}
 VAL = "val SumR"
 
 
-def _figure(height: int, **layout: Any) -> go.Figure:
+def empty_figure(height: int, **layout: Any) -> go.Figure:
+    """A figure without traces, as all of the report's look."""
     figure = go.Figure()
     figure.update_layout(
         template="none",  # plotly's default is seven kilobytes in each figure
@@ -47,9 +48,8 @@ def _figure(height: int, **layout: Any) -> go.Figure:
 
 def _floor(search: SearchRecord) -> float:
     """The lowest SumR to show. Trials that were pruned after a few epochs, or diverged, must not squeeze the others into a line."""
-    scored = [trial for trial in search.trials if trial.sumr is not None]
-    finished = [trial.sumr for trial in scored if trial.sumr is not None and trial.state == "finished"]
-    everything = [trial.sumr for trial in scored if trial.sumr is not None]
+    everything = [trial.sumr for trial in search.trials if trial.sumr is not None]
+    finished = [trial.sumr for trial in search.in_state("finished") if trial.sumr is not None]
     values = finished if len(finished) >= 4 else everything
     quarter, high = float(np.quantile(values, 0.25)), max(everything)
     floor = quarter - 2 * (high - quarter)
@@ -128,7 +128,7 @@ def history(search: SearchRecord) -> go.Figure:
     """Each trial's best val SumR in order of proposal, and the best so far."""
     scored = [trial for trial in search.trials if trial.sumr is not None]
     values = [trial.sumr for trial in scored if trial.sumr is not None]
-    figure = _figure(380, xaxis_title="trial", yaxis_title=VAL, dragmode="zoom", yaxis_range=_span(search))
+    figure = empty_figure(380, xaxis_title="trial", yaxis_title=VAL, dragmode="zoom", yaxis_range=_span(search))
     if search.trials[-1].number <= 12:
         figure.update_xaxes(dtick=1)
     so_far = np.maximum.accumulate(values)
@@ -149,7 +149,7 @@ def history(search: SearchRecord) -> go.Figure:
 def importance_bars(found: Sequence[Importance]) -> go.Figure:
     """A bar a key, and the mark that chance would reach."""
     shown = list(reversed(found))
-    figure = _figure(70 + 30 * len(shown), xaxis_title="share of the differences between trials", bargap=0.35)
+    figure = empty_figure(70 + 30 * len(shown), xaxis_title="share of the differences between trials", bargap=0.35)
     figure.update_xaxes(tickformat=".0%", rangemode="tozero")
     names = [importance.axis.name for importance in shown]
     figure.add_bar(
@@ -196,7 +196,7 @@ def ticks(axis: Axis) -> list[float]:
 
 def slice_of(search: SearchRecord, axis: Axis) -> go.Figure:
     """Val SumR against one key. Every slice has the same SumR axis."""
-    figure = _figure(240, dragmode="zoom", yaxis_range=_span(search), margin={"l": 44, "r": 10, "t": 6, "b": 30})
+    figure = empty_figure(240, dragmode="zoom", yaxis_range=_span(search), margin={"l": 44, "r": 10, "t": 6, "b": 30})
     if axis.choices is not None:
         labels = [escape(short(choice)) for choice in axis.choices]
         figure.update_xaxes(range=[-0.5, len(labels) - 0.5], tickvals=list(range(len(labels))), ticktext=labels)
@@ -227,7 +227,7 @@ def parallel(search: SearchRecord, axes: Sequence[Axis]) -> go.Figure:
     low, high = _floor(search), max(trial.sumr or 0 for trial in scored)
     rows = [Axis(VAL, VAL, low, high), *axes]
     heights = [-row for row in range(len(rows))]
-    figure = _figure(110 + 46 * len(rows), margin={"l": 10, "r": 10, "t": 12, "b": 4})
+    figure = empty_figure(110 + 46 * len(rows), margin={"l": 10, "r": 10, "t": 12, "b": 4})
     figure.update_xaxes(visible=False, range=[-0.04, 1.04])
     figure.update_yaxes(showgrid=False, showline=False, range=[heights[-1] - 0.5, 0.35], tickvals=heights, ticktext=[axis.name for axis in rows])
     for axis, height in zip(rows, heights, strict=True):
@@ -288,7 +288,7 @@ def learning_curves(search: SearchRecord) -> go.Figure:
     finals = [max(value for _, value in trial.curve) for trial in curves]
     low = float(np.quantile([value for trial in curves for _, value in trial.curve], 0.02))
     room = max(0.04 * (max(finals) - low), 0.5)
-    figure = _figure(420, xaxis_title="epoch", yaxis_title=VAL, dragmode="zoom", yaxis_range=[low - room, max(finals) + room])
+    figure = empty_figure(420, xaxis_title="epoch", yaxis_title=VAL, dragmode="zoom", yaxis_range=[low - room, max(finals) + room])
     last = max(trial.curve[-1][0] for trial in curves)
     figure.update_xaxes(range=[1 - 0.02 * last, 1.02 * last], tickformat="d")
 
@@ -328,7 +328,7 @@ def pareto(search: SearchRecord) -> go.Figure:
     scored = [trial for trial in search.trials if trial.sumr is not None and trial.cost is not None]
     front = pareto_front(scored)
     name = search.objectives[1]
-    figure = _figure(400, xaxis_title=COSTS.get(name, name), yaxis_title=VAL, dragmode="zoom", yaxis_range=_span(search))
+    figure = empty_figure(400, xaxis_title=COSTS.get(name, name), yaxis_title=VAL, dragmode="zoom", yaxis_range=_span(search))
     figure.add_scatter(
         x=[trial.cost for trial in front],
         y=[trial.sumr for trial in front],
@@ -391,7 +391,7 @@ def heat_map(search: SearchRecord, down: Axis, across: Axis) -> go.Figure:
     names = [_group_words(bins(down)[place]) for place in filled]
     scale = [mean for row in means for mean in row if mean is not None]
     low, high = max(min(scale), _floor(search)), max(scale)
-    figure = _figure(110 + 56 * len(names), xaxis_title=across.name, yaxis_title=down.name)
+    figure = empty_figure(110 + 56 * len(names), xaxis_title=across.name, yaxis_title=down.name)
     figure.add_heatmap(
         z=means,
         x=[_group_words(group) for group in bins(across)],
@@ -421,87 +421,3 @@ def _cell_words(finished: int, pruned: int, mean: float | None) -> str:
     if mean is None:
         return f"{pruned} pruned" if pruned else ""
     return f"<b>{sumr(mean)}</b><br>{finished} finished" + (f",<br>{pruned} pruned" if pruned else "")
-
-
-def final_results(candidates: Sequence[Candidate], names: Sequence[str]) -> go.Figure:
-    """Test SumR: a dot for each seed, a diamond with the standard deviation for their mean."""
-    figure = _figure(90 + 44 * len(candidates), xaxis_title="test SumR", showlegend=False)
-    for place, (candidate, name) in enumerate(zip(candidates, names, strict=True)):
-        colour = CANDIDATE_COLOURS[place % len(CANDIDATE_COLOURS)]
-        figure.add_scatter(
-            x=[run.test["SumR"] for run in candidate.runs],
-            y=[name] * len(candidate.runs),
-            mode="markers",
-            marker={"color": colour, "size": 9, "symbol": "circle-open", "line": {"width": 2}},
-            text=[f"seed {run.seed}: {sumr(run.test['SumR'])}" for run in candidate.runs],
-            hovertemplate="%{text}<extra></extra>",
-        )
-        figure.add_scatter(
-            x=[candidate.mean],
-            y=[name],
-            mode="markers",
-            marker={"color": colour, "size": 11, "symbol": "diamond"},
-            error_x={"type": "data", "array": [candidate.deviation or 0], "visible": candidate.deviation is not None, "thickness": 1.5},
-            hovertemplate=f"mean {sumr(candidate.mean)}<extra></extra>",
-        )
-    figure.update_yaxes(range=[len(candidates) - 0.5, -0.5], showgrid=False)
-    return figure
-
-
-def differences(comparisons: Sequence[Comparison], names: Sequence[str]) -> go.Figure:
-    """The differences of pairs of candidates and their intervals beside zero."""
-    figure = _figure(70 + 44 * len(comparisons), xaxis_title="difference in test SumR", showlegend=False)
-    figure.add_vline(x=0, line={"color": BLACK, "width": 1, "dash": "dash"})
-    figure.add_scatter(
-        x=[comparison.difference for comparison in comparisons],
-        y=names,
-        mode="markers",
-        marker={"color": VERMILION, "size": 11, "symbol": "diamond"},
-        error_x={
-            "type": "data",
-            "symmetric": False,
-            "array": [comparison.high - comparison.difference for comparison in comparisons],
-            "arrayminus": [comparison.difference - comparison.low for comparison in comparisons],
-            "thickness": 2,
-        },
-        text=[f"{signed(each.difference)} ({signed(each.low)} to {signed(each.high)})" for each in comparisons],
-        hovertemplate="%{text}<extra></extra>",
-    )
-    ends = [0.0, *(end for each in comparisons for end in (each.low, each.high))]
-    room = 0.05 * (max(ends) - min(ends))
-    figure.update_xaxes(range=[min(ends) - room, max(ends) + room])
-    figure.update_yaxes(range=[len(comparisons) - 0.5, -0.5], showgrid=False, showline=False)
-    return figure
-
-
-def by_moment(candidates: Sequence[Candidate], names: Sequence[str]) -> go.Figure:
-    """Test SumR by moment length: the mean over seeds, and a dot a seed."""
-    figure = _figure(320, xaxis_title="moment / video length", yaxis_title="test SumR")
-    labels = {name: f"{name}<br>{counted(groups[0]['queries'], 'query')}" for name, groups in _moments(candidates)}
-    for place, (candidate, name) in enumerate(zip(candidates, names, strict=True)):
-        colour, moments = CANDIDATE_COLOURS[place % len(CANDIDATE_COLOURS)], candidate.moments()
-        x = [labels[group] for group in moments]
-        figure.add_scatter(
-            x=x,
-            y=[float(np.mean([one["SumR"] for one in groups])) for groups in moments.values()],
-            mode="lines+markers",
-            name=name,
-            line={"color": colour, "width": 2},
-            marker={"symbol": "diamond", "size": 10},
-            hovertemplate="%{y:.1f}<extra></extra>",
-        )
-        if len(candidate.runs) > 1:
-            seeds = [(label, one["SumR"]) for label, groups in zip(x, moments.values(), strict=True) for one in groups]
-            figure.add_scatter(
-                x=[label for label, _ in seeds],
-                y=[value for _, value in seeds],
-                mode="markers",
-                marker={"color": colour, "size": 7, "symbol": "circle-open"},
-                showlegend=False,
-                hovertemplate="%{y:.1f}<extra></extra>",
-            )
-    return figure
-
-
-def _moments(candidates: Sequence[Candidate]) -> Iterable[tuple[str, list[dict[str, Any]]]]:
-    return {name: groups for candidate in candidates for name, groups in candidate.moments().items()}.items()
