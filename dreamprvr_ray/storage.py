@@ -6,6 +6,8 @@ a rename, in an object store by its last file, `whole_when`, whose presence says
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -76,6 +78,24 @@ class Storage:
     def name(self) -> str:
         """The last part of its path."""
         return str(self).rstrip("/").rpartition("/")[2]
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other commands of this machine from writing there while the block runs.
+
+        Raises `UserError` where one is at work. A killed command holds nothing: the kernel has let go of its lock.
+        """
+        place = hashlib.sha256(self.location.encode()).hexdigest()[:16]
+        with open(Path(tempfile.gettempdir()) / f"dreamprvr-ray-{os.getuid()}-{place}", "a+") as holder:
+            try:
+                fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder.seek(0)
+                raise UserError(f"{self}: process {holder.read()} of this machine is at work there; wait for its end, or stop it") from None
+            holder.truncate(0)
+            holder.write(str(os.getpid()))
+            holder.flush()
+            yield
 
     def names(self) -> list[str]:
         """What is in the directory, sorted; empty where it does not exist."""

@@ -97,7 +97,7 @@ def train(
     storage = Storage.of(out)
     experiment = fitted(experiment, read_manifest(shards))
     check_run(storage, experiment, resume)
-    with ray_session(dashboard=False):
+    with storage.held(), ray_session(dashboard=False):
         group = plan_group(workers.most, at_least=workers.at_least)
         storage.write_text(EXPERIMENT, experiment.to_yaml())
         store = CheckpointStore(storage / "checkpoints")

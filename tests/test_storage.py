@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 from object_store import S3
@@ -87,6 +90,26 @@ def test_files_go_up_and_down(s3: S3, tmp_path: Path) -> None:
     assert all((tmp_path / "there" / name).read_text() == name for name in names[1:])
     with pytest.raises(UserError, match=r"^s3://bucket-\d+/run: .*none"):
         storage.download(["none"], tmp_path / "there")
+
+
+def test_one_command_at_a_time(storage: Storage) -> None:
+    script = f"""
+        from dreamprvr_ray.storage import Storage
+        with Storage.of({storage.location!r}).held():
+            print("held", flush=True)
+            input()
+    """
+    with subprocess.Popen([sys.executable, "-c", dedent(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(UserError) as error, storage.held():
+            pass
+        assert error.value.mistakes == (f"{storage}: process {other.pid} of this machine is at work there; wait for its end, or stop it",)
+        with (storage / "inner").held():
+            pass
+        other.kill()
+    for _ in range(2):
+        with storage.held():
+            assert storage.names() == []
 
 
 def test_what_another_node_does_not_see(storage: Storage) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from dreamprvr_ray.storage import Storage
 
 if TYPE_CHECKING:
     from conftest import Driver
@@ -67,6 +70,9 @@ def test_a_killed_run_resumes_to_the_same_result(
     assert refused.returncode == 2 and "already there; go on with --resume" in refused.stderr
     other = call("train", *arguments, "model.registers=2", "--resume")
     assert other.returncode == 2 and "cannot resume: model.registers was 4 and is 2 now" in other.stderr
+    with Storage.of(out).held():
+        beside = call("train", *arguments, "--resume")
+    assert beside.returncode == 2 and f"{out}: process {os.getpid()} of this machine is at work there" in beside.stderr
     done = call("train", *arguments, "--resume")
     resumed, whole = last_json(done), last_json(one_worker[1])
     epochs = [int(line.split()[1].removesuffix("/6")) for line in done.stderr.splitlines() if line.startswith("epoch")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -164,6 +165,9 @@ def test_a_search_that_has_ended_is_left_as_it_is(searched: tuple[Path, subproce
     assert again.returncode == 2 and "already there; go on with --resume, or choose another --out" in again.stderr
     changed = call("tune", "--space", space, "--resume", "--set", "sampler.seed=4")
     assert changed.returncode == 2 and "cannot resume: sampler was" in changed.stderr
+    with Storage.of(space.parent / "out").held():
+        beside = call("tune", "--space", space, "--resume")
+    assert beside.returncode == 2 and f"process {os.getpid()} of this machine is at work there" in beside.stderr
     best = space.parent / "out" / "best"
     shards = yaml.safe_load(space.read_text())["shards"]
     last_json(call("evaluate", "--checkpoint", best, "--shards", shards, "--split", "test", "--json"))

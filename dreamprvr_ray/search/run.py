@@ -62,7 +62,7 @@ def run_search(search: Search, *, resume: bool, say: Callable[[str], None]) -> O
     out, shards = Storage.of(search.file.out), absolute(search.file.shards)
     search = _fitted(search)
     _check(out, search, resume)
-    with working_copy(out, say) as copy, ray_session(dashboard=True) as dashboard, Gauges(out.name) as gauges:
+    with out.held(), working_copy(out, say) as copy, ray_session(dashboard=True) as dashboard, Gauges(out.name) as gauges:
         if dashboard:
             say(f"Ray dashboard: {dashboard} (it asks for a token, which `{Path(sys.executable).parent / 'ray'} get-auth-token` prints)")
         plan = plan_trials(search, say)
