@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -86,12 +86,18 @@ class Storage:
         Raises `UserError` where one is at work. A killed command holds nothing: the kernel has let go of its lock.
         """
         place = hashlib.sha256(self.location.encode()).hexdigest()[:16]
-        with open(Path(tempfile.gettempdir()) / f"dreamprvr-ray-{os.getuid()}-{place}", "a+") as holder:
-            try:
-                fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder.seek(0)
-                raise UserError(f"{self}: process {holder.read()} of this machine is at work there; wait for its end, or stop it") from None
+        path = Path(tempfile.gettempdir()) / f"dreamprvr-ray-{os.getuid()}-{place}"
+        with ExitStack() as stack:
+            while True:
+                holder = stack.enter_context(open(path, "a+"))
+                try:
+                    fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    holder.seek(0)
+                    raise UserError(f"{self}: process {holder.read()} of this machine is at work there; wait for its end, or stop it") from None
+                if os.fstat(holder.fileno()).st_nlink:  # else its holder, which has just ended, has removed it
+                    break
+            stack.callback(path.unlink, missing_ok=True)
             holder.truncate(0)
             holder.write(str(os.getpid()))
             holder.flush()

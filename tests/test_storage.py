@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from textwrap import dedent
 
@@ -107,9 +108,11 @@ def test_one_command_at_a_time(storage: Storage) -> None:
         with (storage / "inner").held():
             pass
         other.kill()
+    left = set(Path(tempfile.gettempdir()).glob("dreamprvr-ray-*"))  # by the killed one
     for _ in range(2):
         with storage.held():
             assert storage.names() == []
+    assert len(left - set(Path(tempfile.gettempdir()).glob("dreamprvr-ray-*"))) >= 1
 
 
 def test_what_another_node_does_not_see(storage: Storage) -> None:
