@@ -26,7 +26,7 @@ import safetensors.torch
 import torch
 
 from dreamprvr_ray.config import Experiment, load_experiment
-from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.errors import UserError, writing
 from dreamprvr_ray.model.authors import read_authors_checkpoint
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 
@@ -70,8 +70,9 @@ def _write(path: Path, data: bytes | memoryview) -> None:
 @contextmanager
 def replacing(directory: Path) -> Iterator[Path]:
     """A temporary directory that takes the place of `directory` when the block ends well, and vanishes when it does not."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    with writing(directory):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
         yield temporary
         temporary.chmod(0o755)  # mkdtemp's are for the owner alone
@@ -97,14 +98,16 @@ def _exchange(one: Path, other: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a small file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a small file whole or not at all. Raises `NotWritable` where there is no place for it."""
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path):
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def read_state(directory: Path) -> dict[str, Any]:

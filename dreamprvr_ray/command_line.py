@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import dreamprvr_ray
-from dreamprvr_ray.errors import Failure, UserError
+from dreamprvr_ray.errors import Failure, NotWritable, UserError
 
 
 class Parser(argparse.ArgumentParser):
@@ -48,6 +48,9 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     except UserError as error:
         for mistake in error.mistakes:
             print(f"error: {mistake}", file=sys.stderr)
+        code = 2
+    except NotWritable as error:
+        print(f"error: {error}", file=sys.stderr)
         code = 2
     except Failure as failure:
         print(f"failed: {failure}", file=sys.stderr)

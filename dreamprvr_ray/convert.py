@@ -13,9 +13,10 @@ import time
 from pathlib import Path
 
 from dreamprvr_ray import command_line
-from dreamprvr_ray.data.conversion import Conversion, ConversionSettings, Progress, convert
+from dreamprvr_ray.data.conversion import Conversion, ConversionSettings, Progress, convert, has_finished_shards
 from dreamprvr_ray.data.source import Source
-from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.errors import NotWritable, UserError
+from dreamprvr_ray.storage import local_folder
 
 LINE_SECONDS = 5.0  # between two lines of progress where stderr is no terminal
 
@@ -27,13 +28,17 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--workers {options.workers}: must be 1 or more")
     settings = ConversionSettings(dtype=options.dtype, protocol=options.protocol, dev_fraction=options.dev_fraction, seed=options.seed)
     source = Source.open(options.source, options.collection, options.features)
+    for note in source.notes():
+        print(f"note: {note}", file=sys.stderr)
     try:
         conversion = convert(source, options.out, settings, options.workers, _Display())
     except KeyboardInterrupt:
         print(f"\nstopped; the finished shards are kept in {options.out}: the same command goes on from there", file=sys.stderr)
         raise
     except OSError as error:
-        raise UserError(f"{options.out}: {error.strerror or error}; finished shards are kept: run the same command again") from None
+        reason = str(error) if isinstance(error, NotWritable) else f"{options.out}: {error.strerror or error}"
+        kept = "; finished shards are kept: run the same command again" if has_finished_shards(options.out) else ""
+        raise UserError(reason + kept) from None
     print(_summary(options.out, conversion))
     if options.json:
         command_line.print_json(_values(options.out, conversion))
@@ -43,7 +48,7 @@ def _parser() -> command_line.Parser:
     parser = command_line.Parser("convert", "Pool, normalise, check and shard a benchmark's features.")
     parser.add_argument("--source", type=Path, required=True, help="the root that holds the collection, or the collection's own folder")
     parser.add_argument("--collection", required=True, help="such as tvr: the prefix of its caption files")
-    parser.add_argument("--out", type=Path, required=True, help="the folder for the shards")
+    parser.add_argument("--out", type=local_folder, required=True, help="the folder for the shards")
     parser.add_argument("--features", help="a folder under FeatureData, where there are several")
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the stored features (float16)")
     parser.add_argument(

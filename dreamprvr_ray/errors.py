@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 
@@ -24,6 +27,28 @@ class UserError(Exception):
 
 class StoreError(UserError):
     """An object store did not answer as it should: trying again may help."""
+
+
+class NotWritable(OSError):
+    """A destination that cannot be written whatever is tried: the user's mistake, where nobody knows better."""
+
+    def __str__(self) -> str:
+        return f"{self.filename}: cannot be written: {self.strerror}"
+
+
+# Of the place and not of the moment, as a full disk is.
+_OF_THE_PLACE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENOENT, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
+
+
+@contextmanager
+def writing(destination: Path) -> Iterator[None]:
+    """Raises `NotWritable`, which names `destination` and no temporary name beside it, where the block cannot write there."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _OF_THE_PLACE:
+            raise
+        raise NotWritable(error.errno, error.strerror, str(destination)) from error
 
 
 class Failure(Exception):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from dreamprvr_ray.command_line import Parser, print_json, run
 from dreamprvr_ray.data.cache import local_shards
 from dreamprvr_ray.search.protocol import described, evaluate_checkpoint
@@ -14,10 +16,14 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--shards", required=True, help="what `convert` wrote: a folder, or a URI as s3://bucket/shards")
     parser.add_argument("--split", choices=("val", "test"), required=True)
     options = parser.parse_args(arguments)
-    result = evaluate_checkpoint(Storage.of(options.checkpoint), local_shards(options.shards), options.split)
+    result = evaluate_checkpoint(Storage.of(options.checkpoint), local_shards(options.shards), options.split, _say_unrecorded)
     print("\n".join(described(result)))
     if options.json:
         print_json(result)
+
+
+def _say_unrecorded(reason: str) -> None:
+    print(f"warning: later readings of test will not count this one, which could not be recorded: {reason}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from dreamprvr_ray.checkpoints import export_checkpoint
 from dreamprvr_ray.command_line import Parser, print_json, run
-from dreamprvr_ray.storage import Storage
+from dreamprvr_ray.storage import Storage, local_folder
 
 
 def main(arguments: list[str]) -> None:
     parser = Parser("export", "Copy a checkpoint without what only training needs; add a script that retrieves with it.")
     parser.add_argument("--checkpoint", required=True, help="a checkpoint's directory or URI, as OUT/best of train and tune")
-    parser.add_argument("--out", type=Path, required=True, help="the new directory")
+    parser.add_argument("--out", type=local_folder, required=True, help="the new directory")
     options = parser.parse_args(arguments)
     with Storage.of(options.checkpoint).opened() as checkpoint:
         metrics = export_checkpoint(checkpoint, options.out)

@@ -65,8 +65,11 @@ class Retrieval:
     ranks: np.ndarray = field(repr=False, compare=False)  # (Q,) of each query's own video, from 1
 
     def named(self) -> dict[str, Any]:
-        """Everything by the names of the commands' JSON."""
-        groups = None if self.by_moment is None else {name: {"queries": group.queries, **group.named()} for name, group in self.by_moment.items()}
+        """Everything by the names of the commands' JSON; a group without queries has no recall, which is None and not zero."""
+        groups = None
+        if self.by_moment is not None:
+            named = {name: group.named() if group.queries else dict.fromkeys(group.named()) for name, group in self.by_moment.items()}
+            groups = {name: {"queries": self.by_moment[name].queries, **recall} for name, recall in named.items()}
         return {
             "videos": self.videos,
             "queries": self.recall.queries,

@@ -38,6 +38,13 @@ def absolute(location: str) -> str:
     return location if is_uri(location) else str(Path(location).resolve())
 
 
+def local_folder(location: str) -> Path:
+    """The path of a folder that a command writes on this machine alone. Raises `UserError` for a URI."""
+    if is_uri(location):
+        raise UserError(f"{shown(location)}: this is written to a folder of this machine, which you then copy to the store")
+    return Path(location)
+
+
 @dataclass(frozen=True)
 class Storage:
     """A directory; `location` is as the user wrote it, made absolute where it is a path."""

@@ -9,7 +9,7 @@ from importlib import import_module
 
 from dreamprvr_ray.command_line import Parser, print_json, run
 from dreamprvr_ray.config import WorkerCount, load_experiment, parse_overrides
-from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.errors import UserError, shown
 
 
 def main(arguments: list[str]) -> None:
@@ -49,7 +49,11 @@ def main(arguments: list[str]) -> None:
     with ray_session(dashboard=False):
         from dreamprvr_ray.workers import train
 
-        metrics = train(experiment, options.shards, options.out, workers, resume=options.resume, say=say, began=began)
+        try:
+            metrics = train(experiment, options.shards, options.out, workers, resume=options.resume, say=say, began=began)
+        except KeyboardInterrupt:
+            say(f"to go on, add --resume to the same command (the run is in {shown(options.out)})")
+            raise
     best = f"{options.out.rstrip('/')}/best"
     print(f"best epoch {metrics['best_epoch']}: val SumR {metrics['best_SumR']:.1f}, checkpoint {best}")
     if options.json:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+from contextlib import suppress
 from typing import Any
 
+import ray
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
@@ -36,6 +39,17 @@ class CommandTrainer(Trainer):
         if is_our_own() and type(controller["scaling_policy"]) is FixedScalingPolicy:
             controller["scaling_policy"] = GivenMachines(self.scaling_config)
         return super()._initialize_and_run_controller(**controller)
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """As Ray Train's, which would then end the process: a command that was interrupted has something to say."""
+
+        def interrupt(*_: object) -> None:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # again: at once
+            with suppress(ray.exceptions.RayActorError):  # it ends by this
+                ray.get(controller.abort.remote())
+            raise KeyboardInterrupt
+
+        signal.signal(signal.SIGINT, interrupt)
 
 
 class GivenMachines(FixedScalingPolicy):

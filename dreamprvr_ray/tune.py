@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from dreamprvr_ray.command_line import Parser, print_json, run
 from dreamprvr_ray.config import parse_overrides
@@ -49,13 +50,19 @@ def main(arguments: list[str]) -> None:
     print(f"winner: trial {winner.number}, val SumR {winner.best_sumr:.1f} at epoch {winner.best_epoch}")
     if outcome.final:
         print("\n".join(outcome.final.lines()))
-    print(f"the chosen model: {outcome.best}")
+    best: dict[str, Any] = {"trial": winner.number, "val_SumR": winner.best_sumr, "epoch": winner.best_epoch, "values": winner.values}
+    model = f"trial {winner.number}"
+    if outcome.final:
+        candidate, run = outcome.final.candidates[0], outcome.final.chosen
+        best = {"trial": candidate.trial, "seed": run.seed, "val_SumR": run.val_SumR, "epoch": run.best_epoch, "values": candidate.values}
+        model = f"{candidate.name}, seed {run.seed}"
+    print(f"the chosen model: {outcome.best} ({model})")
     print("\n".join(described(outcome.test)))
     print(f"what was found, with pictures: python -m dreamprvr_ray.report {shown(search.file.out)}")
     if options.json:
         states = [entry.state for entry in outcome.entries]
         counts = {state: states.count(state) for state in ("finished", "pruned", "failed")}
-        best = {"trial": winner.number, "val_SumR": winner.best_sumr, "values": winner.values, "checkpoint": str(outcome.best)}
+        best["checkpoint"] = str(outcome.best)
         final = {"final": outcome.final.named()} if outcome.final else {}
         print_json({"trials": len(states)} | counts | {"best": best, "test": outcome.test} | final)
 

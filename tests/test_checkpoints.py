@@ -19,7 +19,7 @@ import torch
 from dreamprvr_ray import checkpoints
 from dreamprvr_ray.checkpoints import EXPERIMENT, METRICS, STATE, WEIGHTS, copy_checkpoint, load_model, read_json, read_state, replacing, write_text
 from dreamprvr_ray.config import Experiment, load_experiment
-from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.errors import NotWritable, UserError
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 
 GOLDEN = Path(__file__).parent / "golden" / "model" / "authors_format.ckpt"
@@ -223,3 +223,19 @@ def test_text_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert listing(tmp_path) == {"new/file.json": '{"a": 1}'}
     write_text(path, "second")
     assert listing(tmp_path) == {"new/file.json": "second"}
+
+
+def test_a_place_that_cannot_be_written_is_named_and_no_temporary_name(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path, named, reason in (
+        (Path("/proc/x/a.json"), "/proc/x", "No such file or directory"),
+        (tmp_path / "file" / "run" / "a.json", tmp_path / "file" / "run", "Not a directory"),
+        (tmp_path, tmp_path, "Is a directory"),
+    ):
+        with pytest.raises(NotWritable) as caught:
+            write_text(path, "")
+        assert str(caught.value) == f"{named}: cannot be written: {reason}"
+    with pytest.raises(NotWritable) as caught, replacing(Path("/proc/x")):
+        pass
+    assert str(caught.value) == "/proc/x: cannot be written: No such file or directory"
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)  # noqa: S301

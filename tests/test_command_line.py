@@ -50,6 +50,19 @@ def test_a_users_mistakes_are_a_line_each_and_no_traceback() -> None:
     assert run_main("raise UserError('a: wrong', 'b: too large')") == (2, "", "error: a: wrong\nerror: b: too large\n")
 
 
+def test_a_destination_that_cannot_be_written_is_a_line_that_names_it() -> None:
+    body = "import pathlib; from dreamprvr_ray.data.shards import write_json; from dreamprvr_ray.errors import writing"
+    body = f"{body}\n  with writing(pathlib.Path('/proc/x')): write_json(pathlib.Path('/proc/x/a.json'), dict())"
+    assert run_main(body) == (2, "", "error: /proc/x: cannot be written: No such file or directory\n")
+
+
+def test_other_errors_of_files_keep_their_traceback() -> None:
+    full = "from dreamprvr_ray.errors import writing\n  with writing('a'): raise OSError(28, 'full')"
+    for body, told in (("open('/nowhere/at/all')", "FileNotFoundError"), (full, "OSError: [Errno 28] full")):  # a mistake of ours; a full disk
+        code, _, errors = run_main(body)
+        assert code == 1 and errors.startswith("Traceback") and told in errors.splitlines()[-1]
+
+
 @pytest.mark.parametrize("lines", [1, 100_000])
 def test_a_reader_that_goes_away_is_no_error_to_speak_of(lines: int) -> None:
     assert run_main(f"time.sleep(0.5); [print('x' * 50) for _ in range({lines})]", reader="exec <&-")[::2] == (1, "")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 
 from dreamprvr_ray import convert
 from dreamprvr_ray.data import conversion
-from dreamprvr_ray.data.shards import ShardSet
+from dreamprvr_ray.data.shards import FileRecord, ShardSet
 from dreamprvr_ray.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden" / "data"
@@ -63,8 +64,33 @@ def test_interrupted(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
 
 def test_a_disk_that_does_not_take_it(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="file/out: Not a directory"):
+    with pytest.raises(UserError, match=r"file/out: cannot be written: Not a directory$"):  # and no word of shards that are kept
         convert.main(_arguments(tmp_path / "file" / "out"))
+
+
+def test_what_is_kept_where_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversion, "SMALLEST_SHARD_BYTES", 1)
+    made = []
+
+    def make(task: conversion._ShardTask) -> tuple[str, dict[str, FileRecord], int]:
+        made.append(task)
+        if len(made) in (1, 3):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return make_shard(task)
+
+    make_shard = conversion._make_shard
+    monkeypatch.setattr(conversion, "_make_shard", make)
+    with pytest.raises(UserError, match=r"out: No space left on device$"):
+        convert.main(_arguments(tmp_path / "out"))
+    with pytest.raises(UserError, match=r"out: No space left on device; finished shards are kept: run the same command again$"):
+        convert.main(_arguments(tmp_path / "out"))
+
+
+def test_a_uri_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^s3://bucket/x: this is written to a folder of this machine, which you then copy to the store$"):
+        convert.main(["--source", str(GOLDEN), "--collection", "mini", "--out", "s3://bucket/x?secret_key=hush"])
+    assert not list(tmp_path.iterdir())
 
 
 def test_mistakes(tmp_path: Path) -> None:

@@ -61,6 +61,14 @@ def test_a_checkpoint_in_a_store_is_exported(checkpoint: Path, call: Call, s3: S
     assert (tmp_path / "model" / "weights.safetensors").read_bytes() == (checkpoint / "weights.safetensors").read_bytes()
 
 
+def test_a_place_that_cannot_be_written_is_a_clear_mistake(checkpoint: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for out, reason in (("/proc/x", "cannot be written: No such file or directory"), ("s3://bucket/x", "this is written to a folder")):
+        done = call("export", "--checkpoint", checkpoint, "--out", out)
+        assert done.returncode == 2 and done.stderr.startswith(f"error: {out}: {reason}") and done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_no_checkpoint_is_not_exported(call: Call, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for source, reason in ((tmp_path / "none", "no such checkpoint"), (tmp_path / "empty", "no checkpoint: it has no weights.safetensors")):

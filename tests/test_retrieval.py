@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -92,6 +93,12 @@ def test_no_groups_where_no_moment_is_known() -> None:
     assert summarise(ranks_of(1, 2), 5, np.array([NAN, NAN])).by_moment is None
     only_long = summarise(ranks_of(1, 2), 5, np.array([0.9, NAN])).by_moment
     assert only_long is not None and [group.queries for group in only_long.values()] == [0, 0, 1]
+
+
+def test_a_group_without_queries_has_no_recall() -> None:
+    named = json.loads(json.dumps(summarise(ranks_of(1, 2), 5, np.array([0.9, NAN])).named()["by_moment"]))
+    assert named["0-0.2"] == named["0.2-0.4"] == {"queries": 0, "R@1": None, "R@5": None, "R@10": None, "R@100": None, "SumR": None}
+    assert named["0.4-1"] == {"queries": 1, "R@1": 100.0, "R@5": 100.0, "R@10": 100.0, "R@100": 100.0, "SumR": 400.0}
 
 
 def random_scores_input(dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -80,6 +81,18 @@ def test_a_killed_run_resumes_to_the_same_result(
     assert epochs and epochs == list(range(epochs[0], 7)) and epochs[0] >= 2
     timing = {"videos_per_second", "seconds", "seconds_left", "waited", "checkpoint"}
     assert {key: value for key, value in resumed.items() if key not in timing} == {key: value for key, value in whole.items() if key not in timing}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "ray job stop"])
+def test_an_interrupted_run_says_how_to_go_on(drive: Callable[..., Driver], demo_shards: Path, tmp_path: Path, number: signal.Signals) -> None:
+    longer = ("--set", *TINY, "training.epochs=200", "training.patience=200")
+    driver = drive("train", "--config", "demo", "--shards", demo_shards, "--out", tmp_path / "run", *longer)
+    driver.wait_until_it_says("1/200")
+    driver.process.send_signal(number)
+    said = driver.end().splitlines()
+    assert driver.process.returncode == 130
+    assert said[-2:] == [f"to go on, add --resume to the same command (the run is in {tmp_path / 'run'})", "interrupted"]
+    assert "Traceback" not in "".join(said)
 
 
 def test_mistakes_are_one_line_each(call: Call, local_ray: None, demo_shards: Path, tmp_path: Path) -> None:

@@ -157,14 +157,21 @@ def test_what_a_search_found_is_trained_anew_and_compared_with_the_papers_settin
     assert f"{found['name']} against paper" in done.stdout and "interval" in done.stdout
     chosen = max(final["candidates"][0]["runs"], key=lambda run: run["val_SumR"])
     assert json.loads((out / "best" / "test.json").read_text())["readings"][0]["SumR"] == chosen["test"]["SumR"] == last_json(done)["test"]["SumR"]
+    told, kept = last_json(done)["best"], json.loads((out / "best" / "metrics.json").read_text())
+    assert told["values"] == json.loads((out / "best" / "values.json").read_text()) == final["candidates"][0]["values"]
+    assert (told["seed"], told["val_SumR"], told["epoch"]) == (chosen["seed"], kept["SumR"], kept["epoch"])
+    assert f"best ({final['candidates'][0]['name']}, seed {chosen['seed']})" in done.stdout
 
 
 def test_a_search_that_has_ended_is_left_as_it_is(searched: tuple[Path, subprocess.CompletedProcess[str]], call: Call) -> None:
     space, done = searched
     again = call("tune", "--space", space)
     assert again.returncode == 2 and "already there; go on with --resume, or choose another --out" in again.stderr
-    changed = call("tune", "--space", space, "--resume", "--set", "sampler.seed=4")
-    assert changed.returncode == 2 and "cannot resume: sampler was" in changed.stderr
+    changed = call("tune", "--space", space, "--resume", "--set", "sampler.seed=4", "pruning.grace_epochs=3")
+    assert changed.returncode == 2
+    was = yaml.safe_load(space.read_text())["pruning"]["grace_epochs"]
+    for change in ("sampler: seed was 33 and is 4 now", f"pruning: grace_epochs was {was} and is 3 now"):
+        assert f"out: cannot resume: {change}\n" in changed.stderr
     with Storage.of(space.parent / "out").held():
         beside = call("tune", "--space", space, "--resume")
     assert beside.returncode == 2 and f"process {os.getpid()} of this machine is at work there" in beside.stderr

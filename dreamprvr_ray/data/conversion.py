@@ -43,7 +43,7 @@ from dreamprvr_ray.data.shards import (
     write_shard,
 )
 from dreamprvr_ray.data.source import Caption, RawFeatures, Source
-from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.errors import UserError, writing
 
 MEGABYTE = 2**20
 SHARD_BYTES = 256 * MEGABYTE  # the most that a shard's features take
@@ -264,9 +264,15 @@ def _opened_records(out: Path, conversion: dict[str, Any]) -> Path:
             raise UserError(f"{out}: holds an unfinished conversion that differs ({difference}); choose another --out or remove the folder")
     elif out.is_dir() and [entry for entry in out.iterdir() if entry != records]:
         raise UserError(f"{out}: holds other files; choose another --out")
-    records.mkdir(parents=True, exist_ok=True)
-    write_json(settings_path, conversion)
+    with writing(out):
+        records.mkdir(parents=True, exist_ok=True)
+        write_json(settings_path, conversion)
     return records
+
+
+def has_finished_shards(out: Path) -> bool:
+    """Whether an unfinished conversion has left shards in the folder from which the same one goes on."""
+    return any(path.name != "settings.json" for path in (out / UNFINISHED).glob("*.json"))
 
 
 @contextmanager

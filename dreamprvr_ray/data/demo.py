@@ -24,7 +24,8 @@ import numpy as np
 
 from dreamprvr_ray import command_line
 from dreamprvr_ray.data.shards import write_json
-from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.errors import UserError, writing
+from dreamprvr_ray.storage import local_folder
 
 COLLECTION = "demo"
 VIDEOS = {"train": 320, "val": 80, "test": 200}
@@ -141,9 +142,10 @@ def write_demo(directory: Path, seed: int = 0, videos: Mapping[str, int] = VIDEO
     ceilings = _measured_ceilings(world, splits["train"], splits["test"])
     partial = directory / f".{COLLECTION}.partial-{os.getpid()}"
     try:
-        _write_tree(partial, splits)
-        write_json(partial / "demo.json", {"settings": settings, "test_sum_recall": asdict(ceilings)})
-        os.replace(partial, folder)
+        with writing(directory):
+            _write_tree(partial, splits)
+            write_json(partial / "demo.json", {"settings": settings, "test_sum_recall": asdict(ceilings)})
+            os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return ceilings
@@ -205,7 +207,7 @@ def _sum_recall(scores: np.ndarray, owner: np.ndarray) -> float:
 def main(arguments: list[str]) -> None:
     """Runs the command."""
     parser = command_line.Parser("data.demo", "Write a small made-up collection with a known answer.")
-    parser.add_argument("--out", type=Path, required=True, help="the root in which the collection's folder 'demo' is made")
+    parser.add_argument("--out", type=local_folder, required=True, help="the root in which the collection's folder 'demo' is made")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     ceilings = write_demo(options.out, options.seed)

@@ -91,8 +91,22 @@ class Source:
             raise UserError(*mistakes)
         moment_files = [path for path in (folder / "moments.jsonl", folder / "frame_captions.jsonl") if path.is_file()]
         fractions = _read_moment_fractions(*moment_files) if (folder / "moments.jsonl").is_file() else None
+        query_ids = [caption.query for captions in splits.values() for caption in captions]
+        if fractions and not fractions.keys() & set(query_ids):
+            raise UserError(f"{moment_files[0]}: none of its queries has a caption; it names '{next(iter(fractions))}', captions '{query_ids[0]}'")
         files = (*caption_files.values(), query_file, *videos.files, *(moment_files if fractions is not None else []))
         return Source(collection, feature_folder.name, RawFeatures(videos, queries, splits["train"][0]), splits, fractions, files)
+
+    def notes(self) -> list[str]:
+        """What is no mistake of the files' form, and is for a person to judge: videos of val or test that are in train, too."""
+        videos = {split: dict.fromkeys(caption.video for caption in captions) for split, captions in self.splits.items()}
+        notes = []
+        for split in ("val", "test"):
+            learnt = [video for video in videos.get(split, ()) if video in videos["train"]]
+            if learnt:
+                some = ", ".join(f"'{video}'" for video in learnt[:_SHOWN]) + (", ..." if len(learnt) > _SHOWN else "")
+                notes.append(f"{len(learnt):,} of {len(videos[split]):,} {split} videos are in train, too: {some}")
+        return notes
 
     def video(self, id: str) -> np.ndarray:
         """The raw frames (n, Dv), float32, of a video. Raises `UserError` as `RawFeatures.video`."""
@@ -250,7 +264,7 @@ def _checked(rows: np.ndarray, size: int, where: str, unit: str) -> np.ndarray:
     if not len(rows):
         raise UserError(f"{where}: 0 {unit}")
     if rows.shape[1] != size:
-        raise UserError(f"{where}: features of size {rows.shape[1]}, those before it have {size}")
+        raise UserError(f"{where}: features of size {rows.shape[1]}, train's first {unit} have {size}")
     finite = np.isfinite(rows)
     if not finite.all():
         row = int(np.argmin(finite.all(axis=1)))

@@ -86,7 +86,9 @@ class TokenInput(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, L, in) -> (B, L, D)."""
+        """(B, L, in) -> (B, L, D). Raises `ValueError` for features of another size."""
+        if features.shape[-1] != self.layer.project.in_features:
+            raise ValueError(f"features have {features.shape[-1]} entries, this model was made for {self.layer.project.in_features}")
         tokens: Tensor = self.dropout(self.norm(self.layer(features) + self.positions[: features.shape[1]]))
         return tokens
 

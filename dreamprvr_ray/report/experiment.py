@@ -81,6 +81,10 @@ class Trial:
         """Whether it was trained to its end or pruned."""
         return self.state in ("finished", "pruned")
 
+    def best_until(self, epoch: int) -> float | None:
+        """The best val SumR up to an epoch; None where none of them is recorded."""
+        return max((value for at, value in self.curve if at <= epoch), default=None)
+
 
 @dataclass(frozen=True)
 class Run:
@@ -154,6 +158,11 @@ class Final:
     commands: tuple[str, ...]
     ablations: tuple[Comparison, ...] = ()
 
+    @property
+    def own(self) -> Candidate | None:
+        """The configuration's own setting, trained again."""
+        return next((one for one in self.candidates if one.ablated is None and (one.trial == 0 or one.name == "paper")), None)
+
 
 @dataclass(frozen=True)
 class SearchRecord:
@@ -186,6 +195,11 @@ class SearchRecord:
         return next((trial for trial in self.trials if trial.number == 0 and trial.sumr is not None), None)
 
     @property
+    def first_finished(self) -> Trial | None:
+        """Trial 0 where it was trained to its end: else its SumR is of fewer epochs than others', and compares with none of them."""
+        return self.first if self.first is not None and self.first.state == "finished" else None
+
+    @property
     def own_setting(self) -> str:
         """What trial 0 is called: the presets are the paper's settings, other configurations are not."""
         return "the paper's setting" if self.settings.get("config") in PAPER_PRESETS else "the configuration's own setting"
@@ -204,6 +218,14 @@ class SearchRecord:
     def trained_on_val(self) -> bool:
         """Whether the final trainings had val among their videos, so that their val SumR means nothing."""
         return bool((self.settings.get("final") or {}).get("with_val"))
+
+    @property
+    def chosen(self) -> Run | None:
+        """The final training whose model is in best/, as `search.final` chooses it; None where nothing was trained again."""
+        if self.final is None or not self.final.retrained or not self.final.candidates:
+            return None
+        runs = self.final.candidates[0].runs
+        return runs[0] if self.trained_on_val else max(runs, key=lambda run: -math.inf if run.val_sumr is None else run.val_sumr)
 
     def in_state(self, *states: str) -> list[Trial]:
         return [trial for trial in self.trials if trial.state in states]

@@ -21,7 +21,7 @@ from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.report import final_pictures, pictures, repeat
 from dreamprvr_ray.report.experiment import Axis, SearchRecord, Trial
 from dreamprvr_ray.report.importance import ENDED_NEEDED, FINISHED_NEEDED, Importance, importances, usual_range
-from dreamprvr_ray.report.summary import PROTOCOLS, candidate_name, status, summary
+from dreamprvr_ray.report.summary import PROTOCOLS, candidate_name, cut_off, status, summary
 from dreamprvr_ray.report.words import counted, duration, short, signed, sumr
 
 ROWS = 20  # of the leaderboard before it is folded
@@ -164,12 +164,20 @@ def _tiles(search: SearchRecord) -> str:
     tiles = []
     if best is not None:
         tiles.append((sumr(best.sumr), f"best val SumR (trial {best.number})"))
+    own = final.own if final is not None else None
     if first is not None and first is not best:
-        tiles.append((sumr(first.sumr), f"val SumR of {search.own_setting}"))
+        if search.first_finished:
+            tiles.append((sumr(first.sumr), f"val SumR of {search.own_setting}"))
+        elif own is None:  # else its final trainings say more
+            whole = f" of {search.epochs}" if search.epochs else ""
+            tiles.append((f"epoch {first.epochs}{whole}", f"{search.own_setting} (trial 0) {cut_off(first)}"))
     if final is not None and final.candidates:
-        top = final.candidates[0]
-        seeds = f", mean of {len(top.runs)} seeds" if len(top.runs) > 1 else ""
-        tiles.append((sumr(top.mean), f"test SumR of {candidate_name(search, top)}{seeds}"))
+        shown = [final.candidates[0]]
+        if own is not None and own is not shown[0] and first is not None and not search.first_finished:
+            shown.append(own)
+        for one in shown:
+            seeds = f", mean of {len(one.runs)} seeds" if len(one.runs) > 1 else ""
+            tiles.append((sumr(one.mean), f"test SumR of {candidate_name(search, one)}{seeds}"))
         if final.comparison is not None:
             told = final.comparison
             interval = f"{told.confidence:.0%} interval {signed(told.low)} to {signed(told.high)}"
@@ -307,7 +315,10 @@ def _add_progress(page: Page) -> None:
     scored = [trial for trial in search.trials if trial.sumr is not None]
     if len(scored) >= 2:
         below = " Triangles on the lower edge: below it." if pictures.any_below(search) else ""
-        words = f"Each trial's best val SumR. Dashed: {search.own_setting}.{below}"
+        own = f" Dashed: {search.own_setting}." if search.first_finished else ""
+        if search.first and not search.first_finished:
+            own = f" {search.own_setting.capitalize()} {cut_off(search.first)}."
+        words = f"Each trial's best val SumR.{own}{below}"
         page.add("History", page.picture(pictures.history(search), words))
     else:
         page.left_out.append(f"History: {counted(len(scored), 'trial')} with a result; two are needed.")
@@ -350,7 +361,8 @@ def _add_effects(page: Page, axes: Sequence[Axis]) -> None:
         note = f"not in {counted(lacking, 'trial')}" if lacking else ""
         slices.append(f"<div><h3>{_key(axis)}</h3>{page.picture(pictures.slice_of(search, axis), note)}</div>")
     marks = ["blue: finished"] + ["open grey: pruned, with its best so far"] * bool(search.in_state("pruned")) + ["star: the best trial"]
-    marks += [f"diamond and dashed line: {search.own_setting}"] + ["triangles on the lower edge: below it"] * pictures.any_below(search)
+    early = f", which {cut_off(search.first)}" if search.first and not search.first_finished else ""
+    marks += [f"diamond and dashed line: {search.own_setting}{early}"] + ["triangles on the lower edge: below it"] * pictures.any_below(search)
     words = f"Val SumR against each value{', the most important first' if page.found else ''}; {'; '.join(marks)}."
     page.add("Slices", _paragraph(words), f'<div class="slices">{"".join(slices)}</div>')
     if len(varied) > 1:

@@ -140,8 +140,8 @@ def history(search: SearchRecord) -> go.Figure:
         name="best so far",
         hoverinfo="skip",
     )
-    if search.first is not None:
-        figure.add_hline(y=search.first.sumr, line={"dash": "dash", "color": BLACK, "width": 1})
+    if search.first_finished:
+        figure.add_hline(y=search.first_finished.sumr, line={"dash": "dash", "color": BLACK, "width": 1})
     _points(search, figure, lambda trial: trial.number)
     return figure
 

@@ -6,7 +6,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Sequence
 
-from dreamprvr_ray.report.experiment import Candidate, Comparison, Final, SearchRecord
+from dreamprvr_ray.report.experiment import Candidate, Comparison, Final, SearchRecord, Trial
 from dreamprvr_ray.report.importance import Importance, beaten_by_choice, usual_range
 from dreamprvr_ray.report.words import counted, duration, listed, short, signed, sumr
 
@@ -68,10 +68,31 @@ def _winner(search: SearchRecord) -> str:
         return f"Nothing beat {search.own_setting} (trial 0) so far: its best val SumR is {sumr(best.sumr)}{at}."
     text = f"The best is trial {best.number}: val SumR {sumr(best.sumr)}{at}."
     if first is not None and first.sumr is not None and best.sumr is not None:
-        gain = best.sumr - first.sumr
-        text += f" {search.own_setting.capitalize()} (trial 0) reached {sumr(first.sumr)}: a gain of {sumr(gain)} on val."
+        own = f"{search.own_setting.capitalize()} (trial 0)"
+        if search.first_finished:
+            text += f" {own} reached {sumr(first.sumr)}: a gain of {sumr(best.sumr - first.sumr)} on val."
+        else:
+            text += f" {own} {cut_off(first)}{_at_one_epoch(first, best)}."
         text += " A best of many trials is lucky too: its val SumR promises more than a new training will keep."
     return text
+
+
+def cut_off(trial: Trial) -> str:
+    """How far a trial came that was not trained to its end."""
+    how = {"pruned": "was stopped after", "failed": "failed after"}.get(trial.state, "has come to")
+    return f"{how} epoch {trial.epochs}"
+
+
+def _at_one_epoch(first: Trial, best: Trial) -> str:
+    """Both trials' SumR at the last epoch that both reached; empty where their epochs are not recorded."""
+    if not first.curve or not best.curve:
+        return ""
+    epoch = min(first.curve[-1][0], best.curve[-1][0])
+    one, other = first.best_until(epoch), best.best_until(epoch)
+    if one is None or other is None:
+        return ""
+    where = ", where" if epoch == first.epochs else f"; at epoch {epoch}, the last that both reached,"
+    return f"{where} it had {sumr(one)} and the best trial {sumr(other)}"
 
 
 def mattered(search: SearchRecord, found: Sequence[Importance]) -> str:
@@ -122,7 +143,21 @@ def on_test(search: SearchRecord) -> str:
     again = f" with {counted(seeds.pop(), 'seed')} each" if len(seeds) == 1 else " with several seeds"
     data = " on train and val together" if search.trained_on_val else ""
     ablations = [_ablated(search, final, comparison) for comparison in final.ablations]
-    return " ".join(filter(None, [f"Trained again{data}{again}, mean SumR on test: {'; '.join(parts)}.", compared(search, final), *ablations]))
+    means = f"Trained again{data}{again}, mean SumR on test: {'; '.join(parts)}."
+    return " ".join(filter(None, [means, compared(search, final), *ablations, _kept(search, final)]))
+
+
+def _kept(search: SearchRecord, final: Final) -> str:
+    """Which of the trainings best/ holds: its SumR is not the mean that stands beside it."""
+    run, candidate = search.chosen, final.candidates[0]
+    if run is None:
+        return ""
+    val = "" if search.trained_on_val or run.val_sumr is None else f"val SumR {sumr(run.val_sumr)}, "
+    text = f"The model in best/ is {candidate_name(search, candidate)} trained with seed {run.seed}: {val}test SumR {sumr(run.test['SumR'])}"
+    if len(candidate.runs) == 1:
+        return f"{text}."
+    why = "the first of them, since val was learnt from" if search.trained_on_val else "the one with the best val SumR"
+    return f"{text}; of its {len(candidate.runs)} seeds this is {why}."
 
 
 def compared(search: SearchRecord, final: Final) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 from dreamprvr_ray.checkpoints import load_model, parse_json
 from dreamprvr_ray.data.cache import local_shards
 from dreamprvr_ray.data.shards import ShardSet
-from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.errors import StoreError, UserError
 from dreamprvr_ray.loop import best_device
 from dreamprvr_ray.retrieval import evaluate
 from dreamprvr_ray.search.layout import TEST_RECORD
@@ -18,10 +19,11 @@ from dreamprvr_ray.storage import Storage
 TEST_RANKS = "test_ranks.json"  # of the queries' own videos at the first reading, in the split's order
 
 
-def evaluate_checkpoint(storage: Storage, shards: ShardSet, split: str) -> dict[str, Any]:
+def evaluate_checkpoint(storage: Storage, shards: ShardSet, split: str, unrecorded: Callable[[str], None] | None = None) -> dict[str, Any]:
     """Retrieval of a checkpoint, wherever it is kept, on a split, by the names of the commands' JSON.
 
     Reading test leaves a record in a checkpoint directory; `test_reads` in the result counts the readings, this one included.
+    Where the record cannot be written, `unrecorded` is told why; without it, the error is raised.
     Raises `UserError` where the checkpoint does not fit the shards.
     """
     with storage.opened() as path:
@@ -39,11 +41,16 @@ def evaluate_checkpoint(storage: Storage, shards: ShardSet, split: str) -> dict[
     if split != "test" or not recordable:
         return result
     readings = _readings(storage)
-    if not readings:
-        storage.write_text(TEST_RANKS, json.dumps(retrieval.ranks.tolist()) + "\n")
     now = datetime.now(UTC).isoformat(timespec="seconds")
     readings.append({"at": now, "shards": str(shards.directory), **result, "test_reads": len(readings) + 1})
-    storage.write_text(TEST_RECORD, json.dumps({"readings": readings}, indent=1) + "\n")
+    try:
+        if len(readings) == 1:
+            storage.write_text(TEST_RANKS, json.dumps(retrieval.ranks.tolist()) + "\n")
+        storage.write_text(TEST_RECORD, json.dumps({"readings": readings}, indent=1) + "\n")
+    except (OSError, StoreError) as error:  # a full disk, too: the numbers have taken their time
+        if unrecorded is None:
+            raise
+        unrecorded(str(error).splitlines()[0])
     return readings[-1]
 
 

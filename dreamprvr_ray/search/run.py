@@ -21,7 +21,7 @@ from ray.util.state import list_placement_groups
 from dreamprvr_ray.checkpoints import METRICS, copy_files, write_text
 from dreamprvr_ray.config import parse_yaml
 from dreamprvr_ray.data.cache import read_manifest
-from dreamprvr_ray.errors import Failure, UserError, shown
+from dreamprvr_ray.errors import Failure, UserError, shown, writing
 from dreamprvr_ray.loop import fitted
 from dreamprvr_ray.monitoring import Gauges
 from dreamprvr_ray.ray_session import ray_session
@@ -34,7 +34,7 @@ from dreamprvr_ray.search.protocol import test_once
 from dreamprvr_ray.search.records import Records
 from dreamprvr_ray.search.searcher import Began, KeepUp, StudyScheduler, StudySearcher
 from dreamprvr_ray.search.space import CHANGEABLE, Search
-from dreamprvr_ray.search.study import SearchStudy
+from dreamprvr_ray.search.study import SearchStudy, open_storage
 from dreamprvr_ray.search.trial import SHARE, TrialJob, run_trial
 from dreamprvr_ray.search.tuner import run_tuner
 from dreamprvr_ray.search.working_copy import WorkingCopy, working_copy
@@ -69,6 +69,7 @@ def run_search(search: Search, *, resume: bool, say: Callable[[str], None]) -> O
         say(f"search {search.name}: {search.file.trials} trials, {plan}")
         if plan.group.workers > 1:
             _check_state_api()
+        _check_store(search, copy.path)  # before anything is in a new search's directory: it would be in the way of the mended one
         write_text(copy.path / SEARCH, _recorded(search))
         copy.push()
         _check_shared(out)
@@ -203,10 +204,24 @@ def _check(storage: Storage, search: Search, resume: bool) -> None:
     if not storage.exists(SEARCH):
         raise UserError(f"{storage}: nothing to resume: it has no {SEARCH}")
     before, now = parse_yaml(storage.read_text(SEARCH), f"{storage}/{SEARCH}"), parse_yaml(search.to_yaml(), "search")
-    for part in ("experiment", "search"):
-        for key in now[part]:
-            if before[part].get(key) != now[part][key] and key not in CHANGEABLE:
-                raise UserError(shown(f"{storage}: cannot resume: {key} was {before[part].get(key)!r} and is {now[part][key]!r} now"))
+    kept = [(key, before[part].get(key), now[part][key]) for part in ("experiment", "search") for key in now[part] if key not in CHANGEABLE]
+    if changes := [change for key, was, value in kept for change in _changes(key, was, value)]:
+        raise UserError(*(shown(f"{storage}: cannot resume: {change}") for change in changes))
+
+
+def _changes(key: str, was: Any, now: Any) -> list[str]:
+    """What differs of a key's value, a line each; of a section or a space, what differs in it."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        return [change for inner in was | now for change in _changes(f"{key}: {inner}", was.get(inner), now.get(inner))]
+    return [] if was == now else [f"{key} was {was!r} and is {now!r} now"]
+
+
+def _check_store(search: Search, directory: Path) -> None:
+    """Raises `UserError` where the search's database cannot be used."""
+    if search.file.store is not None:
+        with writing(directory):
+            directory.mkdir(parents=True, exist_ok=True)  # the database may be a file in it
+        open_storage(search.file.store, directory)
 
 
 def _check_state_api() -> None:

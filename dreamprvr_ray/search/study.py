@@ -30,6 +30,11 @@ from dreamprvr_ray.search.layout import JOURNAL
 from dreamprvr_ray.search.space import Sampler, Search
 
 MOST_REFUSALS = 100  # proposals in a row that may break a constraint
+DRIVERS = {  # what to install for a database's module, where pip calls it otherwise
+    "psycopg": "psycopg[binary]",
+    "psycopg2": "psycopg2-binary",
+    "MySQLdb": "mysqlclient (or pymysql, and write mysql+pymysql:// for mysql://)",
+}
 ABANDONED_AFTER = 60.0  # seconds: a proposal that nobody has put a name to by then was of a killed driver
 
 
@@ -187,6 +192,8 @@ def open_storage(store: str | None, out: Path) -> BaseStorage:
         return RDBStorage(store)
     except Exception as error:  # SQLAlchemy's, the driver's and Optuna's own
         reason = (str(error).splitlines() or [type(error).__name__])[0].replace(store, without_password(store))
+        if isinstance(error.__cause__, ModuleNotFoundError) and (module := error.__cause__.name):
+            reason = f"this kind of database needs one more package: pip install {DRIVERS.get(module, module)}"
         raise UserError(f"store = {without_password(store)}: cannot be used: {reason}") from None
 
 

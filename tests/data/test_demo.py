@@ -10,7 +10,7 @@ from dreamprvr_ray.data import demo
 from dreamprvr_ray.data.conversion import ConversionSettings, convert
 from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.data.source import Source
-from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.errors import NotWritable, UserError
 
 SMALL = {"train": 12, "val": 4, "test": 6}
 
@@ -54,6 +54,14 @@ def test_an_existing_demo_is_kept(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no demo"):
         demo.demo_ceilings(tmp_path / "elsewhere")
     assert [path.name for path in tmp_path.iterdir()] == ["demo"]
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotWritable, match=r"/file: cannot be written: Not a directory$"):
+        demo.write_demo(tmp_path / "file", 0, SMALL)
+    with pytest.raises(NotWritable, match=r"^/proc/x: cannot be written: No such file or directory$"):
+        demo.write_demo(Path("/proc/x"), 0, SMALL)
 
 
 def test_partial_relevance_matters_and_can_be_learned(tmp_path: Path) -> None:

@@ -108,6 +108,16 @@ def test_moment_fractions(tree: Path) -> None:
     np.testing.assert_allclose([fractions[str(line["query"])] for line in lines], [0.25, 0.25, 1.0, np.nan])
 
 
+def test_videos_of_val_and_test_in_train_are_noted(tree: Path) -> None:
+    assert Source.open(tree, "mini").notes() == []
+    for split in ("train", "val", "test"):
+        with h5py.File(queries_of(tree), "a") as file:
+            file[f"{VIDEO}#{split}"] = np.ones((2, 16))
+        _edited(captions_of(tree, split), lambda text, split=split: f"{text}{VIDEO}#{split} someone talks\n")  # type: ignore[misc]
+    notes = Source.open(tree, "mini").notes()
+    assert notes == [f"1 of 5 {split} videos are in train, too: '{VIDEO}'" for split in ("val", "test")]
+
+
 def _edited(path: Path, edit: Callable[[str], str]) -> None:
     path.write_text(edit(path.read_text()))
 
@@ -161,6 +171,10 @@ HDF5_DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "not UTF-8": (lambda tree: captions_of(tree).write_bytes(b"a#0 \xff\xfe"), ["minitrain.caption.txt", "not UTF-8 at byte 4"]),
     "a malformed moment": (lambda tree: (tree / "moments.jsonl").write_text('{"query": "a"}\n'), ["moments.jsonl, line 1", '"start"']),
     "a moment that is no JSON": (lambda tree: (tree / "moments.jsonl").write_text("\n{\n"), ["moments.jsonl, line 2", "JSON"]),
+    "moments of other queries": (
+        lambda tree: (tree / "moments.jsonl").write_text('{"query": "v1", "video": "v", "start": 0, "end": 1, "duration": 2}\n'),
+        ["moments.jsonl", "none of its queries has a caption", "'v1'", "#enc#"],
+    ),
     "no FeatureData": (lambda tree: (tree / "FeatureData").rename(tree / "Features"), ["FeatureData", "no such folder"]),
 }
 BIN_DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {

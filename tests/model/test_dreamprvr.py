@@ -103,6 +103,14 @@ def test_any_number_of_videos_and_queries_trains(changes: dict[str, int], count:
         assert count > 0 or not parameter.grad.any(), name
 
 
+def test_features_of_another_size_are_named() -> None:
+    (clips, frames, mask), (tokens, token_mask) = videos(1), queries(1)
+    with pytest.raises(ValueError, match="features have 11 entries, this model was made for 12"):
+        build().encode_videos(clips[..., 1:], frames[..., 1:], mask)
+    with pytest.raises(ValueError, match="features have 9 entries, this model was made for 10"):
+        build().encode_queries(tokens[..., 1:], token_mask)
+
+
 def test_permuted_videos_give_permuted_encodings() -> None:
     model, batch = build(), videos(5)
     order = torch.tensor([3, 0, 4, 1, 2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from made_directory import add_final, make_search
@@ -52,7 +53,12 @@ def test_intervals_are_drawn_beside_zero(final: Final) -> None:
     assert final_pictures.differences(comparisons[:1], ["against the paper"]).layout.xaxis.range[0] < 0
 
 
-def test_moments_without_queries_are_left_out(final: Final) -> None:
+@pytest.mark.parametrize("older", [False, True], ids=["null", "zeros"])
+def test_moments_without_queries_are_left_out(older: bool, tmp_path: Path) -> None:
+    directory = make_search(tmp_path / "made", trials=3)
+    add_final(directory, ablated=(-3.0, 12.0), trial=2, older=older)
+    final = read_search(directory).final
+    assert final is not None
     figure = final_pictures.by_moment(final.candidates, NAMES)
     labels = ["0-0.2<br>292 queries", "0.2-0.4<br>119 queries"]
     for name, candidate, means, seeds in zip(NAMES, final.candidates, figure.data[::2], figure.data[1::2], strict=True):

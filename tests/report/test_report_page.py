@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
@@ -75,6 +76,66 @@ def test_the_summary_counts_and_compares(told: str, searched: Path) -> None:
     assert "trial 17 249.9 (standard deviation 1.2); the paper's setting 239.3 (standard deviation 1.4)" in told
     assert "+10.5 SumR (95% interval +6.2 to +14.9, paired bootstrap over videos and seeds). The interval lies above zero" in told
     assert status(read_search(searched)) == "All 39 trials ended."
+
+
+def tiles_of(html: str) -> list[str]:
+    """The cards, each a number and its words."""
+    return [" ".join(words_of(tile).split()) for tile in re.findall(r'<div class="tile">(.*?)</div>', html)]
+
+
+def test_a_setting_that_was_stopped_early_is_compared_at_the_epoch_that_both_reached(tmp_path: Path) -> None:
+    directory = make_search(tmp_path / "made", trials=6, first_pruned_after=2)
+    search = read_search(directory)
+    best, first = search.best, search.first
+    assert best is not None and first is not None and first.sumr is not None and best.best_epoch != 2
+    at_two = max(value for epoch, value in best.curve if epoch <= 2)
+    said = words(directory)
+    assert f"The paper's setting (trial 0) was stopped after epoch 2, where it had {first.sumr:.1f} and the best trial {at_two:.1f}. A best" in said
+    assert "a gain of" not in said
+    _, html = report_of(directory)
+    assert "epoch 2 of 20 the paper's setting (trial 0) was stopped after epoch 2" in tiles_of(html)
+    assert "Each trial's best val SumR. The paper's setting was stopped after epoch 2." in words_of(html) and "Dashed" not in words_of(html)
+    add_final(directory, trial=best.number)
+    tiles = tiles_of(report_of(directory)[1])
+    assert "239.3 test SumR of the paper's setting, mean of 3 seeds" in tiles
+    assert not any("was stopped" in tile or f"{first.sumr:.1f}" in tile for tile in tiles)
+
+
+def test_the_best_trial_may_be_the_one_that_was_stopped_earlier(tmp_path: Path) -> None:
+    search = read_search(make_search(tmp_path / "made", trials=3, running=(0,)))
+    first, other = search.trials[:2]
+    short_lived = replace(other, state="pruned", sumr=999.0, best_epoch=3, curve=((1, 90.0), (2, 80.0), (3, 999.0)), epochs=3)
+    said = summary(replace(search, trials=(first, short_lived)), [])[1]
+    at_three = max(value for epoch, value in first.curve if epoch <= 3)
+    assert f"has come to epoch 7; at epoch 3, the last that both reached, it had {at_three:.1f} and the best trial 999.0." in said
+    untold = replace(search, trials=(replace(first, state="failed", curve=()), short_lived))
+    assert "(trial 0) failed after epoch 7. A best" in summary(untold, [])[1]
+
+
+def test_a_setting_that_finished_is_compared_by_its_best(searched: Path, whole: tuple[list[str], str]) -> None:
+    first = read_search(searched).first
+    assert first is not None and first.state == "finished"
+    assert f"The paper's setting (trial 0) reached {first.sumr:.1f}: a gain of " in words_of(whole[1])
+    tiles = tiles_of(whole[1])
+    assert f"{first.sumr:.1f} val SumR of the paper's setting" in tiles and not any("test SumR of the paper's" in tile for tile in tiles)
+    assert "Dashed: the paper's setting." in words_of(whole[1])
+
+
+def test_the_summary_says_which_training_best_holds(told: str, searched: Path, tmp_path: Path) -> None:
+    kept = (
+        "The model in best/ is trial 17 trained with seed 1: val SumR 271.2, test SumR 251.2; of its 3 seeds this is the one with the best val SumR."
+    )
+    assert kept in told
+    search = read_search(searched)
+    assert search.final is not None
+    learnt = replace(search, settings=search.settings | {"final": {"with_val": True}})
+    first = "trial 17 trained with seed 0: test SumR 249.6; of its 3 seeds this is the first of them, since val was learnt from."
+    assert first in on_test(learnt)
+    (trial, paper), one = search.final.candidates, replace(search.final.candidates[1], runs=search.final.candidates[1].runs[:1])
+    alone = replace(search, final=replace(search.final, candidates=(one, trial)))
+    assert on_test(alone).endswith("The model in best/ is the paper's setting trained with seed 0: val SumR 258.1, test SumR 238.1.")
+    unkept = replace(search, final=replace(search.final, retrained=False, candidates=(paper,)))
+    assert "best/" not in on_test(unkept)
 
 
 def test_an_interval_with_zero_in_it_claims_nothing(searched: Path, tmp_path: Path) -> None:

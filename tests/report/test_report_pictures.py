@@ -22,6 +22,13 @@ def test_every_trial_with_a_result_is_in_the_history_once(search: SearchRecord) 
     assert sorted(numbers) == [trial.number for trial in search.trials] and 7 not in numbers
 
 
+def test_the_history_measures_by_a_first_trial_that_finished_alone(search: SearchRecord, tmp_path: Path) -> None:
+    assert search.first is not None
+    assert [line.y0 for line in pictures.history(search).layout.shapes] == [search.first.sumr]
+    stopped = read_search(make_search(tmp_path / "made", trials=4, first_pruned_after=2))
+    assert stopped.first is not None and not pictures.history(stopped).layout.shapes
+
+
 def test_a_slice_leaves_out_trials_without_the_value(search: SearchRecord) -> None:
     steps = next(axis for axis in search.axes if axis.name == "diffusion steps")
     figure = pictures.slice_of(search, steps)

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from dreamprvr_ray.config import load_experiment
 from dreamprvr_ray.data.shards import ShardSet
-from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.errors import NotWritable, UserError
 from dreamprvr_ray.loop import fit
 from dreamprvr_ray.reporter import DirectoryReporter
 from dreamprvr_ray.search.protocol import described, evaluate_checkpoint, recorded_test
@@ -33,6 +37,23 @@ def test_val_may_be_read_at_will_and_every_reading_of_test_is_recorded(checkpoin
     recorded = recorded_test(checkpoint)
     assert recorded is not None and recorded["SumR"] == first["SumR"]
     assert "has been read 2 times" in "\n".join(described(second)) and "has been read" not in "\n".join(described(first))
+
+
+def test_a_reading_of_test_that_cannot_be_recorded_is_said_and_its_result_printed(
+    checkpoint: Storage, demo_shards: Path, tmp_path: Path, call: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    model = tmp_path / "model"
+    assert checkpoint.directory is not None
+    shutil.copytree(checkpoint.directory, model)
+    (model / "test.json").unlink(missing_ok=True)
+    (model / "test.json").mkdir()  # which no file can replace
+    done = call("evaluate", "--checkpoint", model, "--shards", demo_shards, "--split", "test", "--json")
+    reason = f"{model}/test.json: cannot be written: Is a directory"
+    warning = f"warning: later readings of test will not count this one, which could not be recorded: {reason}\n"
+    assert (done.returncode, done.stderr) == (0, warning)
+    assert json.loads(done.stdout.splitlines()[-1])["split"] == "test" and "SumR" in done.stdout.splitlines()[1]
+    with pytest.raises(NotWritable):  # a search reads test once, or not at all
+        evaluate_checkpoint(Storage.of(model), ShardSet.open(demo_shards), "test")
 
 
 def test_features_of_other_sizes_are_a_clear_mistake(checkpoint: Storage) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -229,6 +230,15 @@ def test_a_database_that_is_not_there_is_a_clear_mistake(tmp_path: Path) -> None
     for url in ("sqlite:////nowhere/at/all.db", "no url"):
         with pytest.raises(UserError, match=r"store = .*: cannot be used"):
             open_study(tmp_path, store=url)
+
+
+@pytest.mark.parametrize(("module", "package"), [("psycopg2", "psycopg2-binary"), ("psycopg", "psycopg[binary]"), ("pymysql", "pymysql")])
+def test_a_missing_driver_is_told_by_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, package: str) -> None:
+    monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
+    kind = "mysql" if module == "pymysql" else "postgresql"
+    with pytest.raises(UserError) as caught:
+        open_study(tmp_path, store=f"{kind}+{module}://me:hush-hush@127.0.0.1:1/studies")
+    assert str(caught.value).endswith(f"cannot be used: this kind of database needs one more package: pip install {package}")
 
 
 def test_a_databases_password_is_not_said(tmp_path: Path) -> None:
