@@ -239,7 +239,7 @@ def test_a_killed_search_ends_as_one_left_alone(
         driver.wait_until_it_says(wait)
         driver.kill()
         said, resume = said + "".join(driver.said), ["--resume"]
-        for left in tmp_path.glob("dreamprvr-*"):
+        for left in tmp_path.glob("dreamprvr-search-*"):
             shutil.rmtree(left)
     done = call(*command, "--resume")
     values = last_json(done)
