@@ -17,6 +17,7 @@ from torch import Tensor
 from dreamprvr_ray.data.batches import collate_queries, collate_videos
 from dreamprvr_ray.data.shards import Split
 from dreamprvr_ray.distributed import Workers
+from dreamprvr_ray.model.attention import at_least_float32
 from dreamprvr_ray.model.dreamprvr import DreamPRVR, VideoEncoding
 
 RECALL_RANKS = (1, 5, 10, 100)
@@ -95,14 +96,32 @@ def token_scores(queries: Tensor, tokens: Tensor, mask: Tensor | None = None) ->
     Always in float32 or better: in bfloat16 scores would tie by the thousand.
     """
     with torch.autocast(queries.device.type, enabled=False):
-        if queries.dtype != torch.float64:
-            queries, tokens = queries.float(), tokens.float()
-        videos = len(tokens)
-        if not videos or not len(queries):  # a worker without videos: keep the graph, so that every gradient exists
-            empty = (queries.sum() + tokens.sum()) * queries.new_zeros(len(queries), videos)
+        queries, tokens = at_least_float32(queries), at_least_float32(tokens)
+        if not len(tokens) or not len(queries):  # a worker without videos: keep the graph, so that every gradient exists
+            empty = (queries.sum() + tokens.sum()) * queries.new_zeros(len(queries), len(tokens))
             return TokenScores(empty, empty)
         dot, cosine = _BestTokens.apply(queries, tokens, mask)
         return TokenScores(cosine, dot)
+
+
+@torch.no_grad()
+def best_cosines(queries: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The cosines (Q, B) of `token_scores`, and nothing that only a training wants."""
+    with torch.autocast(queries.device.type, enabled=False):
+        queries, tokens = at_least_float32(queries), at_least_float32(tokens)
+        if not len(tokens) or not len(queries):
+            return queries.new_zeros(len(queries), len(tokens))
+        cosines = _products(queries, tokens, mask).div_(tokens.norm(dim=-1).clamp_min(SMALLEST_NORM))
+        best: Tensor = cosines.amax(-1) / queries.norm(dim=-1, keepdim=True).clamp_min(SMALLEST_NORM)
+        return best
+
+
+def _products(queries: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
+    """(Q, B, L), -inf where the mask is false."""
+    products: Tensor = (queries @ tokens.flatten(0, 1).T).view(len(queries), *tokens.shape[:2])
+    if mask is not None:
+        products += torch.zeros(mask.shape, dtype=products.dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+    return products
 
 
 class _BestTokens(torch.autograd.Function):
@@ -114,9 +133,7 @@ class _BestTokens(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, queries: Tensor, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """queries (Q, D), tokens (B, L, D), mask (B, L) or None -> dot products and cosines (Q, B)."""
-        products = (queries @ tokens.flatten(0, 1).T).view(len(queries), *tokens.shape[:2])
-        if mask is not None:
-            products += torch.zeros(mask.shape, dtype=products.dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+        products = _products(queries, tokens, mask)
         query_norm, token_norm = queries.norm(dim=-1, keepdim=True), tokens.norm(dim=-1)
         dot, best_dot = products.max(-1, keepdim=True)
         cosine, best_cosine = products.div_(token_norm.clamp_min(SMALLEST_NORM)).max(-1, keepdim=True)
@@ -216,8 +233,7 @@ def fused_scores(queries: Tensor, videos: VideoEncoding, clip_weight: float) -> 
     """w_clip * S_clip + w_frame * S_frame, (Q, B), by blocks of queries: a query's scores of every token are never held for all of them."""
     return torch.cat(
         [
-            clip_weight * token_scores(part, videos.clip_tokens).cosine
-            + (1 - clip_weight) * token_scores(part, videos.frame_tokens, videos.frame_mask).cosine
+            clip_weight * best_cosines(part, videos.clip_tokens) + (1 - clip_weight) * best_cosines(part, videos.frame_tokens, videos.frame_mask)
             for part in queries.split(QUERY_BLOCK)
         ]
     )

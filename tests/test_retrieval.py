@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dreamprvr_ray import retrieval
-from dreamprvr_ray.retrieval import Ranks, Recall, Retrieval, evaluate, exact_ranks, summarise, token_scores
+from dreamprvr_ray.retrieval import Ranks, Recall, Retrieval, best_cosines, evaluate, exact_ranks, summarise, token_scores
 
 NAN, INF = math.nan, math.inf
 
@@ -115,8 +115,9 @@ def random_scores_input(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 def test_token_scores_are_those_of_loops(given: torch.dtype, computed: torch.dtype, tolerance: float) -> None:
     queries, tokens = random_scores_input(given)
     with torch.autocast("cpu", dtype=torch.bfloat16):  # which must not reach the scores
-        scores = token_scores(queries, tokens)
+        scores, cosines = token_scores(queries, tokens), best_cosines(queries, tokens)
     cosine, dot = tiny.best_tokens(queries.to(computed), tokens.to(computed))
+    assert torch.equal(cosines, scores.cosine)
     torch.testing.assert_close(scores.cosine, cosine, rtol=0, atol=tolerance)
     torch.testing.assert_close(scores.dot, dot, rtol=0, atol=tolerance * 10)
 
@@ -138,7 +139,7 @@ def test_zero_rows_of_padding_take_part() -> None:
 def test_without_queries_or_videos_the_graph_is_kept(count: int, videos: int) -> None:
     queries, tokens = torch.randn(count, 8, requires_grad=True), torch.randn(videos, 4, 8, requires_grad=True)
     scores = token_scores(queries, tokens)
-    assert scores.cosine.shape == scores.dot.shape == (count, videos)
+    assert scores.cosine.shape == scores.dot.shape == best_cosines(queries, tokens).shape == (count, videos)
     (scores.cosine.sum() + scores.dot.sum()).backward()
     for leaf in (queries, tokens):
         assert leaf.grad is not None and leaf.grad.shape == leaf.shape and not leaf.grad.any()
@@ -154,6 +155,7 @@ def test_gradients_are_those_of_finite_differences(masked: bool) -> None:
         return made.cosine, made.dot
 
     assert torch.autograd.gradcheck(scores, (queries, tokens))
+    assert torch.equal(best_cosines(queries, tokens, mask if masked else None), scores(queries, tokens)[0])
 
 
 def test_gradients_of_zero_rows_are_finite() -> None:
