@@ -150,7 +150,7 @@ class _BestTokens(torch.autograd.Function):
         lost_by_query = lost.sum(-1, keepdim=True) / query_norm.square().masked_fill(query_norm < SMALLEST_NORM, torch.inf)
         lost_by_token = d_products.scatter_(-1, best_cosine, lost.unsqueeze(-1)).sum(0)
         lost_by_token /= token_norm.square().masked_fill(token_norm < SMALLEST_NORM, torch.inf)
-        d_cosine = d_cosine.unsqueeze(-1) / query_norm.clamp_min(SMALLEST_NORM).unsqueeze(-1)
+        d_cosine = (d_cosine / query_norm.clamp_min(SMALLEST_NORM)).unsqueeze(-1)
         # No two entries of one call meet, so that a GPU adds in one order only. The same places are overwritten first.
         d_products.scatter_(-1, best_cosine, d_cosine / _of_best(token_norm.clamp_min(SMALLEST_NORM), best_cosine))
         d_products = d_products.scatter_add_(-1, best_dot, d_dot.unsqueeze(-1)).flatten(1)

@@ -200,6 +200,11 @@ class SearchRecord:
         return self.first if self.first is not None and self.first.state == "finished" else None
 
     @property
+    def first_cut_off(self) -> Trial | None:
+        """Trial 0 where it was not."""
+        return None if self.first_finished else self.first
+
+    @property
     def own_setting(self) -> str:
         """What trial 0 is called: the presets are the paper's settings, other configurations are not."""
         return "the paper's setting" if self.settings.get("config") in PAPER_PRESETS else "the configuration's own setting"

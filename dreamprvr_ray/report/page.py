@@ -172,9 +172,7 @@ def _tiles(search: SearchRecord) -> str:
             whole = f" of {search.epochs}" if search.epochs else ""
             tiles.append((f"epoch {first.epochs}{whole}", f"{search.own_setting} (trial 0) {cut_off(first)}"))
     if final is not None and final.candidates:
-        shown = [final.candidates[0]]
-        if own is not None and own is not shown[0] and first is not None and not search.first_finished:
-            shown.append(own)
+        shown = [final.candidates[0], *([own] if own and own is not final.candidates[0] and search.first_cut_off else [])]
         for one in shown:
             seeds = f", mean of {len(one.runs)} seeds" if len(one.runs) > 1 else ""
             tiles.append((sumr(one.mean), f"test SumR of {candidate_name(search, one)}{seeds}"))
@@ -316,8 +314,8 @@ def _add_progress(page: Page) -> None:
     if len(scored) >= 2:
         below = " Triangles on the lower edge: below it." if pictures.any_below(search) else ""
         own = f" Dashed: {search.own_setting}." if search.first_finished else ""
-        if search.first and not search.first_finished:
-            own = f" {search.own_setting.capitalize()} {cut_off(search.first)}."
+        if search.first_cut_off:
+            own = f" {search.own_setting.capitalize()} {cut_off(search.first_cut_off)}."
         words = f"Each trial's best val SumR.{own}{below}"
         page.add("History", page.picture(pictures.history(search), words))
     else:
@@ -361,7 +359,7 @@ def _add_effects(page: Page, axes: Sequence[Axis]) -> None:
         note = f"not in {counted(lacking, 'trial')}" if lacking else ""
         slices.append(f"<div><h3>{_key(axis)}</h3>{page.picture(pictures.slice_of(search, axis), note)}</div>")
     marks = ["blue: finished"] + ["open grey: pruned, with its best so far"] * bool(search.in_state("pruned")) + ["star: the best trial"]
-    early = f", which {cut_off(search.first)}" if search.first and not search.first_finished else ""
+    early = f", which {cut_off(search.first_cut_off)}" if search.first_cut_off else ""
     marks += [f"diamond and dashed line: {search.own_setting}{early}"] + ["triangles on the lower edge: below it"] * pictures.any_below(search)
     words = f"Val SumR against each value{', the most important first' if page.found else ''}; {'; '.join(marks)}."
     page.add("Slices", _paragraph(words), f'<div class="slices">{"".join(slices)}</div>')
