@@ -14,17 +14,17 @@ from typing import Any
 
 import ray.train
 
-from dreamprvr_ray.checkpoint_store import CheckpointStore
-from dreamprvr_ray.checkpoints import EXPERIMENT
+from dreamprvr_ray.checkpoints.checkpoint import EXPERIMENT
+from dreamprvr_ray.checkpoints.store import CheckpointStore
 from dreamprvr_ray.command_line import Parser, print_json, run
 from dreamprvr_ray.config import Experiment, load_experiment, parse_overrides
 from dreamprvr_ray.data.cache import local_shards, read_manifest
-from dreamprvr_ray.loop import fit, fitted
-from dreamprvr_ray.ray_session import ray_session
-from dreamprvr_ray.reporter import EpochReport, Snapshot
-from dreamprvr_ray.storage import Storage, absolute
-from dreamprvr_ray.trainer import Trainer
-from dreamprvr_ray.workers import RayTrainReporter, plan_group, run_config
+from dreamprvr_ray.runtime.ray_internals import Trainer
+from dreamprvr_ray.runtime.session import ray_session
+from dreamprvr_ray.runtime.train_run import RayTrainReporter, plan_group, run_config
+from dreamprvr_ray.storage.location import Storage, absolute
+from dreamprvr_ray.training.loop import fit, fitted
+from dreamprvr_ray.training.reporter import EpochReport, Snapshot
 
 
 class TimedReporter(RayTrainReporter):
@@ -68,7 +68,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--config", default="tvr")
     parser.add_overrides()
     options = parser.parse_args(arguments)
-    experiment = load_experiment(options.config, {"model.hidden_size": 128, "training.epochs": 3} | parse_overrides(options.set))
+    experiment = load_experiment(
+        options.config, {"model.hidden_size": 128, "training.epochs": 3} | parse_overrides(options.set)
+    )
     experiment = fitted(experiment, read_manifest(options.shards))
     with tempfile.TemporaryDirectory(prefix="dreamprvr-checkpoints-") as folder, ray_session(dashboard=False):
         storage, group = Storage.of(folder), plan_group(1)

@@ -22,8 +22,8 @@ from dreamprvr_ray.command_line import Parser, print_json, run
 from dreamprvr_ray.config import Experiment, load_experiment
 from dreamprvr_ray.data.batches import Batch, collate, plan_epoch, prefetch
 from dreamprvr_ray.data.shards import ShardSet
-from dreamprvr_ray.loop import fitted
-from dreamprvr_ray.objective import StepRandomness
+from dreamprvr_ray.training.loop import fitted
+from dreamprvr_ray.training.objective import StepRandomness
 
 
 class Epoch:
@@ -32,7 +32,11 @@ class Epoch:
     def __init__(self, path: str, experiment: Experiment, shards: Path) -> None:
         self._split = ShardSet.open(shards).split("train")
         self._plan = plan_epoch(len(self._split), experiment.training.batch_videos, 0, 0)
-        self._steps = FastSteps(experiment, torch.device("cpu"), experiment.training.precision) if path == "fast" else PlainSteps(experiment)
+        self._steps = (
+            FastSteps(experiment, torch.device("cpu"), experiment.training.precision)
+            if path == "fast"
+            else PlainSteps(experiment)
+        )
         self._trimmed = path == "fast" and experiment.data.trim_frames == "batch"
         self._model = experiment.model
 
@@ -67,7 +71,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batches", type=int, default=2, help="a round; 0 for the whole epoch")
     options = parser.parse_args(arguments)
-    changes: dict[str, Any] = {"model.hidden_size": options.hidden_size, "data.trim_frames": "batch", "training.precision": options.precision}
+    changes: dict[str, Any] = {
+        "model.hidden_size": options.hidden_size,
+        "data.trim_frames": "batch",
+        "training.precision": options.precision,
+    }
     changes["training.batch_videos"] = options.batch_videos
     shards = ShardSet.open(options.shards)
     experiment = fitted(load_experiment("tvr", changes), shards.manifest)
@@ -92,12 +100,18 @@ def main(arguments: list[str]) -> None:
             used[name].append(cpu)
             if name == "fast":
                 waited.append(waits / seconds)
-        print(f"round {number + 1}: videos/s: {', '.join(f'{name} {count * size / each[-1]:.1f}' for name, each in taken.items())}", flush=True)
+        print(
+            f"round {number + 1}: videos/s: {', '.join(f'{name} {count * size / each[-1]:.1f}' for name, each in taken.items())}",
+            flush=True,
+        )
     for side in sides.values():
         side.close()
 
     epoch = {name: statistics.median(each) * videos / (count * size) for name, each in taken.items()}
-    ratios = {name: [other / fast for other, fast in zip(taken[name], taken["fast"], strict=True)] for name in ("plain", "pure")}
+    ratios = {
+        name: [other / fast for other, fast in zip(taken[name], taken["fast"], strict=True)]
+        for name in ("plain", "pure")
+    }
     results = {
         "videos": videos,
         "threads": options.threads,
@@ -106,12 +120,18 @@ def main(arguments: list[str]) -> None:
         "peak_gib": {name: round(memory[name], 2) for name in ("fast", "plain")},
         "waiting": round(float(np.median(waited)), 4),
         "pure_share": round(statistics.median(ratios["pure"]), 3),
-        "cpu_ratio": round(statistics.median(plain / fast for plain, fast in zip(used["plain"], used["fast"], strict=True)), 2),
+        "cpu_ratio": round(
+            statistics.median(plain / fast for plain, fast in zip(used["plain"], used["fast"], strict=True)), 2
+        ),
         "ratio": round(statistics.median(ratios["plain"]), 2),
     }
     print(f"an epoch: {', '.join(f'{name} {seconds:.1f} s' for name, seconds in epoch.items())}")
-    print(f"the fast one waits for data {results['waiting']:.1%} of its time; its pure steps are {results['pure_share']:.1%} of it")
-    print(f"fast is {results['ratio']:.2f} times as fast as plain (median of {options.rounds} rounds; by CPU time {results['cpu_ratio']:.2f})")
+    print(
+        f"the fast one waits for data {results['waiting']:.1%} of its time; its pure steps are {results['pure_share']:.1%} of it"
+    )
+    print(
+        f"fast is {results['ratio']:.2f} times as fast as plain (median of {options.rounds} rounds; by CPU time {results['cpu_ratio']:.2f})"
+    )
     if options.json:
         print_json(results)
 

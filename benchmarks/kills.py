@@ -26,18 +26,23 @@ import psutil
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
-from dreamprvr_ray.checkpoint_store import CheckpointStore
-from dreamprvr_ray.checkpoints import read_weights
+from dreamprvr_ray.checkpoints.checkpoint import read_weights
+from dreamprvr_ray.checkpoints.store import CheckpointStore
 from dreamprvr_ray.command_line import Parser, print_json, run
 from dreamprvr_ray.data.conversion import ConversionSettings, convert
 from dreamprvr_ray.data.demo import write_demo
 from dreamprvr_ray.data.source import Source
-from dreamprvr_ray.storage import Storage
+from dreamprvr_ray.storage.location import Storage
 
 TARGETS = ("worker", "driver", "node")
 EPOCHS = 40
 SETTINGS = [
-    *(f"training.epochs={EPOCHS}", f"training.patience={EPOCHS}", "training.max_failures=1000", "training.batch_videos=16"),
+    *(
+        f"training.epochs={EPOCHS}",
+        f"training.patience={EPOCHS}",
+        "training.max_failures=1000",
+        "training.batch_videos=16",
+    ),
     *("model.hidden_size=16", "model.branches=2", "model.dropout=0", "model.input_dropout=0"),
 ]
 WINDOW = 3  # epochs after a first step within which the next kill comes
@@ -65,7 +70,11 @@ class Training:
         command = f"-m dreamprvr_ray.train --config demo --workers 2 --shards {shards} --out {out} --set"
         environment = os.environ | {"RAY_ADDRESS": cluster.address, "RAY_TRAIN_ENABLE_STATE_TRACKING": "0"}
         self.process = subprocess.Popen(
-            [sys.executable, *command.split(), *SETTINGS, *options], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment
+            [sys.executable, *command.split(), *SETTINGS, *options],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            env=environment,
         )
         self.lines: list[tuple[float, str]] = []
         self._reader = threading.Thread(target=self._read)
@@ -136,7 +145,9 @@ def undisturbed(shards: Path, out: Path, cluster: Cluster) -> float:
     return (training.epochs()[-1][0] - training.times(STEP)[0]) / EPOCHS
 
 
-def disturbed(target: str, waits: Iterator[float], shards: Path, out: Path, cluster: Cluster, say: Callable[[Loss], None]) -> None:
+def disturbed(
+    target: str, waits: Iterator[float], shards: Path, out: Path, cluster: Cluster, say: Callable[[Loss], None]
+) -> None:
     """Trains once and kills `target` so many seconds after each first step; says what each kill cost."""
     training = Training(shards, out, cluster)
     stepped = training.wait_for(STEP)
@@ -165,7 +176,11 @@ def disturbed(target: str, waits: Iterator[float], shards: Path, out: Path, clus
 
 def ray_processes(name: str) -> list[psutil.Process]:
     """The processes of Ray's actors of this class that run under this one."""
-    return [process for process in psutil.Process().children(recursive=True) if f"ray::{name}" in " ".join(_command(process))]
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if f"ray::{name}" in " ".join(_command(process))
+    ]
 
 
 def _node_of_a_worker(cluster: Cluster) -> Node:
@@ -194,7 +209,9 @@ def _difference(run: Path, reference: Path) -> float:
 
 
 def main(arguments: list[str]) -> None:
-    parser = Parser("kills", "SIGKILL workers, drivers and nodes at random moments of a training.", package="benchmarks")
+    parser = Parser(
+        "kills", "SIGKILL workers, drivers and nodes at random moments of a training.", package="benchmarks"
+    )
     parser.add_argument("--runs", type=int, default=10, help="kills of each kind")
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS)
     parser.add_argument("--seed", type=int, default=0)
@@ -224,7 +241,15 @@ def main(arguments: list[str]) -> None:
     print(f"{len(losses)} kills: at most {worst} finished epochs lost; final weights {'equal' if equal else 'DIFFER'}")
     if options.json:
         by_target = {target: [vars(loss) for loss in losses if loss.target == target] for target in options.targets}
-        print_json({"runs": len(losses), "epochs_lost_max": worst, "weights_equal": equal, "differences": differences, "kills": by_target})
+        print_json(
+            {
+                "runs": len(losses),
+                "epochs_lost_max": worst,
+                "weights_equal": equal,
+                "differences": differences,
+                "kills": by_target,
+            }
+        )
 
 
 if __name__ == "__main__":

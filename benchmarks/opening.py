@@ -57,13 +57,21 @@ def main(arguments: list[str]) -> None:
             began = time.perf_counter()
             split = ShardSet.open(Path(folder)).split("train")
             opened = time.perf_counter()
-            assert len(split) == options.videos and split.first_query[-1] == options.videos * options.queries and len(split.frame_counts)
+            assert (
+                len(split) == options.videos
+                and split.first_query[-1] == options.videos * options.queries
+                and len(split.frame_counts)
+            )
             seconds.append((opened - began, time.perf_counter() - began))
     opening, counting = (1000 * statistics.median(each) for each in zip(*seconds, strict=True))
     shards = -(-options.videos // options.videos_per_shard)
-    print(f"{options.videos:,} videos in {shards} shards: open after {opening:.1f} ms, with every count and owner after {counting:.1f} ms")
+    print(
+        f"{options.videos:,} videos in {shards} shards: open after {opening:.1f} ms, with every count and owner after {counting:.1f} ms"
+    )
     if options.json:
-        print_json({"videos": options.videos, "shards": shards, "open_ms": round(opening, 2), "counted_ms": round(counting, 2)})
+        print_json(
+            {"videos": options.videos, "shards": shards, "open_ms": round(opening, 2), "counted_ms": round(counting, 2)}
+        )
 
 
 if __name__ == "__main__":

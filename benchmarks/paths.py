@@ -1,4 +1,4 @@
-"""A training step by the fast path, and by the plain one: the specification followed branch by branch in fp32 (`tests/plain_model.py`)."""
+"""A training step by the fast path, and by the plain one: the specification followed branch by branch in fp32 (`tests/support/reference_model.py`)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch
 
 from dreamprvr_ray.config import Experiment
 from dreamprvr_ray.data.batches import Batch
-from dreamprvr_ray.loop import autocast
+from dreamprvr_ray.device import autocast
 from dreamprvr_ray.model.authors import authors_names
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
-from dreamprvr_ray.objective import StepRandomness
-from dreamprvr_ray.optimizer import build_optimizer
-from dreamprvr_ray.recorded import GradientPass
-from tests import plain_model
+from dreamprvr_ray.training.gradient_step import GradientPass
+from dreamprvr_ray.training.objective import StepRandomness
+from dreamprvr_ray.training.optimizer import build_optimizer
+from tests.support import reference_model as plain_model
 
 STEPS = 10**6  # of the learning rate's schedule
 
@@ -52,11 +52,15 @@ class PlainSteps:
         names = authors_names(experiment.model)
         self._config, self._losses = experiment.model, experiment.loss
         self._weights = {name: tensor.detach().clone() for name, tensor in plain_model.plain_weights(model).items()}
-        self._learned = {name: self._weights[name].requires_grad_() for name, (ours, _) in names.items() if ours in learned}
+        self._learned = {
+            name: self._weights[name].requires_grad_() for name, (ours, _) in names.items() if ours in learned
+        }
         undecayed = {name for name, (ours, _) in names.items() if ours in model.undecayed()}
         self._optimizer = plain_model.PlainAdam(self._learned, undecayed, experiment.optimizer, STEPS)
 
     def step(self, batch: Batch, randomness: StepRandomness, hard: bool = True) -> None:
         losses = plain_model.plain_losses(self._weights, self._config, self._losses, batch, randomness, hard)
         gradients = torch.autograd.grad(losses["total"], list(self._learned.values()), allow_unused=True)
-        self._optimizer.step({name: gradient for name, gradient in zip(self._learned, gradients, strict=True) if gradient is not None})
+        self._optimizer.step(
+            {name: gradient for name, gradient in zip(self._learned, gradients, strict=True) if gradient is not None}
+        )

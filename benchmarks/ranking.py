@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.sides import Side, peak_memory
-from dreamprvr_ray import retrieval
 from dreamprvr_ray.command_line import Parser, print_json, run
 from dreamprvr_ray.config import CLIPS, FRAMES
+from dreamprvr_ray.evaluation import retrieval
+from dreamprvr_ray.evaluation.retrieval import exact_ranks
 from dreamprvr_ray.model.dreamprvr import VideoEncoding
-from dreamprvr_ray.retrieval import exact_ranks
 
 
 class Ranking:
@@ -45,9 +45,13 @@ class Ranking:
         videos, columns, taken = len(self._names), [], 0.0
         embeddings = torch.randn(len(self._own), size, generator=self._generator)
         for first, last in pairwise([*range(0, videos, retrieval.VIDEO_BLOCK), videos]):
-            clips, frames = torch.randn(last - first, CLIPS + FRAMES, size, generator=self._generator).split([CLIPS, FRAMES], 1)
+            clips, frames = torch.randn(last - first, CLIPS + FRAMES, size, generator=self._generator).split(
+                [CLIPS, FRAMES], 1
+            )
             began = time.perf_counter()
-            columns.append(retrieval.fused_scores(embeddings, VideoEncoding(clips, frames, None, None, None, None, None), 0.5))
+            columns.append(
+                retrieval.fused_scores(embeddings, VideoEncoding(clips, frames, None, None, None, None, None), 0.5)
+            )
             taken += time.perf_counter() - began
         return taken, torch.cat(columns, 1)
 
@@ -85,10 +89,14 @@ def main(arguments: list[str]) -> None:
         "ms": {way: round(1000 * statistics.median(each), 1) for way, each in taken.items()},
         "scoring_seconds": round(scored, 2),
         "peak_gib": round(memory, 2),
-        "ratio": round(statistics.median(plain / fast for fast, plain in zip(taken["fast"], taken["plain"], strict=True)), 1),
+        "ratio": round(
+            statistics.median(plain / fast for fast, plain in zip(taken["fast"], taken["plain"], strict=True)), 1
+        ),
     }
     print(f"scoring took {scored:.1f} s; scoring and ranking held at most {memory:.2f} GiB")
-    print(f"counting is {results['ratio']:.0f} times as fast as sorting (median of {options.rounds} rounds); the ranks are the same")
+    print(
+        f"counting is {results['ratio']:.0f} times as fast as sorting (median of {options.rounds} rounds); the ranks are the same"
+    )
     if options.json:
         print_json(results)
 

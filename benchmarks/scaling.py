@@ -28,8 +28,8 @@ from dreamprvr_ray.command_line import Parser, print_json, run
 from dreamprvr_ray.config import Experiment, load_experiment
 from dreamprvr_ray.distributed import Workers
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
-from dreamprvr_ray.objective import StepRandomness, training_losses
-from dreamprvr_ray.optimizer import build_optimizer
+from dreamprvr_ray.training.objective import StepRandomness, training_losses
+from dreamprvr_ray.training.optimizer import build_optimizer
 
 QUERIES = 3  # of a video
 
@@ -47,8 +47,18 @@ def train_steps(experiment: Experiment, workers: Workers, steps: int, seed: int)
         if workers.count > 1:
             dist.barrier()
         began = time.perf_counter()
-        randomness = StepRandomness.draw(0, step, size, size * QUERIES, experiment.model.registers, experiment.model.hidden_size)
-        losses = training_losses(model, batch, experiment.loss, hard_negatives=True, randomness=randomness, workers=workers, division=division)
+        randomness = StepRandomness.draw(
+            0, step, size, size * QUERIES, experiment.model.registers, experiment.model.hidden_size
+        )
+        losses = training_losses(
+            model,
+            batch,
+            experiment.loss,
+            hard_negatives=True,
+            randomness=randomness,
+            workers=workers,
+            division=division,
+        )
         optimizer.zero_grad()
         losses.total.backward()
         workers.sum_gradients(model.parameters())
@@ -85,7 +95,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--hidden-size", type=int, default=128)
     parser.add_argument("--batch-videos", type=int, default=128)
     options = parser.parse_args(arguments)
-    changes = {"model.hidden_size": options.hidden_size, "training.batch_videos": options.batch_videos, "data.video_size": 384, "data.text_size": 384}
+    changes = {
+        "model.hidden_size": options.hidden_size,
+        "training.batch_videos": options.batch_videos,
+        "data.video_size": 384,
+        "data.text_size": 384,
+    }
     experiment = load_experiment("tvr", changes)
     os.environ |= ENVIRONMENT
     context = multiprocessing.get_context("spawn")
@@ -113,7 +128,9 @@ def main(arguments: list[str]) -> None:
         f" two unrelated processes do {machine:.2f} times as much"
     )
     if options.json:
-        print_json({"ratio": round(ratio, 3), "ratios": [round(each, 3) for each in ratios], "unrelated": round(machine, 3)})
+        print_json(
+            {"ratio": round(ratio, 3), "ratios": [round(each, 3) for each in ratios], "unrelated": round(machine, 3)}
+        )
 
 
 if __name__ == "__main__":

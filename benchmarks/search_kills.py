@@ -22,7 +22,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from benchmarks.searches import write_search
 from dreamprvr_ray.command_line import Parser, print_json, run
-from dreamprvr_ray.ray_session import ray_session
+from dreamprvr_ray.runtime.session import ray_session
 from dreamprvr_ray.search.layout import read_epochs
 
 TRIALS, EPOCHS, KEEP = 24, 4, 3
@@ -34,7 +34,12 @@ def ended(out: Path) -> dict[int, tuple[object, ...]]:
         return {}
     study = optuna.load_study(study_name=None, storage=JournalStorage(JournalFileBackend(str(out / "optuna.journal"))))
     return {
-        trial.number: (trial.state, trial.value, trial.datetime_complete, read_epochs(out / "runs" / f"trial_{trial.number:03d}"))
+        trial.number: (
+            trial.state,
+            trial.value,
+            trial.datetime_complete,
+            read_epochs(out / "runs" / f"trial_{trial.number:03d}"),
+        )
         for trial in study.trials
         if trial.state.is_finished()
     }
@@ -43,7 +48,9 @@ def ended(out: Path) -> dict[int, tuple[object, ...]]:
 def start(space: Path, resume: bool, address: str) -> subprocess.Popen[str]:
     """The search's command, up to its first words about trials."""
     command = [sys.executable, "-m", "dreamprvr_ray.tune", "--space", str(space), *(["--resume"] if resume else [])]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=os.environ | {"RAY_ADDRESS": address})
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=os.environ | {"RAY_ADDRESS": address}
+    )
     assert process.stderr is not None
     for line in process.stderr:
         if "trials, " in line:
@@ -60,7 +67,11 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="dreamprvr-search-kills-") as folder, ray_session(dashboard=False):
         pruning = {"grace_epochs": 1, "reduction_factor": 2}
         space = write_search(Path(folder), TRIALS, EPOCHS, 60, keep=KEEP, trial={"at_a_time": 2}, pruning=pruning)
-        out, address, before = Path(folder) / "out", ray.get_runtime_context().gcs_address, dict[int, tuple[object, ...]]()
+        out, address, before = (
+            Path(folder) / "out",
+            ray.get_runtime_context().gcs_address,
+            dict[int, tuple[object, ...]](),
+        )
         kills = 0
         while kills < options.kills:
             process = start(space, resume=(out / "search.yaml").exists(), address=address)
@@ -80,9 +91,13 @@ def main(arguments: list[str]) -> None:
             raise RuntimeError(f"exit code {process.returncode}:\n{said[-2000:]}")
         now = ended(out)
         repeated |= {number for number, record in before.items() if now.get(number) != record}
-        study = optuna.load_study(study_name=None, storage=JournalStorage(JournalFileBackend(str(out / "optuna.journal"))))
+        study = optuna.load_study(
+            study_name=None, storage=JournalStorage(JournalFileBackend(str(out / "optuna.journal")))
+        )
         board = json.loads((out / "leaderboard.json").read_text())
-        best = sorted((trial for trial in study.trials if trial.value is not None), key=lambda trial: (-trial.value, trial.number))
+        best = sorted(
+            (trial for trial in study.trials if trial.value is not None), key=lambda trial: (-trial.value, trial.number)
+        )
         on_disk = {str(path) for path in (out / "runs").glob("*/checkpoints/*") if path.is_dir()}
         results = {
             "kills": kills,

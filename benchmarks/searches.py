@@ -26,7 +26,13 @@ def write_search(folder: Path, trials: int, epochs: int, videos: int, **keys: An
     convert(Source.open(folder / "source", "demo"), folder / "shards", ConversionSettings(), workers=1)
     ranges = {"model.registers": {"int": [0, 6]}, "optimizer.learning_rate": {"float": [1e-6, 1e-2], "log": True}}
     space = SMALL | {"training.epochs": epochs, "training.patience": epochs} | ranges
-    values = {"config": "demo", "shards": str(folder / "shards"), "out": str(folder / "out"), "trials": trials, "space": space}
+    values = {
+        "config": "demo",
+        "shards": str(folder / "shards"),
+        "out": str(folder / "out"),
+        "trials": trials,
+        "space": space,
+    }
     path = folder / "search.yaml"
     path.write_text(yaml.safe_dump(values | keys))
     return path

@@ -44,7 +44,9 @@ class Side:
         self._process.join()
 
 
-def _serve(connection: Connection, threads: int, make: Callable[..., Callable[..., Any]], arguments: tuple[Any, ...]) -> None:
+def _serve(
+    connection: Connection, threads: int, make: Callable[..., Callable[..., Any]], arguments: tuple[Any, ...]
+) -> None:
     torch.set_num_threads(threads)
     measured = make(*arguments)
     while True:

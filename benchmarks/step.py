@@ -22,10 +22,10 @@ from benchmarks.sides import Side, peak_memory
 from benchmarks.synthetic import random_batch
 from dreamprvr_ray.command_line import Parser, print_json, run
 from dreamprvr_ray.config import FRAMES, Experiment, load_experiment
-from dreamprvr_ray.cost import QUERIES_PER_VIDEO, specified_gflop
+from dreamprvr_ray.device import autocast
 from dreamprvr_ray.errors import UserError
-from dreamprvr_ray.loop import autocast
-from dreamprvr_ray.objective import StepRandomness
+from dreamprvr_ray.training.cost import QUERIES_PER_VIDEO, specified_gflop
+from dreamprvr_ray.training.objective import StepRandomness
 
 PATHS = ("fast", "plain")
 VIDEOS = 10**9  # of a training, by which a GPU's chains are compiled
@@ -39,7 +39,9 @@ class Steps:
         if path == "fast":
             self._steps: FastSteps | PlainSteps = FastSteps(experiment, device, precision, VIDEOS)
         else:
-            self._steps = LaunchedSteps(experiment, device, precision) if device.type == "cuda" else PlainSteps(experiment)
+            self._steps = (
+                LaunchedSteps(experiment, device, precision) if device.type == "cuda" else PlainSteps(experiment)
+            )
         size = experiment.training.batch_videos
         shortest = FRAMES if device.type == "cpu" else 40
         self._batch = random_batch(experiment.data, size, QUERIES_PER_VIDEO, shortest=shortest).to(device)
@@ -93,7 +95,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the CPU")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, help="a round and path (default: 1 on the CPU, 20 on a GPU)")
-    parser.add_argument("--epoch", type=int, metavar="VIDEOS", help="also time an epoch of so many videos and reckon a training's epochs")
+    parser.add_argument(
+        "--epoch",
+        type=int,
+        metavar="VIDEOS",
+        help="also time an epoch of so many videos and reckon a training's epochs",
+    )
     parser.add_overrides()
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -106,14 +113,24 @@ def main(arguments: list[str]) -> None:
     with autocast(device, options.precision) as context:
         dtype = torch.bfloat16 if context._enabled else torch.float32
     peaks = [measured(options.threads, device, dtype)]
-    print(f"{dtype} matrix products: {peaks[0]:.3g} TFLOP/s; a step of {videos} videos is specified as {videos * gflop / 1000:.3g} TFLOP", flush=True)
+    print(
+        f"{dtype} matrix products: {peaks[0]:.3g} TFLOP/s; a step of {videos} videos is specified as {videos * gflop / 1000:.3g} TFLOP",
+        flush=True,
+    )
 
-    results: dict[str, Any] = {"device": options.device, "precision": str(dtype).removeprefix("torch."), "threads": options.threads, "videos": videos}
+    results: dict[str, Any] = {
+        "device": options.device,
+        "precision": str(dtype).removeprefix("torch."),
+        "threads": options.threads,
+        "videos": videos,
+    }
     sides, seconds, used = {}, {}, {}
     for path in PATHS if options.against else PATHS[:1]:
         sides[path], seconds[path] = Side(options.threads, Steps, path, experiment, device, options.precision), []
         used[path] = []
-        first = [sides[path](1)[0] for _ in range(3 if device.type == "cuda" else 1)]  # on a GPU: launched, recorded, replayed
+        first = [
+            sides[path](1)[0] for _ in range(3 if device.type == "cuda" else 1)
+        ]  # on a GPU: launched, recorded, replayed
         print(f"{path}: the first steps took {', '.join(f'{each:.1f}' for each in first)} s", flush=True)
         results[path] = {"first_steps_s": [round(each, 2) for each in first]}
     for number in range(options.rounds):
@@ -144,15 +161,23 @@ def main(arguments: list[str]) -> None:
         count = -(-options.epoch // videos)
         epoch = count * sides["fast"](count)[0]
         epochs = experiment.training.epochs
-        results["epoch"] = {"videos": options.epoch, "seconds": round(epoch, 2), "training_minutes": round(epoch * epochs / 60, 2)}
+        results["epoch"] = {
+            "videos": options.epoch,
+            "seconds": round(epoch, 2),
+            "training_minutes": round(epoch * epochs / 60, 2),
+        }
         print(
             f"an epoch of {options.epoch} videos: {epoch:.2f} s; {epochs} such epochs: {epoch * epochs / 60:.1f} min, without reading and evaluation"
         )
     if options.against:
         results["memory_ratio"] = round(results["fast"]["peak_gib"] / results["plain"]["peak_gib"], 3)
         results["cpu_ratio"] = round(results["plain"]["cpu_ms"] / results["fast"]["cpu_ms"], 3)
-        results["ratio"] = round(statistics.median(plain / fast for plain, fast in zip(seconds["plain"], seconds["fast"], strict=True)), 3)
-        print(f"fast is {results['ratio']:.2f} times as fast as plain (median of {options.rounds} rounds; by CPU time {results['cpu_ratio']:.2f})")
+        results["ratio"] = round(
+            statistics.median(plain / fast for plain, fast in zip(seconds["plain"], seconds["fast"], strict=True)), 3
+        )
+        print(
+            f"fast is {results['ratio']:.2f} times as fast as plain (median of {options.rounds} rounds; by CPU time {results['cpu_ratio']:.2f})"
+        )
         print(f"it takes {results['memory_ratio']:.2f} of plain's memory")
     for side in sides.values():
         side.close()

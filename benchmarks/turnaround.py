@@ -19,8 +19,8 @@ from optuna.storages.journal import JournalFileBackend
 
 from benchmarks.searches import write_search
 from dreamprvr_ray.command_line import Parser, print_json, run
+from dreamprvr_ray.search.driver import run_search
 from dreamprvr_ray.search.layout import read_epochs
-from dreamprvr_ray.search.run import run_search
 from dreamprvr_ray.search.space import load_search
 
 
@@ -57,17 +57,26 @@ def main(arguments: list[str]) -> None:
         space = write_search(Path(folder), options.trials, 2, 32, trial={"at_a_time": 1}, pruning={"enabled": False})
         run_search(load_search(space), resume=False, say=lambda line: None)
         out = Path(folder) / "out"
-        study = optuna.load_study(study_name=None, storage=JournalStorage(JournalFileBackend(str(out / "optuna.journal"))))
+        study = optuna.load_study(
+            study_name=None, storage=JournalStorage(JournalFileBackend(str(out / "optuna.journal")))
+        )
         ends = [trial.datetime_complete.timestamp() for trial in study.trials if trial.datetime_complete]
-        epochs = [sum(epoch["seconds"] for epoch in read_epochs(out / "runs" / f"trial_{trial.number:03d}")) for trial in study.trials]
+        epochs = [
+            sum(epoch["seconds"] for epoch in read_epochs(out / "runs" / f"trial_{trial.number:03d}"))
+            for trial in study.trials
+        ]
     memory.stop()
     between = [after - before - trained for before, after, trained in zip(ends, ends[1:], epochs[1:], strict=False)]
     early, late = memory.at(ends[len(ends) // 4]), memory.at(ends[-1])
     seconds = statistics.median(between)
     print(f"{options.trials} trials: {seconds:.2f} s between two (median; the longest {max(between):.2f} s)")
-    print(f"memory of the trials' process: {early:.0f} MiB after trial {len(ends) // 4 + 1}, {late:.0f} MiB after the last")
+    print(
+        f"memory of the trials' process: {early:.0f} MiB after trial {len(ends) // 4 + 1}, {late:.0f} MiB after the last"
+    )
     if options.json:
-        print_json({"seconds": round(seconds, 3), "longest": round(max(between), 3), "memory_mib": [round(early), round(late)]})
+        print_json(
+            {"seconds": round(seconds, 3), "longest": round(max(between), 3), "memory_mib": [round(early), round(late)]}
+        )
 
 
 if __name__ == "__main__":

@@ -55,7 +55,14 @@ def mistakes(path: Path) -> list[str]:
         return [f"{f'line {mark.line + 1}: ' if mark else ''}{getattr(error, 'problem', None) or error}"]
     if not isinstance(config, dict):
         return ["not a cluster: no keys at the top"]
-    found = [*_places(config, ""), *_keys(config), *_shape(config), *_nodes(config), *_commands(config), *_files(config)]
+    found = [
+        *_places(config, ""),
+        *_keys(config),
+        *_shape(config),
+        *_nodes(config),
+        *_commands(config),
+        *_files(config),
+    ]
     return list(dict.fromkeys(found or _rays_own(config)))
 
 
@@ -73,7 +80,11 @@ def _places(value: Any, where: str) -> Iterator[str]:
 def _unknown(key: object, known: Iterable[str], where: str, what: str = "key") -> str:
     known = list(known)
     lower = {each.lower(): each for each in known}
-    near = [lower[str(key).lower()]] if str(key).lower() in lower else difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+    near = (
+        [lower[str(key).lower()]]
+        if str(key).lower() in lower
+        else difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+    )
     return f"{where}: unknown {what} {key}{f', near {near[0]}' if near else ''}"
 
 
@@ -160,7 +171,9 @@ def _ec2() -> tuple[list[str], Any]:
     import botocore.session
 
     session = botocore.session.Session()
-    return session.get_available_regions("ec2"), session.get_service_model("ec2").operation_model("RunInstances").input_shape
+    return session.get_available_regions("ec2"), session.get_service_model("ec2").operation_model(
+        "RunInstances"
+    ).input_shape
 
 
 def _values(value: Any, shape: Any, where: str) -> Iterator[str]:
@@ -174,7 +187,12 @@ def _values(value: Any, shape: Any, where: str) -> Iterator[str]:
     elif shape.type_name == "list" and isinstance(value, list):
         for number, each in enumerate(value):
             yield from _values(each, shape.member, f"{where}[{number}]")
-    elif shape.type_name == "string" and isinstance(value, str) and (words := getattr(shape, "enum", [])) and value not in words:
+    elif (
+        shape.type_name == "string"
+        and isinstance(value, str)
+        and (words := getattr(shape, "enum", []))
+        and value not in words
+    ):
         yield _unknown(value, words, where, "value")
 
 
@@ -190,8 +208,12 @@ def _commands(config: dict[str, Any]) -> Iterator[str]:
             yield f"{name}: no `ray start`"
         for command in starts:
             before, _, after = command.partition("ray start")
-            given = dict(word.partition("=")[::2] for word in shlex.split(after, comments=True) if word.startswith("--"))
-            yield from (_unknown(option, options, name, "option of ray start") for option in given if option not in options)
+            given = dict(
+                word.partition("=")[::2] for word in shlex.split(after, comments=True) if word.startswith("--")
+            )
+            yield from (
+                _unknown(option, options, name, "option of ray start") for option in given if option not in options
+            )
             if "RAY_AUTH_MODE=token" not in before:
                 yield f"{name}: RAY_AUTH_MODE=token is not set: whoever reaches the machine may run anything on it"
             if name.startswith("worker"):
@@ -207,7 +229,11 @@ def _files(config: dict[str, Any]) -> Iterator[str]:
     mounts, auth = config.get("file_mounts"), config.get("auth")
     for remote, local in mounts.items() if isinstance(mounts, dict) else ():
         if not Path(str(local)).expanduser().exists() and not PLACE.search(str(local)):
-            how = ": make it with `ray get-auth-token --generate`" if Path(str(local)).name == "auth_token" else f" in {Path.cwd().name}"
+            how = (
+                ": make it with `ray get-auth-token --generate`"
+                if Path(str(local)).name == "auth_token"
+                else f" in {Path.cwd().name}"
+            )
             yield f"file_mounts.{remote}: there is no {local}{how}"
     if not isinstance(mounts, dict) or "~/.ray/auth_token" not in mounts:
         yield "file_mounts: ~/.ray/auth_token is missing, without which no node can join"

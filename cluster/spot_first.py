@@ -14,10 +14,16 @@ from ray.autoscaler._private.resource_demand_scheduler import _default_utilizati
 
 
 def score(
-    node_resources: dict[str, float], resources: list[dict[str, float]], node_type: str, *, node_availability_summary: NodeAvailabilitySummary
+    node_resources: dict[str, float],
+    resources: list[dict[str, float]],
+    node_type: str,
+    *,
+    node_availability_summary: NodeAvailabilitySummary,
 ) -> tuple[Any, ...] | None:
     """Ray's own order, but what was refused lately comes after what was not, and of two that are alike spot comes first."""
-    usual = _default_utilization_scorer(node_resources, resources, node_type, node_availability_summary=node_availability_summary)
+    usual = _default_utilization_scorer(
+        node_resources, resources, node_type, node_availability_summary=node_availability_summary
+    )
     if usual is None:  # it has no room for what is asked
         return None
     record = node_availability_summary.node_availabilities.get(node_type)

@@ -41,7 +41,9 @@ class Parser(argparse.ArgumentParser):
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Runs a command and exits: 0, 2 for a user's mistake, 1 for a failure, 130 when interrupted or asked to end, else `main`'s own code
     (a traceback exits 1)."""
-    before = signal.signal(signal.SIGTERM, _interrupt)  # `ray job stop` and batch systems send it: it ends as after Ctrl-C
+    before = signal.signal(
+        signal.SIGTERM, _interrupt
+    )  # `ray job stop` and batch systems send it: it ends as after Ctrl-C
     try:
         code = main(sys.argv[1:]) or 0
         sys.stdout.flush()

@@ -159,7 +159,11 @@ class Experiment(Section):
     def changes_from(self, before: Experiment) -> list[str]:
         """What decides the result of a training and is not as it was, a line each; how faults are met may change."""
         was, now = before.flat(), self.flat()
-        return [f"{key} was {was[key]!r} and is {now[key]!r} now" for key in now if now[key] != was[key] and key not in CHANGEABLE]
+        return [
+            f"{key} was {was[key]!r} and is {now[key]!r} now"
+            for key in now
+            if now[key] != was[key] and key not in CHANGEABLE
+        ]
 
     def to_yaml(self) -> str:
         """The whole configuration as YAML that `load_experiment` reads."""
@@ -181,7 +185,9 @@ class WorkerCount:
             most, at_least = int(match[2]), int(match[1]) if match[1] else None
             if most >= 1 and (at_least is None or 1 <= at_least <= most):
                 return cls(most, at_least)
-        raise UserError(f"--workers {text}: must be a number from 1 on, or the least and the most that there may be, as in 2:8")
+        raise UserError(
+            f"--workers {text}: must be a number from 1 on, or the least and the most that there may be, as in 2:8"
+        )
 
 
 class _Loader(yaml.SafeLoader):
@@ -190,18 +196,24 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[Any, int] = {}
         for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *anchor` is no key, and may stand beside one of the same name
+            if (
+                key_node.tag == "tag:yaml.org,2002:merge"
+            ):  # `<<: *anchor` is no key, and may stand beside one of the same name
                 continue
             key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
             line = key_node.start_mark.line + 1
             if isinstance(key, str) and key in seen:
-                raise yaml.MarkedYAMLError(problem=f"key '{key}' is given twice (line {seen[key]} too)", problem_mark=key_node.start_mark)
+                raise yaml.MarkedYAMLError(
+                    problem=f"key '{key}' is given twice (line {seen[key]} too)", problem_mark=key_node.start_mark
+                )
             if isinstance(key, str):
                 seen[key] = line
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -295,7 +307,9 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 
 def parse_overrides(pairs: list[str]) -> dict[str, Any]:
     """`["model.registers=6"]` as `{"model.registers": 6}`; values are YAML. Raises `UserError` where one has no `=`."""
-    mistakes = [f"--set {pair}: write it as key=value" for pair in pairs if not pair.partition("=")[0] or "=" not in pair]
+    mistakes = [
+        f"--set {pair}: write it as key=value" for pair in pairs if not pair.partition("=")[0] or "=" not in pair
+    ]
     if mistakes:
         raise UserError(*mistakes)
     return {key: parse_yaml(text, f"--set {key}") for key, _, text in (pair.partition("=") for pair in pairs)}
@@ -308,13 +322,17 @@ def _config_values(name: str | Path) -> tuple[str, dict[str, Any]]:
         text = (resources.files("dreamprvr_ray") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
         return f"preset {name}", parse_yaml(text, f"preset {name}")
     if not path.suffix and not path.exists():
-        raise UserError(f"--config {name}: neither a file nor a preset ({', '.join(presets())}){near_miss(str(name), presets())}")
+        raise UserError(
+            f"--config {name}: neither a file nor a preset ({', '.join(presets())}){near_miss(str(name), presets())}"
+        )
     values = read_yaml(path)
     if "preset" not in values:
         return str(path), values
     base = values.pop("preset")
     if base not in presets():
-        raise UserError(f"{path}: preset = {_described(base)}: must be one of {', '.join(presets())}{near_miss(str(base), presets())}")
+        raise UserError(
+            f"{path}: preset = {_described(base)}: must be one of {', '.join(presets())}{near_miss(str(base), presets())}"
+        )
     _, base_values = _config_values(base)
     return str(path), merge(base_values, values)
 

@@ -16,7 +16,7 @@ from dreamprvr_ray import command_line
 from dreamprvr_ray.data.conversion import Conversion, ConversionSettings, Progress, convert, has_finished_shards
 from dreamprvr_ray.data.source import Source
 from dreamprvr_ray.errors import NotWritable, UserError
-from dreamprvr_ray.storage import local_folder
+from dreamprvr_ray.storage.location import local_folder
 
 LINE_SECONDS = 5.0  # between two lines of progress where stderr is no terminal
 
@@ -26,14 +26,19 @@ def main(arguments: list[str]) -> None:
     options = _parser().parse_args(arguments)
     if options.workers < 1:
         raise UserError(f"--workers {options.workers}: must be 1 or more")
-    settings = ConversionSettings(dtype=options.dtype, protocol=options.protocol, dev_fraction=options.dev_fraction, seed=options.seed)
+    settings = ConversionSettings(
+        dtype=options.dtype, protocol=options.protocol, dev_fraction=options.dev_fraction, seed=options.seed
+    )
     source = Source.open(options.source, options.collection, options.features)
     for note in source.notes():
         print(f"note: {note}", file=sys.stderr)
     try:
         conversion = convert(source, options.out, settings, options.workers, _Display())
     except KeyboardInterrupt:
-        print(f"\nstopped; the finished shards are kept in {options.out}: the same command goes on from there", file=sys.stderr)
+        print(
+            f"\nstopped; the finished shards are kept in {options.out}: the same command goes on from there",
+            file=sys.stderr,
+        )
         raise
     except OSError as error:
         reason = str(error) if isinstance(error, NotWritable) else f"{options.out}: {error.strerror or error}"
@@ -46,16 +51,22 @@ def main(arguments: list[str]) -> None:
 
 def _parser() -> command_line.Parser:
     parser = command_line.Parser("convert", "Pool, normalise, check and shard a benchmark's features.")
-    parser.add_argument("--source", type=Path, required=True, help="the root that holds the collection, or the collection's own folder")
+    parser.add_argument(
+        "--source", type=Path, required=True, help="the root that holds the collection, or the collection's own folder"
+    )
     parser.add_argument("--collection", required=True, help="such as tvr: the prefix of its caption files")
     parser.add_argument("--out", type=local_folder, required=True, help="the folder for the shards")
     parser.add_argument("--features", help="a folder under FeatureData, where there are several")
-    parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the stored features (float16)")
+    parser.add_argument(
+        "--dtype", choices=("float16", "float32"), default="float16", help="of the stored features (float16)"
+    )
     parser.add_argument(
         "--protocol", choices=("dev", "paper"), default="dev",
         help="without a test split of its own: carve a val split from train (dev) or choose on the test split as the authors do (paper)",
     )  # fmt: skip
-    parser.add_argument("--dev-fraction", type=float, default=0.1, help="of the train videos that become the val split (0.1)")
+    parser.add_argument(
+        "--dev-fraction", type=float, default=0.1, help="of the train videos that become the val split (0.1)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of that choice (0)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (one a core)")
     return parser
@@ -88,7 +99,9 @@ def _progress_line(progress: Progress) -> str:
 
 def _summary(out: Path, conversion: Conversion) -> str:
     manifest = conversion.manifest
-    counts = ", ".join(f"{name} {split.videos:,} videos and {split.queries:,} queries" for name, split in manifest.splits.items())
+    counts = ", ".join(
+        f"{name} {split.videos:,} videos and {split.queries:,} queries" for name, split in manifest.splits.items()
+    )
     protocol = {
         "own splits": "val and test as distributed",
         "dev": "val carved from train, test as distributed",

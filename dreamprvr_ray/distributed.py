@@ -24,8 +24,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dreamprvr_ray.data.batches import worker_slice
-
 BUCKET = 16 * 2**20  # entries of parameters or gradients that cross in one message
 
 
@@ -178,3 +176,8 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(context, gradient: Tensor):  # type: ignore[no-untyped-def]
         return gradient, None
+
+
+def worker_slice(batch: np.ndarray, rank: int, workers: int) -> np.ndarray:
+    """The part of a global batch that worker `rank` of `workers` takes: consecutive, sizes differ by at most one, possibly empty."""
+    return batch[len(batch) * rank // workers : len(batch) * (rank + 1) // workers]

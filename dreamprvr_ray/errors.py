@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import errno
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterable
 from urllib.parse import urlsplit, urlunsplit
 
 
@@ -36,21 +33,6 @@ class NotWritable(OSError):
         return f"{self.filename}: cannot be written: {self.strerror}"
 
 
-# Of the place and not of the moment, as a full disk is.
-_OF_THE_PLACE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENOENT, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
-
-
-@contextmanager
-def writing(destination: Path) -> Iterator[None]:
-    """Raises `NotWritable`, which names `destination` and no temporary name beside it, where the block cannot write there."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _OF_THE_PLACE:
-            raise
-        raise NotWritable(error.errno, error.strerror, str(destination)) from error
-
-
 class Failure(Exception):
     """Something outside the program went wrong while it ran (a full disk, a lost machine, a loss that diverged); the message is one line."""
 
@@ -75,3 +57,8 @@ def without_password(url: str) -> str:
 def shown(text: str) -> str:
     """A text with the URIs in it as they may be shown and kept: without passwords and without options, among which keys may stand."""
     return re.sub(r"[A-Za-z][A-Za-z0-9+.-]*://\S+", lambda match: without_password(match[0]).partition("?")[0], text)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its type where the message is empty."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

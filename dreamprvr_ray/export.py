@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from dreamprvr_ray.checkpoints import export_checkpoint
+from dreamprvr_ray.checkpoints.checkpoint import export_checkpoint
 from dreamprvr_ray.command_line import Parser, print_json, run
-from dreamprvr_ray.storage import Storage, local_folder
+from dreamprvr_ray.storage.location import Storage, local_folder
 
 
 def main(arguments: list[str]) -> None:
-    parser = Parser("export", "Copy a checkpoint without what only training needs; add a script that retrieves with it.")
-    parser.add_argument("--checkpoint", required=True, help="a checkpoint's directory or URI, as OUT/best of train and tune")
+    parser = Parser(
+        "export", "Copy a checkpoint without what only training needs; add a script that retrieves with it."
+    )
+    parser.add_argument(
+        "--checkpoint", required=True, help="a checkpoint's directory or URI, as OUT/best of train and tune"
+    )
     parser.add_argument("--out", type=local_folder, required=True, help="the new directory")
     options = parser.parse_args(arguments)
     with Storage.of(options.checkpoint).opened() as checkpoint:
         metrics = export_checkpoint(checkpoint, options.out)
-    print(f"{options.out}: epoch {metrics['epoch']}, val SumR {metrics['SumR']:.1f}; try: python {options.out / 'retrieve.py'} SHARDS")
+    print(
+        f"{options.out}: epoch {metrics['epoch']}, val SumR {metrics['SumR']:.1f}; try: python {options.out / 'retrieve.py'} SHARDS"
+    )
     if options.json:
         print_json({"out": str(options.out), "epoch": metrics["epoch"], "SumR": metrics["SumR"]})
 

@@ -14,7 +14,9 @@ from dreamprvr_ray.errors import UserError, shown
 
 def main(arguments: list[str]) -> None:
     began = time.time()
-    parser = Parser("train", "Train one experiment in Ray Train workers; the best checkpoint by val SumR ends up in OUT/best.")
+    parser = Parser(
+        "train", "Train one experiment in Ray Train workers; the best checkpoint by val SumR ends up in OUT/best."
+    )
     parser.add_argument("--config", required=True, help="a preset (tvr, activitynet, charades, demo) or a YAML file")
     parser.add_argument("--shards", help="what `convert` wrote: a folder, or a URI as s3://bucket/shards")
     parser.add_argument("--out", help="the run's new directory, or a URI as s3://bucket/run")
@@ -30,10 +32,18 @@ def main(arguments: list[str]) -> None:
     experiment = load_experiment(options.config, parse_overrides(options.set))
     workers = WorkerCount.parse(options.workers)
     if options.dry_run:
-        from dreamprvr_ray.cost import estimate  # torch takes seconds to import: after the mistakes
+        from dreamprvr_ray.training.cost import estimate
 
         cost = estimate(experiment)
-        print("\n".join([f"config: {options.config}", *(f"{key} = {value}" for key, value in experiment.flat().items()), *cost.lines()]))
+        print(
+            "\n".join(
+                [
+                    f"config: {options.config}",
+                    *(f"{key} = {value}" for key, value in experiment.flat().items()),
+                    *cost.lines(),
+                ]
+            )
+        )
         if options.json:
             print_json(cost.named())
         return
@@ -43,14 +53,16 @@ def main(arguments: list[str]) -> None:
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    from dreamprvr_ray.ray_session import ray_session  # imports Ray
+    from dreamprvr_ray.runtime.session import ray_session
 
     threading.Thread(target=_import_torch, daemon=True).start()  # while Ray's processes start
     with ray_session(dashboard=False):
-        from dreamprvr_ray.workers import train
+        from dreamprvr_ray.runtime.train_run import train
 
         try:
-            metrics = train(experiment, options.shards, options.out, workers, resume=options.resume, say=say, began=began)
+            metrics = train(
+                experiment, options.shards, options.out, workers, resume=options.resume, say=say, began=began
+            )
         except KeyboardInterrupt:
             say(f"to go on, add --resume to the same command (the run is in {shown(options.out)})")
             raise
@@ -62,7 +74,7 @@ def main(arguments: list[str]) -> None:
 
 def _import_torch() -> None:
     """Imports what takes seconds and is not Ray's: modules of Ray import each other in circles, which two threads must not do at once."""
-    for name in ("dreamprvr_ray.loop", "pandas"):
+    for name in ("dreamprvr_ray.training.loop", "pandas"):
         import_module(name)
 
 

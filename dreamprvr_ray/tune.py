@@ -23,13 +23,15 @@ def main(arguments: list[str]) -> None:
     parser.add_overrides()
     options = parser.parse_args(arguments)
     overrides = parse_overrides(options.set)
-    overrides |= {key: getattr(options, key) for key in ("shards", "out", "trials") if getattr(options, key) is not None}
+    overrides |= {
+        key: getattr(options, key) for key in ("shards", "out", "trials") if getattr(options, key) is not None
+    }
     search = load_search(options.space, overrides)
     if options.dry_run:
         _print_plan(search, options.json)
         return
     _require_shards(search)
-    from dreamprvr_ray.search.run import run_search  # Ray takes seconds to import: after the mistakes
+    from dreamprvr_ray.search.driver import run_search
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -39,8 +41,8 @@ def main(arguments: list[str]) -> None:
     except KeyboardInterrupt:
         say(f"to go on, add --resume to the same command (the search is in {shown(search.file.out)})")
         raise
-    from dreamprvr_ray.search.leaderboard import table
-    from dreamprvr_ray.search.protocol import described
+    from dreamprvr_ray.evaluation.test_record import described
+    from dreamprvr_ray.search.results import table
 
     print("\n".join(table(outcome.entries, [space.key for space in search.ranges])))
     for entry in outcome.entries:
@@ -50,11 +52,22 @@ def main(arguments: list[str]) -> None:
     print(f"winner: trial {winner.number}, val SumR {winner.best_sumr:.1f} at epoch {winner.best_epoch}")
     if outcome.final:
         print("\n".join(outcome.final.lines()))
-    best: dict[str, Any] = {"trial": winner.number, "val_SumR": winner.best_sumr, "epoch": winner.best_epoch, "values": winner.values}
+    best: dict[str, Any] = {
+        "trial": winner.number,
+        "val_SumR": winner.best_sumr,
+        "epoch": winner.best_epoch,
+        "values": winner.values,
+    }
     model = f"trial {winner.number}"
     if outcome.final:
         candidate, run = outcome.final.candidates[0], outcome.final.chosen
-        best = {"trial": candidate.trial, "seed": run.seed, "val_SumR": run.val_SumR, "epoch": run.best_epoch, "values": candidate.values}
+        best = {
+            "trial": candidate.trial,
+            "seed": run.seed,
+            "val_SumR": run.val_SumR,
+            "epoch": run.best_epoch,
+            "values": candidate.values,
+        }
         model = f"{candidate.name}, seed {run.seed}"
     print(f"the chosen model: {outcome.best} ({model})")
     print("\n".join(described(outcome.test)))
@@ -68,7 +81,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _print_plan(search: Search, json: bool) -> None:
-    from dreamprvr_ray.ray_session import ray_session
+    from dreamprvr_ray.runtime.session import ray_session
     from dreamprvr_ray.search.plan import plan_lines, plan_trials
 
     with ray_session(dashboard=False):
@@ -76,7 +89,9 @@ def _print_plan(search: Search, json: bool) -> None:
     lines, cost = plan_lines(search, plan)
     print("\n".join(lines))
     if json:
-        print_json(cost.named() | {"trials": search.file.trials, "at_a_time": plan.at_a_time, "workers": plan.group.workers})
+        print_json(
+            cost.named() | {"trials": search.file.trials, "at_a_time": plan.at_a_time, "workers": plan.group.workers}
+        )
 
 
 def _require_shards(search: Search) -> None:

@@ -7,286 +7,47 @@ are ten times as wide (conversion runs on the CPU everywhere).
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 from dreamprvr_ray.command_line import Parser, print_json, run
-from dreamprvr_ray.config import FRAMES, Experiment, OptimizerConfig
-from dreamprvr_ray.data import pooling
-from dreamprvr_ray.data.batches import Batch
-from dreamprvr_ray.data.source import Source
 from dreamprvr_ray.errors import UserError
-from dreamprvr_ray.losses import Losses, NegativeDraws
-from dreamprvr_ray.model.authors import AuthorsCheckpoint, authors_names, read_authors_checkpoint
-from dreamprvr_ray.model.dreamprvr import DreamPRVR
-from dreamprvr_ray.objective import StepRandomness, training_losses
-from dreamprvr_ray.optimizer import PartwiseAdam, build_optimizer
-from dreamprvr_ray.retrieval import token_scores
+from dreamprvr_ray.training.golden import verify
 
 OWN_GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
-FILES = (
-    *(f"model/{name}" for name in ("authors_format.ckpt", "meta.json", "inputs.npz", "expected.npz", "optimizer.npz")),
-    "data/expected.npz",
-    "data/mini",
-)
-CUDA_FACTOR = 10.0  # what every tolerance of the model is multiplied by on CUDA
-GRADIENT_FLOOR = 1e-2  # added to a tensor's largest entry: 1e-4 of the sum is 1e-4 of the entry, plus 1e-6
-LOSSES = {
-    "clip_nce": "clip_nce",
-    "clip_triplet": "clip_triplet",
-    "frame_nce": "frame_nce",
-    "frame_triplet": "frame_triplet",
-    "diversity": "div",
-    "similarity": "qsp",
-    "variational": "pvs",
-    "denoising": "dre",
-    "total": "total",
-}  # our name -> the recorded one
-
-Arrays = Mapping[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One row of the table; relative deviations are shares of the recorded value, a gradient's of its tensor's largest entry."""
-
-    name: str
-    deviation: float
-    tolerance: float
-    relative: bool = False
-
-    @property
-    def within(self) -> bool:
-        """Whether the deviation is a number within the tolerance."""
-        return self.deviation <= self.tolerance
-
-    def named(self) -> dict[str, Any]:
-        """The row as `--json` prints it; a deviation that is no finite number is null."""
-        deviation = self.deviation if math.isfinite(self.deviation) else None
-        return {"check": self.name, "deviation": deviation, "tolerance": self.tolerance, "relative": self.relative, "ok": self.within}
-
-
-def verify(golden: Path, device: torch.device) -> list[Check]:
-    """Every check of `golden` on `device`. Raises `UserError` where files are missing or unreadable."""
-    missing = [f"{golden / name}: no such file or folder" for name in FILES if not (golden / name).exists()]
-    if missing:
-        raise UserError(*missing)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: this machine has no CUDA device that torch can use")
-    factor = CUDA_FACTOR if device.type == "cuda" else 1.0
-    model = golden / "model"
-    checkpoint = read_authors_checkpoint(model / "authors_format.ckpt")
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        return [
-            *conversion_checks(golden / "data"),
-            *model_checks(checkpoint, _arrays(model / "inputs.npz"), _arrays(model / "expected.npz"), device, factor),
-            *training_checks(
-                checkpoint,
-                json.loads((model / "meta.json").read_text(encoding="utf-8")),
-                _arrays(model / "inputs.npz"),
-                _arrays(model / "expected.npz"),
-                device,
-                factor,
-            ),
-            optimizer_check(checkpoint, _arrays(model / "optimizer.npz"), device, factor),
-        ]
-
-
-def conversion_checks(data: Path) -> Iterator[Check]:
-    """What conversion makes of the source tree `data`/mini: clip, frame and query rows."""
-    source, expected = Source.open(data, "mini"), _arrays(data / "expected.npz")
-    made: dict[str, Callable[[str], np.ndarray]] = {
-        "clip": lambda name: pooling.clips(source.video(name)),
-        "frame": lambda name: pooling.frames(source.video(name)),
-        "text": lambda name: pooling.query_tokens(source.query(name)),
-    }
-    for kind, rows in made.items():
-        names = [key.removeprefix(f"{kind}/") for key in expected if key.startswith(f"{kind}/")]
-        yield Check(f"{kind} rows", max(_apart(rows(name), expected[f"{kind}/{name}"]) for name in names), 1e-6)
-
-
-def model_checks(checkpoint: AuthorsCheckpoint, inputs: Arrays, expected: Arrays, device: torch.device, factor: float) -> Iterator[Check]:
-    """One forward and backward pass: encodings, scores, losses and every gradient."""
-    experiment, model, batch = _setting(checkpoint, inputs, device)
-    with torch.no_grad():
-        queries = model.encode_queries(batch.tokens, batch.token_mask)
-        videos = model.encode_videos(batch.clips, batch.frames, batch.frame_mask)
-        clip, frame, fused = _scores(model, batch, experiment.evaluation.clip_weight)
-    assert videos.condition is not None and videos.mu is not None and videos.logvar is not None and videos.registers is not None
-    outputs = {
-        "clip_tokens": videos.clip_tokens,
-        "frame_tokens": videos.frame_tokens,
-        "query": queries,
-        "condition": videos.condition,
-        "pvs_mu": videos.mu,
-        "pvs_logvar": videos.logvar,
-        "registers": videos.registers,
-        "clip_scores": clip,
-        "frame_scores": frame,
-        "fused": fused,
-    }
-    for name, output in outputs.items():
-        yield Check(name.replace("_", " "), _apart(output, expected[name]), factor * (5e-4 if name == "registers" else 1e-5))
-    losses = _losses(model, batch, experiment)
-    for name, theirs in LOSSES.items():
-        deviation = _relative(getattr(losses, name), expected[f"loss_{theirs}"])
-        yield Check(f"loss: {name.replace('_', ' ')}", deviation, factor * 1e-5, relative=True)
-    losses.total.backward()
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-    worst = 0.0
-    names = authors_names(experiment.model)
-    recorded = [key for key in expected if key.startswith("grad/")]
-    for key in recorded:
-        reference = expected[key]
-        difference = _apart(_part(gradients, names[key.removeprefix("grad/")]), reference)
-        worst = _worse(worst, difference / (float(np.abs(reference).max()) + GRADIENT_FLOOR))
-    yield Check(f"{len(recorded)} gradients, worst", worst, factor * 1e-4, relative=True)
-
-
-def training_checks(
-    checkpoint: AuthorsCheckpoint, meta: Mapping[str, Any], inputs: Arrays, expected: Arrays, device: torch.device, factor: float
-) -> Iterator[Check]:
-    """Optimiser steps on one batch: the losses before each, then every parameter's norm and the fused scores."""
-    experiment, model, batch = _setting(checkpoint, inputs, device)
-    optimizer = build_optimizer(model, experiment.optimizer, meta["optimizer"]["total_steps"])
-    worst = 0.0
-    for recorded in expected["loss_after_steps"]:
-        losses = _losses(model, batch, experiment)
-        worst = _worse(worst, _relative(losses.total, recorded))
-        optimizer.zero_grad()
-        losses.total.backward()
-        optimizer.step()
-    steps = len(expected["loss_after_steps"])
-    yield Check(f"losses before {steps} steps", worst, factor * 1e-4, relative=True)
-    state = model.state_dict()
-    names = authors_names(experiment.model)
-    norms = [_part(state, names[name]).double().norm() for name in meta["param_names"]]
-    worst = 0.0
-    for norm, recorded in zip(norms, expected["param_norm_after_steps"], strict=True):
-        worst = _worse(worst, _relative(norm, recorded))
-    yield Check(f"{len(norms)} norms after {steps} steps", worst, factor * 1e-3, relative=True)
-    with torch.no_grad():
-        fused = _scores(model, batch, experiment.evaluation.clip_weight)[2]
-    yield Check(f"fused after {steps} steps", _apart(fused, expected["fused_after_steps"]), factor * 1e-5)
-
-
-def optimizer_check(checkpoint: AuthorsCheckpoint, recorded: Arrays, device: torch.device, factor: float) -> Check:
-    """The optimiser alone, on recorded gradients of a few tensors."""
-    experiment = checkpoint.experiment
-    model = DreamPRVR(experiment.model, experiment.data.video_size, experiment.data.text_size)
-    parameters = {
-        key.removeprefix("initial/"): nn.Parameter(torch.tensor(value, device=device))
-        for key, value in recorded.items()
-        if key.startswith("initial/")
-    }
-    names, spared = authors_names(experiment.model), model.undecayed()
-    config = OptimizerConfig(learning_rate=float(recorded["lr"]), warmup_fraction=float(recorded["warmup_fraction"]))
-    undecayed = {name for name in parameters if names[name][0] in spared}
-    optimizer = PartwiseAdam(parameters, dict.fromkeys(parameters, 1), undecayed, config, int(recorded["total_steps"]))
-    worst = 0.0
-    for step in range(int(recorded["steps"])):
-        for name, parameter in parameters.items():
-            parameter.grad = torch.tensor(recorded[f"gradient/{name}"][step], device=device)
-        optimizer.step()
-        for name, parameter in parameters.items():
-            worst = _worse(worst, _apart(parameter, recorded[f"after/{name}"][step]))
-    return Check(f"optimiser alone, {int(recorded['steps'])} steps", worst, factor * 1e-5)
 
 
 def main(arguments: list[str]) -> int:
-    parser = Parser("verify", "Compare this machine's numbers with recorded ones; exit with 1 where any is out of tolerance.")
-    parser.add_argument("golden", type=Path, nargs="?", metavar="GOLDEN", help="recorded numbers, laid out as tests/golden (default: those)")
+    parser = Parser(
+        "verify", "Compare this machine's numbers with recorded ones; exit with 1 where any is out of tolerance."
+    )
+    parser.add_argument(
+        "golden",
+        type=Path,
+        nargs="?",
+        metavar="GOLDEN",
+        help="recorded numbers, laid out as tests/golden (default: those)",
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args(arguments)
     if options.golden is None and not OWN_GOLDEN.is_dir():
-        raise UserError("GOLDEN is not given, and the package is installed without the project's tests/golden: name a directory laid out like it")
+        raise UserError(
+            "GOLDEN is not given, and the package is installed without the project's tests/golden: name a directory laid out like it"
+        )
     checks = verify(options.golden or OWN_GOLDEN, torch.device(options.device))
     width = max(len(check.name) for check in checks)
     print(f"{'check':<{width}}  {'deviation':>9}  {'tolerance':>9}")
     for check in checks:
         kind = "relative" if check.relative else "absolute"
-        print(f"{check.name:<{width}}  {check.deviation:>9.1e}  {check.tolerance:>9.0e} {kind}  {'ok' if check.within else 'FAIL'}")
+        print(
+            f"{check.name:<{width}}  {check.deviation:>9.1e}  {check.tolerance:>9.0e} {kind}  {'ok' if check.within else 'FAIL'}"
+        )
     failed = sum(not check.within for check in checks)
     print(f"{len(checks) - failed} of {len(checks)} checks are within their tolerance on {options.device}")
     if options.json:
         print_json({"ok": not failed, "device": options.device, "checks": [check.named() for check in checks]})
     return 1 if failed else 0
-
-
-def _setting(checkpoint: AuthorsCheckpoint, inputs: Arrays, device: torch.device) -> tuple[Experiment, DreamPRVR, Batch]:
-    """What was recorded: the checkpoint's model with no dropout, in training mode, and its batch."""
-    experiment = checkpoint.experiment.with_values({"model.dropout": 0.0, "model.input_dropout": 0.0})
-    model = DreamPRVR(experiment.model, experiment.data.video_size, experiment.data.text_size)
-    model.load_state_dict(checkpoint.weights)
-    frames = torch.from_numpy(inputs["frame_video_features"])
-    missing = FRAMES - frames.shape[1]
-    batch = Batch(
-        clips=torch.from_numpy(inputs["clip_video_features"]),
-        frames=F.pad(frames, (0, 0, 0, missing)),
-        frame_mask=F.pad(torch.from_numpy(inputs["videos_mask"]).bool(), (0, missing)),
-        tokens=torch.from_numpy(inputs["text_feat"]),
-        token_mask=torch.from_numpy(inputs["text_mask"]).bool(),
-        owner=torch.from_numpy(inputs["text_labels"]),
-    )
-    return experiment, model.to(device), batch.to(device)
-
-
-def _losses(model: DreamPRVR, batch: Batch, experiment: Experiment) -> Losses:
-    """The losses as recorded: hard negatives, and no noise in the perturbation sampler."""
-    noise = torch.zeros(len(batch.clips), experiment.model.registers, experiment.model.hidden_size)
-    negatives = NegativeDraws.draw(len(batch.clips), len(batch.owner), torch.Generator().manual_seed(0))
-    return training_losses(model, batch, experiment.loss, hard_negatives=True, randomness=StepRandomness(noise, noise, negatives))
-
-
-def _scores(model: DreamPRVR, batch: Batch, clip_weight: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Clip, frame and fused scores, (Q, B) each."""
-    queries = model.encode_queries(batch.tokens, batch.token_mask)
-    videos = model.encode_videos(batch.clips, batch.frames, batch.frame_mask)
-    clip = token_scores(queries, videos.clip_tokens).cosine
-    frame = token_scores(queries, videos.frame_tokens).cosine
-    return clip, frame, clip_weight * clip + (1 - clip_weight) * frame
-
-
-def _part(tensors: Mapping[str, Tensor], place: tuple[str, int | None]) -> Tensor:
-    """The tensor at one of the places of `authors_names`, from `tensors` by our names."""
-    ours, index = place
-    return tensors[ours] if index is None else tensors[ours][index]
-
-
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-
-
-def _apart(value: Tensor | np.ndarray, expected: np.ndarray) -> float:
-    """The largest absolute difference; infinite where shapes differ."""
-    found = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
-    if found.shape != expected.shape:
-        return float("inf")
-    return float(np.abs(found.astype(np.float64) - expected).max())
-
-
-def _relative(value: Tensor, expected: np.ndarray) -> float:
-    """The difference of two numbers as a share of the expected one."""
-    difference = abs(float(value.detach()) - float(expected))
-    return difference / abs(float(expected)) if expected else difference
-
-
-def _worse(one: float, other: float) -> float:
-    """The larger of two deviations; not-a-number is the worst."""
-    return one if one != one or one > other else other
 
 
 if __name__ == "__main__":

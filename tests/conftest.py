@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from object_store import S3
+from support.object_store import S3
 
 from dreamprvr_ray import command_line
 
@@ -77,7 +77,12 @@ def call() -> Callable[..., subprocess.CompletedProcess[str]]:
             module = importlib.import_module(f"dreamprvr_ray.{name}.__main__")
         words = [str(module.__file__), *map(str, arguments)]
         out, errors = io.StringIO(), io.StringIO()
-        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(errors), pytest.raises(SystemExit) as exit:
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            redirect_stdout(out),
+            redirect_stderr(errors),
+            pytest.raises(SystemExit) as exit,
+        ):
             patch.setattr(sys, "argv", words)
             command_line.run(module.main)
         return subprocess.CompletedProcess(words, exit.value.code, out.getvalue(), errors.getvalue())
@@ -134,7 +139,13 @@ def drive() -> Iterator[Callable[..., Driver]]:
 
     def start(name: str, *arguments: object, **environment: str) -> Driver:
         words = [sys.executable, "-m", f"dreamprvr_ray.{name}", *map(str, arguments)]
-        drivers.append(Driver(subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ | environment)))
+        drivers.append(
+            Driver(
+                subprocess.Popen(
+                    words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ | environment
+                )
+            )
+        )
         return drivers[-1]
 
     yield start
@@ -165,7 +176,7 @@ def demo_shards(demo_source: Path, call: Callable[..., subprocess.CompletedProce
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
     """A local Ray with its dashboard, for the tests that use its libraries directly and the commands that they `call`."""
-    from dreamprvr_ray.ray_session import ray_session
+    from dreamprvr_ray.runtime.session import ray_session
 
     with ray_session(dashboard=True):
         yield

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import plain_model
 import torch
+from support import reference_model as plain_model
 
 from benchmarks import opening
 from benchmarks.paths import FastSteps, PlainSteps
 from benchmarks.synthetic import random_batch
 from dreamprvr_ray.config import load_experiment
 from dreamprvr_ray.data.shards import ShardSet
-from dreamprvr_ray.objective import StepRandomness
+from dreamprvr_ray.training.objective import StepRandomness
 
 SMALL = {
     "model.hidden_size": 32,
@@ -25,7 +25,9 @@ SMALL = {
 
 
 def test_both_paths_take_the_same_steps() -> None:
-    experiment = load_experiment("demo", SMALL | {"model.dropout": 0.0, "model.input_dropout": 0.0, "optimizer.learning_rate": 0.01})
+    experiment = load_experiment(
+        "demo", SMALL | {"model.dropout": 0.0, "model.input_dropout": 0.0, "optimizer.learning_rate": 0.01}
+    )
     fast, plain = FastSteps(experiment, torch.device("cpu"), "fp32"), PlainSteps(experiment)
     before = {name: weight.clone() for name, weight in plain_model.plain_weights(fast.model).items()}
     for step in range(3):
@@ -36,7 +38,9 @@ def test_both_paths_take_the_same_steps() -> None:
     for name, weight in plain_model.plain_weights(fast.model).items():
         change = weight - before[name]
         apart = (weight - plain._weights[name]).abs().median()
-        assert apart <= 1e-3 * change.abs().max() + 1e-5, name  # of 0.03; keys' biases move by the rounding of their gradient
+        assert apart <= 1e-3 * change.abs().max() + 1e-5, (
+            name
+        )  # of 0.03; keys' biases move by the rounding of their gradient
         moved.append(bool(change.any()))
     assert sum(moved) > 0.9 * len(moved)
 

@@ -19,15 +19,21 @@ from dreamprvr_ray.errors import UserError, near_miss
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(file for package in ("dreamprvr_ray", "benchmarks") for file in (ROOT / package).rglob("*.py"))
-COMMANDS = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in FILES if file.read_text().endswith("run(main)\n")]
+COMMANDS = [
+    ".".join(file.relative_to(ROOT).with_suffix("").parts) for file in FILES if file.read_text().endswith("run(main)\n")
+]
 
 
 def run_main(body: str, reader: str = "cat") -> tuple[int, str, str]:
     """Exit code, stdout and stderr of a command whose `main` is `body`, its output read by the shell command `reader`."""
-    imports = "import time\nfrom dreamprvr_ray.command_line import Parser, run\nfrom dreamprvr_ray.errors import UserError"
+    imports = (
+        "import time\nfrom dreamprvr_ray.command_line import Parser, run\nfrom dreamprvr_ray.errors import UserError"
+    )
     program = f"{imports}\ndef main(arguments):\n  {body}\nrun(main)\n"
     words = [sys.executable, "-c", program, "one", "two"]
-    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}  # as a user's Python is
+    buffered = {
+        name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"
+    }  # as a user's Python is
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=buffered) as command:
         assert command.stderr is not None
         read = subprocess.run(["sh", "-c", reader], stdin=command.stdout, capture_output=True, text=True)
@@ -43,7 +49,11 @@ def test_exit_codes() -> None:
     code, _, errors = run_main("raise RuntimeError('broken')")
     assert code == 1 and errors.startswith("Traceback") and errors.endswith("RuntimeError: broken\n")
     assert run_main("raise KeyboardInterrupt") == (130, "", "interrupted\n")
-    assert run_main("import os, signal; os.kill(os.getpid(), signal.SIGTERM); time.sleep(30)") == (130, "", "interrupted\n")
+    assert run_main("import os, signal; os.kill(os.getpid(), signal.SIGTERM); time.sleep(30)") == (
+        130,
+        "",
+        "interrupted\n",
+    )
 
 
 def test_a_users_mistakes_are_a_line_each_and_no_traceback() -> None:
@@ -51,14 +61,17 @@ def test_a_users_mistakes_are_a_line_each_and_no_traceback() -> None:
 
 
 def test_a_destination_that_cannot_be_written_is_a_line_that_names_it() -> None:
-    body = "import pathlib; from dreamprvr_ray.data.shards import write_json; from dreamprvr_ray.errors import writing"
+    body = "import pathlib; from dreamprvr_ray.data.shards import write_json; from dreamprvr_ray.storage.files import writing"
     body = f"{body}\n  with writing(pathlib.Path('/proc/x')): write_json(pathlib.Path('/proc/x/a.json'), dict())"
     assert run_main(body) == (2, "", "error: /proc/x: cannot be written: No such file or directory\n")
 
 
 def test_other_errors_of_files_keep_their_traceback() -> None:
-    full = "from dreamprvr_ray.errors import writing\n  with writing('a'): raise OSError(28, 'full')"
-    for body, told in (("open('/nowhere/at/all')", "FileNotFoundError"), (full, "OSError: [Errno 28] full")):  # a mistake of ours; a full disk
+    full = "from dreamprvr_ray.storage.files import writing\n  with writing('a'): raise OSError(28, 'full')"
+    for body, told in (
+        ("open('/nowhere/at/all')", "FileNotFoundError"),
+        (full, "OSError: [Errno 28] full"),
+    ):  # a mistake of ours; a full disk
         code, _, errors = run_main(body)
         assert code == 1 and errors.startswith("Traceback") and told in errors.splitlines()[-1]
 
@@ -69,7 +82,11 @@ def test_a_reader_that_goes_away_is_no_error_to_speak_of(lines: int) -> None:
 
 
 def test_version_and_wrong_flags() -> None:
-    assert run_main("Parser('train', 'Trains.').parse_args(['--version'])") == (0, f"dreamprvr_ray {dreamprvr_ray.__version__}\n", "")
+    assert run_main("Parser('train', 'Trains.').parse_args(['--version'])") == (
+        0,
+        f"dreamprvr_ray {dreamprvr_ray.__version__}\n",
+        "",
+    )
     message = "error: unrecognized arguments: --wokers 2 (see python -m dreamprvr_ray.train --help)\n"
     assert run_main("Parser('train', 'Trains.').parse_args(['--wokers', '2'])") == (2, "", message)
 
@@ -79,7 +96,10 @@ def test_version_and_wrong_flags() -> None:
     [
         ([], "the following arguments are required: --config"),
         (["--config"], "argument --config: expected one argument"),
-        (["--conf", "x"], "the following arguments are required: --config"),  # no abbreviations: a new flag must not change what they mean
+        (
+            ["--conf", "x"],
+            "the following arguments are required: --config",
+        ),  # no abbreviations: a new flag must not change what they mean
     ],
 )
 def test_parser_errors_are_users_mistakes(words: list[str], message: str) -> None:
@@ -110,14 +130,23 @@ def test_overrides_are_collected() -> None:
 
 
 def test_json_is_one_line_without_what_json_does_not_have(capsys: pytest.CaptureFixture[str]) -> None:
-    print_json({"a": math.nan, "b": [1.5, math.inf, {"c": -math.inf}], "d": (math.nan, 2), "e": None, "f": "NaN", "g": True})
+    print_json(
+        {"a": math.nan, "b": [1.5, math.inf, {"c": -math.inf}], "d": (math.nan, 2), "e": None, "f": "NaN", "g": True}
+    )
     out = capsys.readouterr().out
     assert out.count("\n") == 1 and out.endswith("\n")
 
     def refuse(word: str) -> None:
         raise AssertionError(f"{word} is no JSON")
 
-    assert json.loads(out, parse_constant=refuse) == {"a": None, "b": [1.5, None, {"c": None}], "d": [None, 2], "e": None, "f": "NaN", "g": True}
+    assert json.loads(out, parse_constant=refuse) == {
+        "a": None,
+        "b": [1.5, None, {"c": None}],
+        "d": [None, 2],
+        "e": None,
+        "f": "NaN",
+        "g": True,
+    }
 
 
 def test_user_errors_survive_pickling() -> None:

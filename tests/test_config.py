@@ -102,7 +102,9 @@ def test_a_file_that_starts_from_a_preset(tmp_path: Path) -> None:
     path.write_text("preset: tvr\nmodel:\n  registers: 6\nloss:\n  weights:\n    clip_nce: 2e-2\n")
     changed = {"model.registers": 6, "loss.weights.clip_nce": 0.02}
     assert load_experiment(path).flat() == load_experiment("tvr").flat() | changed
-    assert load_experiment(path, {"training.seed": 5}).flat() == load_experiment("tvr").flat() | changed | {"training.seed": 5}
+    assert load_experiment(path, {"training.seed": 5}).flat() == load_experiment("tvr").flat() | changed | {
+        "training.seed": 5
+    }
 
 
 @pytest.mark.parametrize("name", ["tvr", "demo"])
@@ -115,7 +117,17 @@ def test_yaml_and_back(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("written", "value"),
-    [("3e-4", 3e-4), ("3E-4", 3e-4), ("3.0e-4", 3e-4), ("3.e-4", 3e-4), ("+3e-4", 3e-4), ("1e0", 1.0), ("1", 1), ("0.5", 0.5), (".5", 0.5)],
+    [
+        ("3e-4", 3e-4),
+        ("3E-4", 3e-4),
+        ("3.0e-4", 3e-4),
+        ("3.e-4", 3e-4),
+        ("+3e-4", 3e-4),
+        ("1e0", 1.0),
+        ("1", 1),
+        ("0.5", 0.5),
+        (".5", 0.5),
+    ],
 )
 def test_numbers_as_people_write_them(written: str, value: float) -> None:
     overrides = parse_overrides([f"optimizer.learning_rate={written}"])
@@ -125,7 +137,9 @@ def test_numbers_as_people_write_them(written: str, value: float) -> None:
 
 def test_anchors_and_merged_mappings(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("preset: tvr\nmodel: &both {dropout: 0.3}\nloss: {margin: 0.3}\ntraining: {epochs: &n 7, patience: *n}\n")
+    path.write_text(
+        "preset: tvr\nmodel: &both {dropout: 0.3}\nloss: {margin: 0.3}\ntraining: {epochs: &n 7, patience: *n}\n"
+    )
     assert load_experiment(path).training.patience == 7
     path.write_text("preset: tvr\ntraining: {<<: {seed: 3, epochs: 5}, epochs: 9}\n")
     assert (load_experiment(path).training.seed, load_experiment(path).training.epochs) == (3, 9)
@@ -178,12 +192,16 @@ def test_frozen() -> None:
         ("training: {seed: 2026-13-01}", "not valid YAML: month must be in 1..12"),
     ],
 )
-def test_one_mistake_is_one_line_with_key_value_and_what_is_allowed(mistakes: Callable[..., list[str]], text: str, expected: str) -> None:
+def test_one_mistake_is_one_line_with_key_value_and_what_is_allowed(
+    mistakes: Callable[..., list[str]], text: str, expected: str
+) -> None:
     assert mistakes(f"preset: demo\n{text}\n") == [expected]
 
 
 def test_several_mistakes_are_a_line_each(mistakes: Callable[..., list[str]]) -> None:
-    found = mistakes("preset: tvr\nmodel: {registers: six, heads: 5, hidden: 8}\ntraining: {epochs: 0}\nzzz: 5\nloss: {weights: {clip_nce: -1}}\n")
+    found = mistakes(
+        "preset: tvr\nmodel: {registers: six, heads: 5, hidden: 8}\ntraining: {epochs: 0}\nzzz: 5\nloss: {weights: {clip_nce: -1}}\n"
+    )
     assert sorted(found) == [
         "loss.weights.clip_nce = -1: must be greater than or equal to 0",
         "model.registers = 'six': must be a valid integer",
@@ -237,14 +255,18 @@ def refused(name: str | Path, overrides: Mapping[str, Any] | None = None) -> lis
 
 
 def test_a_name_that_is_nothing(tmp_path: Path) -> None:
-    assert refused("tvrr") == ["--config tvrr: neither a file nor a preset (activitynet, charades, demo, tvr); did you mean 'tvr'?"]
+    assert refused("tvrr") == [
+        "--config tvrr: neither a file nor a preset (activitynet, charades, demo, tvr); did you mean 'tvr'?"
+    ]
     assert refused(tmp_path / "none.yaml") == [f"{tmp_path}/none.yaml: no such file"]
     (line,) = refused(tmp_path)
     assert line.startswith(f"{tmp_path}: cannot be read: ")
 
 
 def test_wrong_overrides_name_the_flag() -> None:
-    assert refused("demo", {"model.registres": 6}) == ["--set: unknown key 'model.registres'; did you mean 'model.registers'?"]
+    assert refused("demo", {"model.registres": 6}) == [
+        "--set: unknown key 'model.registres'; did you mean 'model.registers'?"
+    ]
     assert refused("demo", {"registers": 6}) == ["--set: unknown key 'registers'; did you mean 'model.registers'?"]
     assert refused("demo", {"model": 6}) == ["--set: model = 6: must hold keys and values"]
     assert refused("demo", {"model.registers": None, "training.epochs": 0, "x.y": 1}) == [
@@ -255,7 +277,13 @@ def test_wrong_overrides_name_the_flag() -> None:
 
 
 def test_pairs_are_parsed_as_yaml() -> None:
-    assert parse_overrides(["a.b=6", "c=x=y", "d=", "e=[1, 2.5]", "f=true"]) == {"a.b": 6, "c": "x=y", "d": None, "e": [1, 2.5], "f": True}
+    assert parse_overrides(["a.b=6", "c=x=y", "d=", "e=[1, 2.5]", "f=true"]) == {
+        "a.b": 6,
+        "c": "x=y",
+        "d": None,
+        "e": [1, 2.5],
+        "f": True,
+    }
     with pytest.raises(UserError) as error:
         parse_overrides(["model.registers", "=6", "model.heads=4"])
     assert error.value.mistakes == ("--set model.registers: write it as key=value", "--set =6: write it as key=value")
@@ -273,4 +301,8 @@ def test_a_configuration_has_no_not_a_number() -> None:
 
 
 def test_two_experiments_are_equal_by_value() -> None:
-    assert load_experiment("demo") == Experiment.model_validate(load_experiment("demo").model_dump()) != load_experiment("demo", {"training.seed": 1})
+    assert (
+        load_experiment("demo")
+        == Experiment.model_validate(load_experiment("demo").model_dump())
+        != load_experiment("demo", {"training.seed": 1})
+    )

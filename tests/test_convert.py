@@ -25,7 +25,11 @@ def test_json_and_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     convert.main(_arguments(out, "--json", "--dtype", "float32"))
     printed = capsys.readouterr()
     values = json.loads(printed.out.splitlines()[-1])
-    assert values["splits"] == {"train": {"videos": 8, "queries": 23}, "val": {"videos": 4, "queries": 7}, "test": {"videos": 4, "queries": 14}}
+    assert values["splits"] == {
+        "train": {"videos": 8, "queries": 23},
+        "val": {"videos": 4, "queries": 7},
+        "test": {"videos": 4, "queries": 14},
+    }
     assert (values["protocol"], values["dtype"], values["already_converted"]) == ("own splits", "float32", False)
     assert values["bytes"] == sum(path.stat().st_size for path in out.glob("*.arrow"))
     assert "converted: train 8 videos and 23 queries" in printed.out
@@ -44,7 +48,20 @@ def test_protocol_paper_is_said_aloud(tmp_path: Path, capsys: pytest.CaptureFixt
             copy = source / path.relative_to(GOLDEN / "mini")
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(path.read_bytes())
-    convert.main(["--source", str(source), "--collection", "mini", "--out", str(tmp_path / "out"), "--workers", "1", "--protocol", "paper"])
+    convert.main(
+        [
+            "--source",
+            str(source),
+            "--collection",
+            "mini",
+            "--out",
+            str(tmp_path / "out"),
+            "--workers",
+            "1",
+            "--protocol",
+            "paper",
+        ]
+    )
     assert "val IS test" in capsys.readouterr().out
 
 
@@ -64,7 +81,9 @@ def test_interrupted(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
 
 def test_a_disk_that_does_not_take_it(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"file/out: cannot be written: Not a directory$"):  # and no word of shards that are kept
+    with pytest.raises(
+        UserError, match=r"file/out: cannot be written: Not a directory$"
+    ):  # and no word of shards that are kept
         convert.main(_arguments(tmp_path / "file" / "out"))
 
 
@@ -82,13 +101,18 @@ def test_what_is_kept_where_the_disk_is_full(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(conversion, "_make_shard", make)
     with pytest.raises(UserError, match=r"out: No space left on device$"):
         convert.main(_arguments(tmp_path / "out"))
-    with pytest.raises(UserError, match=r"out: No space left on device; finished shards are kept: run the same command again$"):
+    with pytest.raises(
+        UserError, match=r"out: No space left on device; finished shards are kept: run the same command again$"
+    ):
         convert.main(_arguments(tmp_path / "out"))
 
 
 def test_a_uri_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"^s3://bucket/x: this is written to a folder of this machine, which you then copy to the store$"):
+    with pytest.raises(
+        UserError,
+        match=r"^s3://bucket/x: this is written to a folder of this machine, which you then copy to the store$",
+    ):
         convert.main(["--source", str(GOLDEN), "--collection", "mini", "--out", "s3://bucket/x?secret_key=hush"])
     assert not list(tmp_path.iterdir())
 
@@ -101,7 +125,17 @@ def test_mistakes(tmp_path: Path) -> None:
 
 
 def test_a_mistake_is_one_line_and_code_2(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "dreamprvr_ray.convert", "--source", str(GOLDEN), "--collection", "minni", "--out", str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "-m",
+        "dreamprvr_ray.convert",
+        "--source",
+        str(GOLDEN),
+        "--collection",
+        "minni",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,20 +12,20 @@ import numpy as np
 import pytest
 import ray
 import ray.train
-import tiny
 import torch
 import torch.distributed as dist
+from support import small_models as tiny
 from torch import Tensor
 
 from dreamprvr_ray import distributed
 from dreamprvr_ray.config import CLIPS, FRAMES, OptimizerConfig, TrimFrames
 from dreamprvr_ray.distributed import Traffic, Workers, token_traffic
+from dreamprvr_ray.evaluation.retrieval import evaluate
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
-from dreamprvr_ray.objective import StepRandomness, training_losses
-from dreamprvr_ray.optimizer import build_optimizer
-from dreamprvr_ray.retrieval import evaluate
-from dreamprvr_ray.trainer import Trainer
-from dreamprvr_ray.workers import WorkerGroup, connected
+from dreamprvr_ray.runtime.ray_internals import Trainer
+from dreamprvr_ray.runtime.train_run import WorkerGroup, connected
+from dreamprvr_ray.training.objective import StepRandomness, training_losses
+from dreamprvr_ray.training.optimizer import build_optimizer
 
 COUNTS = (2, 3, 4)  # workers
 SPLIT = tiny.MemorySplit([3, 1, 6, 2, 1, 1, 4, 2, 5, 1, 2, 3, 6])
@@ -68,7 +69,9 @@ def backward(model: DreamPRVR, videos: np.ndarray, hard: bool, workers: Workers,
         SPLIT.batch(workers.divide(videos)[workers.rank], dtype, model.trimmed),
         tiny.loss_config(),
         hard_negatives=hard,
-        randomness=StepRandomness.draw(0, step, sum(division.videos), sum(division.queries), config.registers, config.hidden_size),
+        randomness=StepRandomness.draw(
+            0, step, sum(division.videos), sum(division.queries), config.registers, config.hidden_size
+        ),
         workers=workers,
         division=division,
     )
@@ -128,7 +131,9 @@ def work(directory: str) -> None:
         torch.save(compute(four), Path(directory) / f"4-{four.rank}.pt")
     for count in (2, 3):
         if four.rank < count:
-            dist.init_process_group("gloo", init_method=f"file://{directory}/meet-{count}", rank=four.rank, world_size=count)
+            dist.init_process_group(
+                "gloo", init_method=f"file://{directory}/meet-{count}", rank=four.rank, world_size=count
+            )
             torch.save(compute(Workers(four.rank, count)), Path(directory) / f"{count}-{four.rank}.pt")
             dist.destroy_process_group()
 
@@ -136,12 +141,17 @@ def work(directory: str) -> None:
 @pytest.fixture(scope="module")
 def computed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the workers of all groups computed, under Ray Train on a Ray that believes it has four CPUs."""
-    variables = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1", "PYTHONPATH": str(Path(__file__).parent)}  # workers import this file
+    variables = {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])]),
+    }  # workers import this file
     directory = tmp_path_factory.mktemp("workers")
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": variables})
     try:
         storage = ray.train.RunConfig(name="run", storage_path=str(directory))
-        Trainer(work, train_loop_config=str(directory), scaling_config=WorkerGroup(4, 1, 0).scaling(), run_config=storage).fit()
+        Trainer(
+            work, train_loop_config=str(directory), scaling_config=WorkerGroup(4, 1, 0).scaling(), run_config=storage
+        ).fit()
     finally:
         ray.shutdown()
     return directory
@@ -165,7 +175,9 @@ def assert_equal_but_for_rounding(ours: Tensor, theirs: Tensor, case: Case, name
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_losses_and_every_gradient_equal_one_workers(case: Case, workers_results: list[dict[str, Any]], alone: dict[str, Any]) -> None:
+def test_losses_and_every_gradient_equal_one_workers(
+    case: Case, workers_results: list[dict[str, Any]], alone: dict[str, Any]
+) -> None:
     losses, gradients = alone[str(case)]
     assert losses[-1] > 0 and (case.videos == 1 or any(gradient.any() for gradient in gradients.values()))
     for results in workers_results:

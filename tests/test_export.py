@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from object_store import S3
+from support.object_store import S3
 
 from dreamprvr_ray.config import load_experiment
 from dreamprvr_ray.data.shards import ShardSet
-from dreamprvr_ray.loop import fit
-from dreamprvr_ray.reporter import DirectoryReporter
-from dreamprvr_ray.storage import Storage
+from dreamprvr_ray.storage.location import Storage
+from dreamprvr_ray.training.loop import fit
+from dreamprvr_ray.training.reporter import DirectoryReporter
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -28,11 +28,18 @@ def checkpoint(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return run / "best"
 
 
-def test_an_export_evaluates_as_its_checkpoint_and_its_script_retrieves(checkpoint: Path, call: Call, demo_shards: Path, tmp_path: Path) -> None:
+def test_an_export_evaluates_as_its_checkpoint_and_its_script_retrieves(
+    checkpoint: Path, call: Call, demo_shards: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "model"
     done = call("export", "--checkpoint", checkpoint, "--out", out, "--json")
     assert done.returncode == 0, done.stderr
-    assert {path.name for path in out.iterdir()} == {"weights.safetensors", "experiment.yaml", "metrics.json", "retrieve.py"}
+    assert {path.name for path in out.iterdir()} == {
+        "weights.safetensors",
+        "experiment.yaml",
+        "metrics.json",
+        "retrieve.py",
+    }
     results = []
     for each in (checkpoint, out):
         evaluated = call("evaluate", "--checkpoint", each, "--shards", demo_shards, "--split", "val", "--json")
@@ -58,19 +65,31 @@ def test_a_checkpoint_in_a_store_is_exported(checkpoint: Path, call: Call, s3: S
     storage.add_files("best", checkpoint)
     done = call("export", "--checkpoint", (storage / "best").location, "--out", tmp_path / "model")
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "model" / "weights.safetensors").read_bytes() == (checkpoint / "weights.safetensors").read_bytes()
+    assert (tmp_path / "model" / "weights.safetensors").read_bytes() == (
+        checkpoint / "weights.safetensors"
+    ).read_bytes()
 
 
-def test_a_place_that_cannot_be_written_is_a_clear_mistake(checkpoint: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_place_that_cannot_be_written_is_a_clear_mistake(
+    checkpoint: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    for out, reason in (("/proc/x", "cannot be written: No such file or directory"), ("s3://bucket/x", "this is written to a folder")):
+    for out, reason in (
+        ("/proc/x", "cannot be written: No such file or directory"),
+        ("s3://bucket/x", "this is written to a folder"),
+    ):
         done = call("export", "--checkpoint", checkpoint, "--out", out)
-        assert done.returncode == 2 and done.stderr.startswith(f"error: {out}: {reason}") and done.stderr.count("\n") == 1
+        assert (
+            done.returncode == 2 and done.stderr.startswith(f"error: {out}: {reason}") and done.stderr.count("\n") == 1
+        )
     assert not list(tmp_path.iterdir())
 
 
 def test_what_is_no_checkpoint_is_not_exported(call: Call, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    for source, reason in ((tmp_path / "none", "no such checkpoint"), (tmp_path / "empty", "no checkpoint: it has no weights.safetensors")):
+    for source, reason in (
+        (tmp_path / "none", "no such checkpoint"),
+        (tmp_path / "empty", "no checkpoint: it has no weights.safetensors"),
+    ):
         done = call("export", "--checkpoint", source, "--out", tmp_path / "out")
         assert done.returncode == 2 and reason in done.stderr and not (tmp_path / "out").exists()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from made import write_source
+from support.source_trees import write_source
 
 from dreamprvr_ray.config import load_experiment
 
@@ -62,7 +62,10 @@ def test_make_search(folder: Path) -> None:
     # The environment that runs this test is taken for the one that `make install` makes.
     (folder / ".venv").mkdir()
     (folder / ".venv" / "installed").touch()
-    done = run(f"make search BIN={Path(sys.executable).parent} SEARCH_FLAGS='--trials 2 --set training.epochs=2 final.seeds=1'", folder)
+    done = run(
+        f"make search BIN={Path(sys.executable).parent} SEARCH_FLAGS='--trials 2 --set training.epochs=2 final.seeds=1'",
+        folder,
+    )
     assert done.returncode == 0, done.stderr
     assert re.search(r"winner: trial \d, val SumR [\d.]+ at epoch \d", done.stdout)
     assert re.search(r"trial 1 against paper: [+-][\d.]+ test SumR", done.stdout)

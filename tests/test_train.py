@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dreamprvr_ray.storage import Storage
+from dreamprvr_ray.storage.location import Storage
 
 if TYPE_CHECKING:
     from conftest import Driver
@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 Call = Callable[..., subprocess.CompletedProcess[str]]
 # Without dropout, which workers draw for themselves, and long enough to be killed in the middle.
 TINY = (
-    *("model.hidden_size=16", "model.branches=2", "model.diffusion_steps=2", "model.dropout=0.0", "model.input_dropout=0.0"),
+    *(
+        "model.hidden_size=16",
+        "model.branches=2",
+        "model.diffusion_steps=2",
+        "model.dropout=0.0",
+        "model.input_dropout=0.0",
+    ),
     *("training.batch_videos=7", "training.epochs=6", "training.patience=6", "loss.hard_negative_start_epoch=2"),
 )
 
@@ -40,17 +46,32 @@ def one_worker(
     return out, call("train", "--config", "demo", "--shards", demo_shards, "--out", out, "--json", "--set", *TINY)
 
 
-def test_a_run_says_a_line_an_epoch_and_leaves_its_best_checkpoint(one_worker: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_a_run_says_a_line_an_epoch_and_leaves_its_best_checkpoint(
+    one_worker: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
     out, done = one_worker
     values = last_json(done)
     lines = [line for line in done.stderr.splitlines() if line.startswith("epoch")]
-    assert len(lines) == 6 and "SumR" in lines[0] and "videos/s" in lines[0] and "left" in lines[0] and lines[-1].endswith("done")
-    assert sorted(path.name for path in (out / "best").iterdir()) == ["experiment.yaml", "metrics.json", "state.pt", "weights.safetensors"]
+    assert (
+        len(lines) == 6
+        and "SumR" in lines[0]
+        and "videos/s" in lines[0]
+        and "left" in lines[0]
+        and lines[-1].endswith("done")
+    )
+    assert sorted(path.name for path in (out / "best").iterdir()) == [
+        "experiment.yaml",
+        "metrics.json",
+        "state.pt",
+        "weights.safetensors",
+    ]
     assert values["checkpoint"] == str(out / "best") and values["protocol"] == "own splits"
     assert list((out / "tensorboard").glob("events*"))
 
 
-def test_two_workers_train_as_one(call: Call, demo_shards: Path, one_worker: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+def test_two_workers_train_as_one(
+    call: Call, demo_shards: Path, one_worker: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
     arguments = ("--shards", demo_shards, "--out", tmp_path / "two", "--workers", 2, "--json", "--set", *TINY)
     two, one = last_json(call("train", "--config", "demo", *arguments)), last_json(one_worker[1])
     losses = [name for name in one if name.startswith("loss/")]
@@ -60,7 +81,11 @@ def test_two_workers_train_as_one(call: Call, demo_shards: Path, one_worker: tup
 
 
 def test_a_killed_run_resumes_to_the_same_result(
-    call: Call, drive: Callable[..., Driver], demo_shards: Path, one_worker: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+    call: Call,
+    drive: Callable[..., Driver],
+    demo_shards: Path,
+    one_worker: tuple[Path, subprocess.CompletedProcess[str]],
+    tmp_path: Path,
 ) -> None:
     out = tmp_path / "killed"
     arguments = ("--config", "demo", "--shards", demo_shards, "--out", out, "--json", "--set", *TINY)
@@ -80,18 +105,25 @@ def test_a_killed_run_resumes_to_the_same_result(
     # From the latest checkpoint on: of the epochs that were said, at most the last is trained again.
     assert epochs and epochs == list(range(epochs[0], 7)) and epochs[0] >= 2
     timing = {"videos_per_second", "seconds", "seconds_left", "waited", "checkpoint"}
-    assert {key: value for key, value in resumed.items() if key not in timing} == {key: value for key, value in whole.items() if key not in timing}
+    assert {key: value for key, value in resumed.items() if key not in timing} == {
+        key: value for key, value in whole.items() if key not in timing
+    }
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "ray job stop"])
-def test_an_interrupted_run_says_how_to_go_on(drive: Callable[..., Driver], demo_shards: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_an_interrupted_run_says_how_to_go_on(
+    drive: Callable[..., Driver], demo_shards: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     longer = ("--set", *TINY, "training.epochs=200", "training.patience=200")
     driver = drive("train", "--config", "demo", "--shards", demo_shards, "--out", tmp_path / "run", *longer)
     driver.wait_until_it_says("1/200")
     driver.process.send_signal(number)
     said = driver.end().splitlines()
     assert driver.process.returncode == 130
-    assert said[-2:] == [f"to go on, add --resume to the same command (the run is in {tmp_path / 'run'})", "interrupted"]
+    assert said[-2:] == [
+        f"to go on, add --resume to the same command (the run is in {tmp_path / 'run'})",
+        "interrupted",
+    ]
     assert "Traceback" not in "".join(said)
 
 
@@ -101,8 +133,14 @@ def test_mistakes_are_one_line_each(call: Call, local_ray: None, demo_shards: Pa
         (["--config", "tvr"], "--shards and --out are needed"),
         (["--config", "demo", "--shards", tmp_path / "none", "--out", tmp_path / "out"], str(tmp_path / "none")),
         (["--config", "demo", "--shards", demo_shards, "--out", tmp_path / "out", "--workers", "0"], "--workers 0"),
-        (["--config", "demo", "--shards", demo_shards, "--out", tmp_path / "out", "--workers", "4000"], "4000 workers of 1 CPU do not fit"),
-        (["--config", "demo", "--shards", demo_shards, "--out", tmp_path / "out", "--set", "model.regsters=2"], "did you mean 'model.registers'?"),
+        (
+            ["--config", "demo", "--shards", demo_shards, "--out", tmp_path / "out", "--workers", "4000"],
+            "4000 workers of 1 CPU do not fit",
+        ),
+        (
+            ["--config", "demo", "--shards", demo_shards, "--out", tmp_path / "out", "--set", "model.regsters=2"],
+            "did you mean 'model.registers'?",
+        ),
         (["--config", "demo", "--shards", demo_shards, "--out", tmp_path / "out", "--resume"], "nothing to resume"),
     ):
         done = call("train", *arguments)

@@ -15,17 +15,17 @@ import optuna
 import pytest
 import ray
 import yaml
-from object_store import S3
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial
+from support.object_store import S3
 
 from dreamprvr_ray.config import load_experiment
 from dreamprvr_ray.search.layout import read_epochs
 from dreamprvr_ray.search.plan import plan_trials
 from dreamprvr_ray.search.space import load_search
 from dreamprvr_ray.search.working_copy import WorkingCopy
-from dreamprvr_ray.storage import Storage
+from dreamprvr_ray.storage.location import Storage
 
 if TYPE_CHECKING:
     from conftest import Driver
@@ -44,7 +44,13 @@ TINY = {
 
 def write_space(path: Path, shards: Path, trials: int, epochs: int, ranges: dict[str, Any], **more: Any) -> Path:
     space = TINY | {"training.epochs": epochs} | ranges
-    values = {"config": "demo", "shards": str(shards), "out": str(path.parent / "out"), "trials": trials, "space": space}
+    values = {
+        "config": "demo",
+        "shards": str(shards),
+        "out": str(path.parent / "out"),
+        "trials": trials,
+        "space": space,
+    }
     path.write_text(yaml.safe_dump(values | more))
     return path
 
@@ -89,65 +95,94 @@ def searched(
         "optimizer.learning_rate": {"choice": [1e-3, 1e9, 1e-9]},
         "model.hidden_size": {"choice": [64, 2**22]},
     }
-    keys = {"trial": {"at_a_time": 1}, "pruning": {"grace_epochs": 1, "reduction_factor": 2}, "sampler": {"seed": 33, "startup_trials": 9}}
-    space = write_space(folder / "space.yaml", demo_shards, 7, 3, ranges, keep=2, final={"seeds": 2}, trackers=["mlflow"], **keys)
+    keys = {
+        "trial": {"at_a_time": 1},
+        "pruning": {"grace_epochs": 1, "reduction_factor": 2},
+        "sampler": {"seed": 33, "startup_trials": 9},
+    }
+    space = write_space(
+        folder / "space.yaml", demo_shards, 7, 3, ranges, keep=2, final={"seeds": 2}, trackers=["mlflow"], **keys
+    )
     return space, call("tune", "--space", space, "--json")
 
 
-def test_a_search_ends_with_its_trials_told_apart_and_the_best_kept(searched: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_a_search_ends_with_its_trials_told_apart_and_the_best_kept(
+    searched: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
     space, done = searched
     values, out = last_json(done), space.parent / "out"
     assert values["trials"] == 7 and values["finished"] >= 1 and values["pruned"] >= 1 and values["failed"] >= 2
     entries = leaderboard(out)
-    assert entries[0]["values"] == {"model.registers": 4, "optimizer.learning_rate": 1e-3, "model.hidden_size": 64}  # the first: its own
+    assert entries[0]["values"] == {
+        "model.registers": 4,
+        "optimizer.learning_rate": 1e-3,
+        "model.hidden_size": 64,
+    }  # the first: its own
     told = {"finished": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
     for trial in optunas(out):
         entry = entries[trial.number]
         assert trial.state.name == told[entry["state"]]
         assert trial.value == entry["best_sumr"]  # of its best epoch; None where it failed
         epochs = results(out, trial.number)
-        assert trial.intermediate_values == {each["epoch"]: each["SumR"] for each in epochs} and len(epochs) == entry["epochs"]
+        assert (
+            trial.intermediate_values == {each["epoch"]: each["SumR"] for each in epochs}
+            and len(epochs) == entry["epochs"]
+        )
         if entry["state"] == "failed":
             reason = "no memory" if trial.params["model.hidden_size"] > 64 else "the loss is not a number"
-            assert (reason in entry["error"] or "can't allocate memory" in entry["error"]) and trial.user_attrs["reason"] == entry["error"]
+            assert (reason in entry["error"] or "can't allocate memory" in entry["error"]) and trial.user_attrs[
+                "reason"
+            ] == entry["error"]
             assert entry["error"] in done.stderr and f"trial {trial.number} failed: {entry['error']}" in done.stdout
         else:
             assert entry["state"] == ("finished" if entry["epochs"] == 3 else "pruned")
             assert entry["best_sumr"] == max(each["SumR"] for each in epochs)
     assert any("memory" in entry["error"] for entry in entries.values() if entry["error"])
     assert any("the loss is not a number" in entry["error"] for entry in entries.values() if entry["error"])
-    ended = sorted((entry for entry in entries.values() if entry["state"] != "failed"), key=lambda entry: -entry["best_sumr"])
+    ended = sorted(
+        (entry for entry in entries.values() if entry["state"] != "failed"), key=lambda entry: -entry["best_sumr"]
+    )
     assert kept_checkpoints(out) == {entry["checkpoint"] for entry in ended[:2]} and len(kept_checkpoints(out)) == 2
     best = json.loads((Path(ended[0]["checkpoint"]) / "metrics.json").read_text())
     assert best["epoch"] == ended[0]["best_epoch"] and best["SumR"] == ended[0]["best_sumr"]
     assert "7 of 7 trials ended" in done.stderr and f"winner: trial {ended[0]['number']}" in done.stdout
 
 
-def test_a_tracker_has_every_trial_with_its_values_and_curve(searched: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_a_tracker_has_every_trial_with_its_values_and_curve(
+    searched: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
     from mlflow import MlflowClient
 
     out = searched[0].parent / "out"
     client = MlflowClient(f"sqlite:///{out / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("out").experiment_id])
     told = {int(run.data.params["trial_number"]): run for run in runs if "run" not in run.data.params}
-    assert {run.data.params["run"] for run in runs if "run" in run.data.params} == {path.name for path in (out / "final").iterdir()}
+    assert {run.data.params["run"] for run in runs if "run" in run.data.params} == {
+        path.name for path in (out / "final").iterdir()
+    }
     for number, entry in leaderboard(out).items():
         assert float(told[number].data.params["optimizer.learning_rate"]) == entry["values"]["optimizer.learning_rate"]
         curve = [metric.value for metric in client.get_metric_history(told[number].info.run_id, "SumR")]
         assert curve == [each["SumR"] for each in results(out, number)] and len(curve) == entry["epochs"]
 
 
-def test_what_a_search_found_is_trained_anew_and_compared_with_the_papers_setting(searched: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_what_a_search_found_is_trained_anew_and_compared_with_the_papers_setting(
+    searched: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
     space, done = searched
     out = space.parent / "out"
     final = json.loads((out / "final.json").read_text())
     found, paper = sorted(final["candidates"], key=lambda each: each["name"] == "paper")
-    assert paper["name"] == "paper" and [run["seed"] for run in paper["runs"]] == [0, 1] == [run["seed"] for run in found["runs"]]
+    assert paper["name"] == "paper" and [run["seed"] for run in paper["runs"]] == [0, 1] == [
+        run["seed"] for run in found["runs"]
+    ]
     # Seed 0 of the paper's setting is the first trial once more.
     assert paper["runs"][0]["val_SumR"] == leaderboard(out)[0]["best_sumr"]
     for each in (found, paper):
         tests = [run["test"] for run in each["runs"]]
-        assert each["mean"] == pytest.approx(sum(test["SumR"] for test in tests) / 2) and all(test["test_reads"] == 1 for test in tests)
+        assert each["mean"] == pytest.approx(sum(test["SumR"] for test in tests) / 2) and all(
+            test["test_reads"] == 1 for test in tests
+        )
         for run in each["runs"]:
             assert len(json.loads((Path(run["checkpoint"]) / "test.json").read_text())["readings"]) == 1
     comparison = final["comparison"]
@@ -156,14 +191,20 @@ def test_what_a_search_found_is_trained_anew_and_compared_with_the_papers_settin
     assert comparison["interval"][0] <= comparison["difference"] <= comparison["interval"][1]
     assert f"{found['name']} against paper" in done.stdout and "interval" in done.stdout
     chosen = max(final["candidates"][0]["runs"], key=lambda run: run["val_SumR"])
-    assert json.loads((out / "best" / "test.json").read_text())["readings"][0]["SumR"] == chosen["test"]["SumR"] == last_json(done)["test"]["SumR"]
+    assert (
+        json.loads((out / "best" / "test.json").read_text())["readings"][0]["SumR"]
+        == chosen["test"]["SumR"]
+        == last_json(done)["test"]["SumR"]
+    )
     told, kept = last_json(done)["best"], json.loads((out / "best" / "metrics.json").read_text())
     assert told["values"] == json.loads((out / "best" / "values.json").read_text()) == final["candidates"][0]["values"]
     assert (told["seed"], told["val_SumR"], told["epoch"]) == (chosen["seed"], kept["SumR"], kept["epoch"])
     assert f"best ({final['candidates'][0]['name']}, seed {chosen['seed']})" in done.stdout
 
 
-def test_a_search_that_has_ended_is_left_as_it_is(searched: tuple[Path, subprocess.CompletedProcess[str]], call: Call) -> None:
+def test_a_search_that_has_ended_is_left_as_it_is(
+    searched: tuple[Path, subprocess.CompletedProcess[str]], call: Call
+) -> None:
     space, done = searched
     again = call("tune", "--space", space)
     assert again.returncode == 2 and "already there; go on with --resume, or choose another --out" in again.stderr
@@ -183,14 +224,26 @@ def test_a_search_that_has_ended_is_left_as_it_is(searched: tuple[Path, subproce
     assert len(json.loads((best / "test.json").read_text())["readings"]) == 2  # what a user did is not forgotten
 
 
-def test_a_value_is_put_back_to_tell_what_it_does_by_itself(searched: tuple[Path, subprocess.CompletedProcess[str]], call: Call) -> None:
+def test_a_value_is_put_back_to_tell_what_it_does_by_itself(
+    searched: tuple[Path, subprocess.CompletedProcess[str]], call: Call
+) -> None:
     space = searched[0]
     out = space.parent / "out"
     before = {path: path.stat().st_mtime_ns for path in (out / "final").rglob("*") if path.is_file()}
-    done = call("tune", "--space", space, "--resume", "--set", "final.ablate=[model.registers,optimizer.learning_rate]", "--json")
+    done = call(
+        "tune",
+        "--space",
+        space,
+        "--resume",
+        "--set",
+        "final.ablate=[model.registers,optimizer.learning_rate]",
+        "--json",
+    )
     last_json(done)
     assert "not ablated, the best trial has the paper's value: optimizer.learning_rate" in done.stderr
-    assert before == {path: path.stat().st_mtime_ns for path in before}  # what was trained and tested before is left alone
+    assert before == {
+        path: path.stat().st_mtime_ns for path in before
+    }  # what was trained and tested before is left alone
     final = json.loads((out / "final.json").read_text())
     by_name = {each["name"]: each for each in final["candidates"]}
     found = next(each for each in final["candidates"] if each["name"] != "paper" and not each["ablated"])
@@ -204,10 +257,16 @@ def test_a_value_is_put_back_to_tell_what_it_does_by_itself(searched: tuple[Path
 
 
 @pytest.fixture(scope="module")
-def left_alone(call: Call, demo_shards: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> tuple[Path, dict[str, Any]]:
+def left_alone(
+    call: Call, demo_shards: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None
+) -> tuple[Path, dict[str, Any]]:
     """The space of an undisturbed search, and what it said in the end."""
     ranges = {"model.registers": {"int": [0, 6]}, "optimizer.learning_rate": {"float": [1e-9, 1e-2], "log": True}}
-    keys = {"trial": {"at_a_time": 1}, "pruning": {"grace_epochs": 1, "reduction_factor": 2}, "sampler": {"seed": 5, "startup_trials": 3}}
+    keys = {
+        "trial": {"at_a_time": 1},
+        "pruning": {"grace_epochs": 1, "reduction_factor": 2},
+        "sampler": {"seed": 5, "startup_trials": 3},
+    }
     space = write_space(tmp_path_factory.mktemp("alone") / "space.yaml", demo_shards, 7, 4, ranges, **keys)
     return space, last_json(call("tune", "--space", space, "--json"))
 
@@ -224,7 +283,11 @@ def place(request: pytest.FixtureRequest, demo_shards: Path, tmp_path: Path) -> 
 
 
 def test_a_killed_search_ends_as_one_left_alone(
-    call: Call, drive: Callable[..., Driver], left_alone: tuple[Path, dict[str, Any]], place: tuple[Storage, Storage], tmp_path: Path
+    call: Call,
+    drive: Callable[..., Driver],
+    left_alone: tuple[Path, dict[str, Any]],
+    place: tuple[Storage, Storage],
+    tmp_path: Path,
 ) -> None:
     """The same trials, stopped at the same epochs, with the same curves: though the driver is killed on the way, on a disk twice.
 
@@ -250,7 +313,9 @@ def test_a_killed_search_ends_as_one_left_alone(
     alone, killed = space.parent, tmp_path
     if storage.directory is None:
         WorkingCopy(storage, tmp_path / "out", print).fetch()
-        everything = [path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()] + [(said + done.stdout + done.stderr).encode()]
+        everything = [path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()] + [
+            (said + done.stdout + done.stderr).encode()
+        ]
         assert not any(b"hush" in text or b"endpoint_override" in text for text in everything)
     one, other = optunas(alone / "out"), optunas(killed / "out")
     assert [trial.params for trial in other] == [trial.params for trial in one]
@@ -271,10 +336,15 @@ def test_a_trial_of_two_workers_trains_as_one_of_one(
     call: Call, searched: tuple[Path, subprocess.CompletedProcess[str]], demo_shards: Path, tmp_path: Path, s3: S3
 ) -> None:
     """The one on a disk, the two in a store."""
-    ranges = {"model.registers": {"int": [0, 4]}, "model.hidden_size": 64}  # the first trial has the preset's, as in the other search
+    ranges = {
+        "model.registers": {"int": [0, 4]},
+        "model.hidden_size": 64,
+    }  # the first trial has the preset's, as in the other search
     space = write_space(tmp_path / "space.yaml", demo_shards, 5, 3, ranges, pruning={"enabled": False})
     out = Storage.of(s3.uri()) / "out"
-    values = last_json(call("tune", "--space", space, "--set", "trial.workers=2", "--trials", 2, "--out", out.location, "--json"))
+    values = last_json(
+        call("tune", "--space", space, "--set", "trial.workers=2", "--trials", 2, "--out", out.location, "--json")
+    )
     assert values["finished"] == values["trials"] == 2
     assert {name.split("/")[0] for name in whole_directories(out)} == {"runs", "best"}  # each checkpoint is whole
     WorkingCopy(out, tmp_path / "out", print).fetch()
@@ -291,7 +361,9 @@ def test_an_interrupted_search_says_how_to_go_on(
     drive: Callable[..., Driver], demo_shards: Path, tmp_path: Path, local_ray: None, number: signal.Signals
 ) -> None:
     space = write_space(tmp_path / "space.yaml", demo_shards, 30, 2, {"model.registers": {"int": [0, 6]}})
-    driver = drive("tune", "--space", space, RAY_ADDRESS=ray.get_runtime_context().gcs_address)  # on a Ray that was there before
+    driver = drive(
+        "tune", "--space", space, RAY_ADDRESS=ray.get_runtime_context().gcs_address
+    )  # on a Ray that was there before
     driver.wait_until_it_says("1 of 30 trials ended")
     driver.process.send_signal(number)
     _, said = driver.process.communicate(timeout=120)
@@ -313,18 +385,32 @@ def test_a_dry_run_tells_the_plan_and_its_cost(call: Call, local_ray: None) -> N
     done = call("tune", "--space", path, "--dry-run", "--json")
     values = last_json(done)
     assert all(space.key in done.stdout for space in load_search(path).ranges)
-    assert f"{values['parameters'] / 1e6:.2f} M" in done.stdout and "GFLOP" in done.stdout and "at a time" in done.stdout and "GiB" in done.stdout
+    assert (
+        f"{values['parameters'] / 1e6:.2f} M" in done.stdout
+        and "GFLOP" in done.stdout
+        and "at a time" in done.stdout
+        and "GiB" in done.stdout
+    )
     assert values["trials"] == 8 and values["workers"] == 1
 
 
-def test_a_choice_that_does_not_go_with_the_shards_is_named_before_ray_starts(call: Call, demo_shards: Path, tmp_path: Path) -> None:
-    space = write_space(tmp_path / "space.yaml", demo_shards, 2, 1, {"model.initialization": {"choice": ["paper", "aligned"]}})
+def test_a_choice_that_does_not_go_with_the_shards_is_named_before_ray_starts(
+    call: Call, demo_shards: Path, tmp_path: Path
+) -> None:
+    space = write_space(
+        tmp_path / "space.yaml", demo_shards, 2, 1, {"model.initialization": {"choice": ["paper", "aligned"]}}
+    )
     done = call("tune", "--space", space)
     assert done.returncode == 2 and not (tmp_path / "out").exists()
-    assert done.stderr.startswith("error: model.initialization = 'aligned': is for features of one encoder") and done.stderr.count("\n") == 1
+    assert (
+        done.stderr.startswith("error: model.initialization = 'aligned': is for features of one encoder")
+        and done.stderr.count("\n") == 1
+    )
 
 
-def test_missing_shards_name_the_command_that_makes_them(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_shards_name_the_command_that_makes_them(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     done = call("tune", "--space", ROOT / "search_spaces" / "tvr.yaml", "--trials", 2)
     assert done.returncode == 2

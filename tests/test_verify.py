@@ -11,6 +11,7 @@ import pytest
 
 from dreamprvr_ray import verify
 from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.training.golden import FILES
 
 
 @pytest.fixture
@@ -74,10 +75,12 @@ def test_numbers_out_of_tolerance_fail_their_rows_alone(golden: Path, capsys: py
 def test_every_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         verify.main([str(tmp_path)])
-    assert error.value.mistakes == tuple(f"{tmp_path / name}: no such file or folder" for name in verify.FILES)
+    assert error.value.mistakes == tuple(f"{tmp_path / name}: no such file or folder" for name in FILES)
 
 
-def test_installed_without_the_recorded_numbers_it_asks_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_installed_without_the_recorded_numbers_it_asks_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(verify, "OWN_GOLDEN", tmp_path / "nowhere")
     with pytest.raises(UserError, match="GOLDEN is not given"):
         verify.main([])

@@ -47,11 +47,6 @@ def plan_epoch(videos: int, batch_videos: int, seed: int, epoch: int) -> list[np
     return [order[start : start + batch_videos] for start in range(0, videos, batch_videos)]
 
 
-def worker_slice(batch: np.ndarray, rank: int, workers: int) -> np.ndarray:
-    """The part of a global batch that worker `rank` of `workers` takes: consecutive, sizes differ by at most one, possibly empty."""
-    return batch[len(batch) * rank // workers : len(batch) * (rank + 1) // workers]
-
-
 def collate(split: Split, videos: np.ndarray, trimmed: bool = False) -> Batch:
     """The batch of these videos (indices into the split, also none) with all their queries; features in pinned memory where CUDA is.
 

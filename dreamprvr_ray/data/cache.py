@@ -37,7 +37,7 @@ from pyarrow.fs import FileSystem
 
 from dreamprvr_ray.data.shards import MANIFEST, FileRecord, Manifest, ShardSet, file_record, partial_path
 from dreamprvr_ray.errors import UserError
-from dreamprvr_ray.storage import is_uri
+from dreamprvr_ray.storage.location import is_uri
 
 CACHE = "DREAMPRVR_RAY_CACHE"
 CACHE_GIB = "DREAMPRVR_RAY_CACHE_GIB"
@@ -75,7 +75,9 @@ def local_shards(location: str) -> ShardSet:
             os.close(in_use)
             raise
     except OSError as error:
-        raise UserError(f"{cache}: cannot keep {remote.uri} there: {error.strerror or error} ({CACHE} names another folder)") from None
+        raise UserError(
+            f"{cache}: cannot keep {remote.uri} there: {error.strerror or error} ({CACHE} names another folder)"
+        ) from None
     weakref.finalize(shards, os.close, in_use)
     return shards
 
@@ -101,7 +103,9 @@ class _Remote:
                 with files.open_input_stream(f"{path}/{MANIFEST}", compression=None) as stream:
                     content: bytes = stream.read()
             except FileNotFoundError:
-                raise UserError(f"{uri}: there is no {MANIFEST}: no such bucket or folder, or these are no shards") from None
+                raise UserError(
+                    f"{uri}: there is no {MANIFEST}: no such bucket or folder, or these are no shards"
+                ) from None
             return _Remote(uri, files, path, content, _parsed(content, f"{uri}/{MANIFEST}"))
 
     @property
@@ -126,7 +130,9 @@ def _cache_directory() -> Path:
     named = os.environ.get(CACHE)
     cache = Path(named or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "dreamprvr_ray")).expanduser()
     if not cache.is_absolute():  # every worker has a working directory of its own
-        raise UserError(f"{CACHE if named else 'XDG_CACHE_HOME'}={named or os.environ['XDG_CACHE_HOME']}: must be an absolute path")
+        raise UserError(
+            f"{CACHE if named else 'XDG_CACHE_HOME'}={named or os.environ['XDG_CACHE_HOME']}: must be an absolute path"
+        )
     return cache
 
 
@@ -203,10 +209,14 @@ def _make_room(remote: _Remote, folder: Path, missing: int) -> None:
                 idle.append(other)
         in_use = sum(sizes[other] for other in sizes if other not in idle)
         if needed + in_use > bound:
-            raise UserError(f"{remote.uri}: {_size(needed)} do not fit beside the {_size(in_use)} in use in {cache}: {CACHE_GIB} is {_size(bound)}")
+            raise UserError(
+                f"{remote.uri}: {_size(needed)} do not fit beside the {_size(in_use)} in use in {cache}: {CACHE_GIB} is {_size(bound)}"
+            )
         free = shutil.disk_usage(cache).free + sum(sizes[other] for other in idle)
         if missing > free:
-            raise UserError(f"{remote.uri}: {_size(missing)} do not fit onto the disk of {cache}, which has room for {_size(free)}")
+            raise UserError(
+                f"{remote.uri}: {_size(missing)} do not fit onto the disk of {cache}, which has room for {_size(free)}"
+            )
         while idle and (needed + sum(sizes.values()) > bound or missing > shutil.disk_usage(cache).free):
             oldest = idle.pop(0)
             _log.info("%s: removed to make room", oldest)
@@ -232,7 +242,9 @@ def _fetch_all(remote: _Remote, folder: Path, records: dict[str, FileRecord]) ->
     stopped = threading.Event()
     total, start = sum(record.bytes for record in records.values()), time.monotonic()
     with ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="download") as pool:
-        running = {pool.submit(_fetch, remote, folder, name, record, received, stopped) for name, record in records.items()}
+        running = {
+            pool.submit(_fetch, remote, folder, name, record, received, stopped) for name, record in records.items()
+        }
         try:
             while running:
                 done, running = wait(running, _PROGRESS_SECONDS, FIRST_EXCEPTION)
@@ -240,13 +252,17 @@ def _fetch_all(remote: _Remote, folder: Path, records: dict[str, FileRecord]) ->
                     future.result()
                 here, seconds = sum(received.values()), time.monotonic() - start
                 left = f"{seconds * (total - here) / here:.0f} s left" if here else "waiting for the first bytes"
-                _log.info("%s: %s of %s, %.1f MB/s, %s", remote.uri, _size(here), _size(total), here / seconds / 1e6, left)
+                _log.info(
+                    "%s: %s of %s, %.1f MB/s, %s", remote.uri, _size(here), _size(total), here / seconds / 1e6, left
+                )
         finally:
             stopped.set()
             pool.shutdown(cancel_futures=True)
 
 
-def _fetch(remote: _Remote, folder: Path, name: str, record: FileRecord, received: dict[str, int], stopped: threading.Event) -> None:
+def _fetch(
+    remote: _Remote, folder: Path, name: str, record: FileRecord, received: dict[str, int], stopped: threading.Event
+) -> None:
     """Downloads one file; once more, if it is not what the manifest says."""
     uri, partial = f"{remote.uri}/{name}", partial_path(folder / name)
     try:
@@ -254,7 +270,9 @@ def _fetch(remote: _Remote, folder: Path, name: str, record: FileRecord, receive
             digest, received[name] = hashlib.sha256(), 0
             with open(partial, "wb") as sink, ExitStack() as stack:
                 with _reading(uri):
-                    stream = stack.enter_context(remote.files.open_input_stream(f"{remote.path}/{name}", compression=None))
+                    stream = stack.enter_context(
+                        remote.files.open_input_stream(f"{remote.path}/{name}", compression=None)
+                    )
                 while not stopped.is_set():
                     with _reading(uri):
                         piece = stream.read(_PIECE)
@@ -271,7 +289,9 @@ def _fetch(remote: _Remote, folder: Path, name: str, record: FileRecord, receive
                 os.replace(partial, folder / name)
                 return
             _log.warning("%s: not what the manifest says", uri)
-        raise UserError(f"{uri}: size or SHA-256 is not the manifest's: damaged, or the set is being replaced; upload it again")
+        raise UserError(
+            f"{uri}: size or SHA-256 is not the manifest's: damaged, or the set is being replaced; upload it again"
+        )
     finally:
         partial.unlink(missing_ok=True)
 

@@ -43,14 +43,19 @@ from dreamprvr_ray.data.shards import (
     write_shard,
 )
 from dreamprvr_ray.data.source import Caption, RawFeatures, Source
-from dreamprvr_ray.errors import UserError, writing
+from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.storage.files import writing
 
 MEGABYTE = 2**20
 SHARD_BYTES = 256 * MEGABYTE  # the most that a shard's features take
-SMALLEST_SHARD_BYTES = 8 * MEGABYTE  # a split is divided into 16 shards to have work for all processes, but no finer than this
+SMALLEST_SHARD_BYTES = (
+    8 * MEGABYTE
+)  # a split is divided into 16 shards to have work for all processes, but no finer than this
 SHARDS_PER_SPLIT = 16
 PROCESS_BYTES = 256 * MEGABYTE  # of features that make another process worth its start
-HASHED_BYTES = 64 * MEGABYTE  # larger source files are known by size and time of change, reading them again would take minutes
+HASHED_BYTES = (
+    64 * MEGABYTE
+)  # larger source files are known by size and time of change, reading them again would take minutes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +116,11 @@ class _ShardTask:
 
 
 def convert(
-    source: Source, out: Path, settings: ConversionSettings, workers: int, report: Callable[[Progress], None] = lambda progress: None
+    source: Source,
+    out: Path,
+    settings: ConversionSettings,
+    workers: int,
+    report: Callable[[Progress], None] = lambda progress: None,
 ) -> Conversion:
     """Writes `source` as shards into the folder `out`, by up to `workers` processes, and calls `report` after each.
 
@@ -161,7 +170,9 @@ def _chosen_splits(source: Source, settings: ConversionSettings) -> tuple[Protoc
     assert train is not None
     if val and test and {caption.query for caption in val} != {caption.query for caption in test}:
         if settings.protocol == "paper":
-            raise UserError(f"--protocol paper: {source.collection} has a val and a test split of its own; leave the option out")
+            raise UserError(
+                f"--protocol paper: {source.collection} has a val and a test split of its own; leave the option out"
+            )
         return "own splits", {"train": train, "val": val, "test": test}
     test = test or val
     if not test:
@@ -198,7 +209,9 @@ def _fingerprint(source: Source) -> dict[str, dict[str, Any]]:
     return fingerprint
 
 
-def _planned(splits: dict[str, list[Caption]], raw: RawFeatures, dtype: FeatureType) -> tuple[list[_ShardPlan], dict[str, tuple[str, ...]]]:
+def _planned(
+    splits: dict[str, list[Caption]], raw: RawFeatures, dtype: FeatureType
+) -> tuple[list[_ShardPlan], dict[str, tuple[str, ...]]]:
     """The shards to make, and each split's shards by name. A shard is bounded by the most that its videos and queries can take."""
     itemsize = np.dtype(dtype).itemsize
     video_bytes = (CLIPS + FRAMES) * raw.video_size * itemsize
@@ -224,7 +237,10 @@ def _planned(splits: dict[str, list[Caption]], raw: RawFeatures, dtype: FeatureT
             shards[-1].append((video, tuple(own)))
             sizes[-1] += own_bytes
         stems[split] = tuple(f"{split}-{number:05d}" for number in range(len(shards)))
-        plans += [_ShardPlan(stem, size, tuple(shard)) for stem, size, shard in zip(stems[split], sizes[1:], shards, strict=True)]
+        plans += [
+            _ShardPlan(stem, size, tuple(shard))
+            for stem, size, shard in zip(stems[split], sizes[1:], shards, strict=True)
+        ]
     return plans, stems
 
 
@@ -261,7 +277,9 @@ def _opened_records(out: Path, conversion: dict[str, Any]) -> Path:
     if settings_path.is_file():
         difference = _differences(json.loads(settings_path.read_text(encoding="utf-8")), conversion)
         if difference:
-            raise UserError(f"{out}: holds an unfinished conversion that differs ({difference}); choose another --out or remove the folder")
+            raise UserError(
+                f"{out}: holds an unfinished conversion that differs ({difference}); choose another --out or remove the folder"
+            )
     elif out.is_dir() and [entry for entry in out.iterdir() if entry != records]:
         raise UserError(f"{out}: holds other files; choose another --out")
     with writing(out):
@@ -335,7 +353,9 @@ def _run(tasks: Sequence[_ShardTask], workers: int) -> Iterator[tuple[str, dict[
     context.set_forkserver_preload([__name__])  # torch is imported once, not by every process
     executor = ProcessPoolExecutor(workers, context, _follow_parent)
     try:
-        futures: list[Future[tuple[str, dict[str, FileRecord], int]]] = [executor.submit(_make_shard, task) for task in tasks]
+        futures: list[Future[tuple[str, dict[str, FileRecord], int]]] = [
+            executor.submit(_make_shard, task) for task in tasks
+        ]
         for future in as_completed(futures):
             yield future.result()
     except KeyboardInterrupt:
@@ -364,7 +384,9 @@ def _make_shard(task: _ShardTask) -> tuple[str, dict[str, FileRecord], int]:
     """Reads, pools, normalises and writes one shard, and then its record."""
     content, raw_bytes = _content(task)
     files = write_shard(task.out, task.plan.stem, content)
-    write_json(task.out / UNFINISHED / f"{task.plan.stem}.json", {name: asdict(record) for name, record in files.items()})
+    write_json(
+        task.out / UNFINISHED / f"{task.plan.stem}.json", {name: asdict(record) for name, record in files.items()}
+    )
     return task.plan.stem, files, raw_bytes
 
 
@@ -414,7 +436,9 @@ def _content(task: _ShardTask) -> tuple[ShardContent, int]:
 class _Tally:
     """Counts finished shards and reports after each."""
 
-    def __init__(self, plans: Sequence[_ShardPlan], kept: Sequence[_ShardPlan], report: Callable[[Progress], None]) -> None:
+    def __init__(
+        self, plans: Sequence[_ShardPlan], kept: Sequence[_ShardPlan], report: Callable[[Progress], None]
+    ) -> None:
         self._videos = {plan.stem: len(plan.captions) for plan in plans}
         self._done = sum(self._videos[plan.stem] for plan in kept)
         self._converted = 0
@@ -429,4 +453,6 @@ class _Tally:
         self._report(self.progress())
 
     def progress(self) -> Progress:
-        return Progress(self._done, sum(self._videos.values()), self._converted, self._raw_bytes, time.perf_counter() - self._start)
+        return Progress(
+            self._done, sum(self._videos.values()), self._converted, self._raw_bytes, time.perf_counter() - self._start
+        )

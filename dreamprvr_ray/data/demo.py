@@ -24,8 +24,9 @@ import numpy as np
 
 from dreamprvr_ray import command_line
 from dreamprvr_ray.data.shards import write_json
-from dreamprvr_ray.errors import UserError, writing
-from dreamprvr_ray.storage import local_folder
+from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.storage.files import writing
+from dreamprvr_ray.storage.location import local_folder
 
 COLLECTION = "demo"
 VIDEOS = {"train": 320, "val": 80, "test": 200}
@@ -95,7 +96,9 @@ class _World:
         latents = np.repeat(self._scenes[[random.integers(SCENES)]], count, axis=0)
         events = []
         stop = 0
-        for number, (kind, length, gap) in enumerate(zip(kinds.tolist(), lengths.tolist(), gaps.tolist(), strict=False)):
+        for number, (kind, length, gap) in enumerate(
+            zip(kinds.tolist(), lengths.tolist(), gaps.tolist(), strict=False)
+        ):
             start, stop = stop + gap, stop + gap + length
             manner = self._directions(1, LATENT_SIZE)[0]
             latent = np.sqrt(KIND_SHARE) * self._kinds[kind] + np.sqrt(1 - KIND_SHARE) * manner
@@ -138,7 +141,9 @@ def write_demo(directory: Path, seed: int = 0, videos: Mapping[str, int] = VIDEO
             return demo_ceilings(directory)
         raise UserError(f"{folder}: is there already and is not this demo; choose another --out or remove it")
     world = _World(seed)
-    splits = {split: [world.video(f"{split}{number:04d}") for number in range(count)] for split, count in videos.items()}
+    splits = {
+        split: [world.video(f"{split}{number:04d}") for number in range(count)] for split, count in videos.items()
+    }
     ceilings = _measured_ceilings(world, splits["train"], splits["test"])
     partial = directory / f".{COLLECTION}.partial-{os.getpid()}"
     try:
@@ -165,7 +170,10 @@ def _write_tree(folder: Path, splits: Mapping[str, list[_Video]]) -> None:
     features.mkdir(parents=True)
     texts.mkdir(parents=True)
     moments = []
-    with h5py.File(features / "feature.hdf5", "w") as frames, h5py.File(texts / f"{COLLECTION}_query_feat.hdf5", "w") as tokens:
+    with (
+        h5py.File(features / "feature.hdf5", "w") as frames,
+        h5py.File(texts / f"{COLLECTION}_query_feat.hdf5", "w") as tokens,
+    ):
         for split, videos in splits.items():
             captions = []
             for video in videos:
@@ -175,7 +183,10 @@ def _write_tree(folder: Path, splits: Mapping[str, list[_Video]]) -> None:
                     tokens[query] = event.tokens
                     captions.append(f"{query} {event.text}\n")
                     times = {"start": event.start, "end": event.stop, "duration": len(video.frames)}
-                    moments.append({"query": query, "video": video.name} | {name: at * SECONDS_PER_FRAME for name, at in times.items()})
+                    moments.append(
+                        {"query": query, "video": video.name}
+                        | {name: at * SECONDS_PER_FRAME for name, at in times.items()}
+                    )
             (texts / f"{COLLECTION}{split}.caption.txt").write_text("".join(captions), encoding="utf-8")
     (folder / "moments.jsonl").write_text("".join(json.dumps(moment) + "\n" for moment in moments), encoding="utf-8")
 
@@ -184,14 +195,19 @@ def _measured_ceilings(world: _World, train: list[_Video], test: list[_Video]) -
     asked = [(index, event) for index, video in enumerate(test) for event in video.events if event.tokens is not None]
     owner = np.array([index for index, _ in asked])
     # Latents by the true maps: (Q, latent) of the queries, (V, latent) of the average frames, one of each event's average frame.
-    queries = np.stack([event.tokens[event.speaking].mean(axis=0) for _, event in asked if event.tokens is not None]) @ world.text_map
+    queries = (
+        np.stack([event.tokens[event.speaking].mean(axis=0) for _, event in asked if event.tokens is not None])
+        @ world.text_map
+    )
     averages = np.stack([video.frames.mean(axis=0) for video in test]) @ world.video_map
     train_averages = np.stack([video.frames.mean(axis=0) for video in train]) @ world.video_map
     weights = np.linalg.pinv(np.cov(train_averages, rowvar=False))
     pooled_scores = queries @ weights @ (averages - train_averages.mean(axis=0)).T
     event_scores = np.empty((len(asked), len(test)))
     for column, video in enumerate(test):
-        shown = np.stack([video.frames[event.start : event.stop].mean(axis=0) for event in video.events]) @ world.video_map
+        shown = (
+            np.stack([video.frames[event.start : event.stop].mean(axis=0) for event in video.events]) @ world.video_map
+        )
         event_scores[:, column] = (queries @ (shown / np.linalg.norm(shown, axis=1, keepdims=True)).T).max(axis=1)
     chance = sum(100 * min(1, depth / len(test)) for depth in (1, 5, 10, 100))
     return DemoCeilings(round(chance, 1), _sum_recall(pooled_scores, owner), _sum_recall(event_scores, owner))
@@ -207,14 +223,18 @@ def _sum_recall(scores: np.ndarray, owner: np.ndarray) -> float:
 def main(arguments: list[str]) -> None:
     """Runs the command."""
     parser = command_line.Parser("data.demo", "Write a small made-up collection with a known answer.")
-    parser.add_argument("--out", type=local_folder, required=True, help="the root in which the collection's folder 'demo' is made")
+    parser.add_argument(
+        "--out", type=local_folder, required=True, help="the root in which the collection's folder 'demo' is made"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     ceilings = write_demo(options.out, options.seed)
     known = f"by chance {ceilings.chance}, by average frames {ceilings.mean_pooling}, at best {ceilings.perfect}"
     print(f"{options.out / COLLECTION}: SumR on test {known}", file=sys.stderr)
     if options.json:
-        command_line.print_json({"source": str(options.out), "collection": COLLECTION, "test_sum_recall": asdict(ceilings)})
+        command_line.print_json(
+            {"source": str(options.out), "collection": COLLECTION, "test_sum_recall": asdict(ceilings)}
+        )
 
 
 if __name__ == "__main__":

@@ -21,8 +21,12 @@ class ResidentSplit:
 
     def __init__(self, split: Split, device: torch.device) -> None:
         self._split, self._device = split, device
-        self._clips, self._frames, self._tokens = (_joined(pieces, device) for pieces in zip(*split.features(), strict=True))
-        self._first_frame, self._first_token = (np.cumsum(counts) - counts for counts in (split.frame_counts, split.token_counts))
+        self._clips, self._frames, self._tokens = (
+            _joined(pieces, device) for pieces in zip(*split.features(), strict=True)
+        )
+        self._first_frame, self._first_token = (
+            np.cumsum(counts) - counts for counts in (split.frame_counts, split.token_counts)
+        )
 
     @classmethod
     def where_it_fits(cls, split: Split, device: torch.device) -> ResidentSplit | None:
@@ -36,8 +40,12 @@ class ResidentSplit:
         """What `batches.collate` makes, on the device."""
         queries, owner = queries_of(self._split, videos)
         lengths, token_counts = self._split.frame_counts[videos], self._split.token_counts[queries]
-        frames, frame_mask = self._rows(self._frames, self._first_frame[videos], lengths, int(lengths.max(initial=1)) if trimmed else FRAMES)
-        tokens, token_mask = self._rows(self._tokens, self._first_token[queries], token_counts, int(token_counts.max(initial=1)))
+        frames, frame_mask = self._rows(
+            self._frames, self._first_frame[videos], lengths, int(lengths.max(initial=1)) if trimmed else FRAMES
+        )
+        tokens, token_mask = self._rows(
+            self._tokens, self._first_token[queries], token_counts, int(token_counts.max(initial=1))
+        )
         clips = self._clips[self._here(videos)].float()
         return Batch(clips, frames, frame_mask, tokens, token_mask, self._here(owner))
 

@@ -106,10 +106,14 @@ class Manifest:
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{where}: is no manifest of shards") from None
         if version != SCHEMA_VERSION:
-            raise UserError(f"{where}: schema version {version}, this program reads {SCHEMA_VERSION}: convert again into another folder")
+            raise UserError(
+                f"{where}: schema version {version}, this program reads {SCHEMA_VERSION}: convert again into another folder"
+            )
         try:
             splits = values["splits"].items()
-            values["splits"] = {name: SplitRecord(**record | {"shards": tuple(record["shards"])}) for name, record in splits}
+            values["splits"] = {
+                name: SplitRecord(**record | {"shards": tuple(record["shards"])}) for name, record in splits
+            }
             values["files"] = {name: FileRecord(**record) for name, record in values["files"].items()}
             return Manifest(**values)
         except (AttributeError, KeyError, TypeError) as error:
@@ -138,7 +142,11 @@ class ShardSet:
             raise UserError(f"{directory}: no such folder of shards")
         if not (directory / MANIFEST).is_file():
             unfinished = (directory / UNFINISHED).is_dir()
-            how = "the conversion is unfinished: run the same convert command again" if unfinished else "these are no shards"
+            how = (
+                "the conversion is unfinished: run the same convert command again"
+                if unfinished
+                else "these are no shards"
+            )
             raise UserError(f"{directory}: there is no {MANIFEST}: {how}")
         manifest = Manifest.read(directory / MANIFEST)
         mistakes = []
@@ -149,7 +157,9 @@ class ShardSet:
                 mistakes.append(f"{directory / name}: no such file, though the manifest names it")
                 continue
             if size != record.bytes:
-                mistakes.append(f"{directory / name}: {size:,} bytes, the manifest says {record.bytes:,}: damaged, convert again")
+                mistakes.append(
+                    f"{directory / name}: {size:,} bytes, the manifest says {record.bytes:,}: damaged, convert again"
+                )
         if mistakes:
             raise UserError(*mistakes)
         return ShardSet(directory, manifest)
@@ -166,7 +176,9 @@ class ShardSet:
         """The videos of two splits as one. Raises `UserError` as `split` does, and where `second` is what test is, as in protocol `paper`."""
         parts = [self.split(name) for name in (first, second)]
         if self.manifest.splits[second].shards == self.manifest.splits["test"].shards:
-            raise UserError(f"{self.directory}: {second} and test are the same here (protocol: {self.manifest.protocol}): nothing may learn from it")
+            raise UserError(
+                f"{self.directory}: {second} and test are the same here (protocol: {self.manifest.protocol}): nothing may learn from it"
+            )
         return Split(f"{first} and {second}", [shard for part in parts for shard in part._shards])
 
     def verify_checksums(self) -> None:
@@ -212,7 +224,9 @@ class Split:
     @cached_property
     def owner(self) -> np.ndarray:
         """(Q,) int64, ascending: the index of each query's video."""
-        return np.concatenate([shard.owner + first for shard, first in zip(self._shards, self._video_starts, strict=True)])
+        return np.concatenate(
+            [shard.owner + first for shard, first in zip(self._shards, self._video_starts, strict=True)]
+        )
 
     @cached_property
     def first_query(self) -> np.ndarray:

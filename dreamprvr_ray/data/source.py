@@ -86,20 +86,28 @@ class Source:
             videos = _BinRows(feature_folder, list(names))
             mistakes = []
         queries = _HDF5Rows(query_file, "query")
-        mistakes += _missing(queries, {caption.query: path for split, path in caption_files.items() for caption in splits[split]})
+        mistakes += _missing(
+            queries, {caption.query: path for split, path in caption_files.items() for caption in splits[split]}
+        )
         if mistakes:
             raise UserError(*mistakes)
         moment_files = [path for path in (folder / "moments.jsonl", folder / "frame_captions.jsonl") if path.is_file()]
         fractions = _read_moment_fractions(*moment_files) if (folder / "moments.jsonl").is_file() else None
         query_ids = [caption.query for captions in splits.values() for caption in captions]
         if fractions and not fractions.keys() & set(query_ids):
-            raise UserError(f"{moment_files[0]}: none of its queries has a caption; it names '{next(iter(fractions))}', captions '{query_ids[0]}'")
+            raise UserError(
+                f"{moment_files[0]}: none of its queries has a caption; it names '{next(iter(fractions))}', captions '{query_ids[0]}'"
+            )
         files = (*caption_files.values(), query_file, *videos.files, *(moment_files if fractions is not None else []))
-        return Source(collection, feature_folder.name, RawFeatures(videos, queries, splits["train"][0]), splits, fractions, files)
+        return Source(
+            collection, feature_folder.name, RawFeatures(videos, queries, splits["train"][0]), splits, fractions, files
+        )
 
     def notes(self) -> list[str]:
         """What is no mistake of the files' form, and is for a person to judge: videos of val or test that are in train, too."""
-        videos = {split: dict.fromkeys(caption.video for caption in captions) for split, captions in self.splits.items()}
+        videos = {
+            split: dict.fromkeys(caption.video for caption in captions) for split, captions in self.splits.items()
+        }
         notes = []
         for split in ("val", "test"):
             learnt = [video for video in videos.get(split, ()) if video in videos["train"]]
@@ -159,7 +167,9 @@ class _HDF5Rows:
     def absent(self, ids: Sequence[str]) -> list[str]:
         """Those of `ids` that the file does not hold."""
         file = self._file()
-        present = set(file)  # in one go: asking for each name costs seconds; an id with a slash is not among the top names
+        present = set(
+            file
+        )  # in one go: asking for each name costs seconds; an id with a slash is not among the top names
         return [id for id in ids if id not in present and id not in file]
 
     def row_size(self, id: str) -> int:
@@ -212,11 +222,15 @@ class _BinRows:
                 mistakes.append(f"{names_path}: there is no video '{video}', which a caption names")
                 continue
             if not isinstance(names, (list, tuple)) or not names:
-                mistakes.append(f"{names_path}: video '{video}' has {'0 frames' if names == [] else 'no list of frames'}")
+                mistakes.append(
+                    f"{names_path}: video '{video}' has {'0 frames' if names == [] else 'no list of frames'}"
+                )
                 continue
             rows.append(np.fromiter((row_of.get(name, -1) for name in names), dtype=np.int64, count=len(names)))
             if rows[-1].min() < 0:
-                mistakes.append(f"{names_path}: video '{video}': frame '{names[int(rows[-1].argmin())]}' is not in {folder / 'id.txt'}")
+                mistakes.append(
+                    f"{names_path}: video '{video}': frame '{names[int(rows[-1].argmin())]}' is not in {folder / 'id.txt'}"
+                )
         if mistakes:
             raise UserError(*_shortened(mistakes))
         self._rows = dict(zip(videos, rows, strict=True))
@@ -244,13 +258,17 @@ class _BinRows:
             raise UserError(f"{self.path}: no such file")
         size = self.path.stat().st_size
         if size != rows * columns * 4:
-            raise UserError(f"{self.path}: {size:,} bytes, but {path} says {rows} rows of {columns} float32: {rows * columns * 4:,} bytes")
+            raise UserError(
+                f"{self.path}: {size:,} bytes, but {path} says {rows} rows of {columns} float32: {rows * columns * 4:,} bytes"
+            )
         return rows, columns
 
     def _read_row_numbers(self, path: Path) -> dict[str, int]:
         names = _read_text(path).split()
         if len(names) != self._shape[0]:
-            raise UserError(f"{path}: {len(names)} frame ids, but {path.parent / 'shape.txt'} says {self._shape[0]} rows")
+            raise UserError(
+                f"{path}: {len(names)} frame ids, but {path.parent / 'shape.txt'} says {self._shape[0]} rows"
+            )
         row_of = {name: row for row, name in enumerate(names)}
         if len(row_of) != len(names):
             twice = next(name for row, name in enumerate(names) if row_of[name] != row)
@@ -281,7 +299,9 @@ def _collection_folder(directory: Path, collection: str) -> Path:
         folder = directory
         if not (folder / "TextData").is_dir():
             found = sorted(entry.name for entry in directory.iterdir() if (entry / "TextData").is_dir())
-            raise UserError(f"{directory}: no collection '{collection}'; there is {_listed(found)}{near_miss(collection, found)}")
+            raise UserError(
+                f"{directory}: no collection '{collection}'; there is {_listed(found)}{near_miss(collection, found)}"
+            )
     for part in ("TextData", "FeatureData"):
         if not (folder / part).is_dir():
             raise UserError(f"{folder / part}: no such folder")
@@ -297,7 +317,9 @@ def _caption_files(folder: Path, collection: str) -> dict[str, Path]:
     found = sorted({stem.removesuffix(split) for stem in stems for split in SPLITS if stem.endswith(split)})
     if files or not found or collection in found:
         raise UserError(f"{folder / f'{collection}train{_CAPTIONS}'}: no such file: there is no train split")
-    raise UserError(f"{folder}: no captions of collection '{collection}'; there is {_listed(found)}{near_miss(collection, found)}")
+    raise UserError(
+        f"{folder}: no captions of collection '{collection}'; there is {_listed(found)}{near_miss(collection, found)}"
+    )
 
 
 def _query_file(folder: Path, collection: str) -> Path:
@@ -307,11 +329,17 @@ def _query_file(folder: Path, collection: str) -> Path:
         return (own or found)[0]
     if not found:
         raise UserError(f"{folder}: no query features (a file *query_feat.hdf5)")
-    raise UserError(f"{folder}: several files of query features, leave one there: {_listed([path.name for path in own or found])}")
+    raise UserError(
+        f"{folder}: several files of query features, leave one there: {_listed([path.name for path in own or found])}"
+    )
 
 
 def _feature_folder(folder: Path, features: str | None) -> Path:
-    found = sorted(entry.name for entry in folder.iterdir() if (entry / "feature.hdf5").is_file() or (entry / "feature.bin").is_file())
+    found = sorted(
+        entry.name
+        for entry in folder.iterdir()
+        if (entry / "feature.hdf5").is_file() or (entry / "feature.bin").is_file()
+    )
     if features is None and len(found) == 1:
         return folder / found[0]
     if features in found:
@@ -334,7 +362,9 @@ def _read_captions(path: Path) -> list[Caption]:
         query, _, text = line.rstrip("\r").partition(" ")
         video, hash_sign, _ = query.partition("#")
         if not video or not hash_sign:
-            mistakes.append(f"{path}, line {number}: '{line[:40].strip()}' does not start with a query id <video id>#<...> and a space")
+            mistakes.append(
+                f"{path}, line {number}: '{line[:40].strip()}' does not start with a query id <video id>#<...> and a space"
+            )
         elif query in first_line:
             mistakes.append(f"{path}, line {number}: query id '{query}' is in line {first_line[query]} too")
         else:
@@ -360,7 +390,9 @@ def _read_video2frames(path: Path) -> Mapping[str, Any]:
         try:
             values = ast.literal_eval(text.strip())
         except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-            raise UserError(f"{path}: is no Python dictionary of video ids and frame ids: {_one_line(error)[:100]}") from None
+            raise UserError(
+                f"{path}: is no Python dictionary of video ids and frame ids: {_one_line(error)[:100]}"
+            ) from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: must be a dictionary of video ids and frame ids, not a {type(values).__name__}")
     return values
@@ -382,7 +414,9 @@ def _read_moment_fractions(moments: Path, frame_captions: Path | None = None) ->
             duration = float(entry.get("duration") or durations.get(entry["video"], np.nan))
             query = str(entry["query"])
         except (AttributeError, KeyError, TypeError, ValueError):
-            raise UserError(f'{where}: must be {{"query", "video", "start", "end"}} with seconds, "duration" where known') from None
+            raise UserError(
+                f'{where}: must be {{"query", "video", "start", "end"}} with seconds, "duration" where known'
+            ) from None
         if duration <= 0 or length != length:
             raise UserError(f"{where}: a moment of {length:g} s in a video of {duration:g} s")
         fractions[query] = float(np.clip(length / duration, 0, 1))
@@ -401,7 +435,9 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _missing(rows: _HDF5Rows, named_in: Mapping[str, Path]) -> list[str]:
     kind = rows._kind
-    return _shortened([f"{named_in[id]}: {kind} '{id}' has no features in {rows.path}" for id in rows.absent(list(named_in))])
+    return _shortened(
+        [f"{named_in[id]}: {kind} '{id}' has no features in {rows.path}" for id in rows.absent(list(named_in))]
+    )
 
 
 def _read_text(path: Path) -> str:

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamprvr_ray.model import cpu, fused
+from dreamprvr_ray.model.kernels import compiled as fused
+from dreamprvr_ray.model.kernels import cpu
 
 MASKED = -10000.0  # added to the score of a key that is not to be seen
 
@@ -123,7 +124,9 @@ class SelfAttention(nn.Module):
         self.dropout = Dropout(dropout)
         self.feed_forward = PostNormFeedForward(branches, size, 4 * size, dropout)
 
-    def forward(self, tokens: Tensor, registers: Tensor | None, factors: Tensor | None, key_mask: Tensor | None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, registers: Tensor | None, factors: Tensor | None, key_mask: Tensor | None
+    ) -> Tensor:
         """The token rows of every branch.
 
         tokens (B, L, D); registers (B, K, D) or None; factors (N, L, S) multiply the scores, 1 / sqrt(d) included (None: that alone);
@@ -151,10 +154,14 @@ class SelfAttention(nn.Module):
         rows: Tensor = self.feed_forward(tokens.flatten(0, 1), attended)
         return rows.view(n, videos, length, size)
 
-    def _on_cpu(self, tokens: Tensor, registers: Tensor | None, factors: Tensor | None, key_mask: Tensor | None) -> Tensor:
+    def _on_cpu(
+        self, tokens: Tensor, registers: Tensor | None, factors: Tensor | None, key_mask: Tensor | None
+    ) -> Tensor:
         fed = self.feed_forward
         parts = (self.query, self.key_value, fed.attention_norm, fed.widen, fed.narrow, fed.output_norm)
-        setting = cpu.Setting(self.heads, self.dropout.kept if self.training else 65536, torch.is_grad_enabled(), cpu.product_type(tokens))
+        setting = cpu.Setting(
+            self.heads, self.dropout.kept if self.training else 65536, torch.is_grad_enabled(), cpu.product_type(tokens)
+        )
         weights = [tensor for part in parts for tensor in (part.weight, part.bias)]
         outputs: Tensor = cpu.AttentionBlock.apply(setting, tokens, registers, factors, key_mask, *weights)
         return outputs

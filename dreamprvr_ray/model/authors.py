@@ -111,7 +111,8 @@ def weights_from_authors(tensors: Mapping[str, Tensor], experiment: Experiment, 
     if mistakes:
         raise UserError(*mistakes)
     return {
-        ours: stack[None].clone() if None in stack else torch.stack([stack[index] for index in range(len(stack))]) for ours, stack in parts.items()
+        ours: stack[None].clone() if None in stack else torch.stack([stack[index] for index in range(len(stack))])
+        for ours, stack in parts.items()
     }
 
 
@@ -155,7 +156,9 @@ def _read_inert(path: Path) -> dict[str, Any]:
     except UserError:
         raise
     except Exception as error:  # a damaged or hostile file can fail in any way
-        raise UserError(f"{path}: cannot be read as a checkpoint ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from None
+        raise UserError(
+            f"{path}: cannot be read as a checkpoint ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        ) from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a checkpoint's dictionary")
     return content
@@ -164,7 +167,9 @@ def _read_inert(path: Path) -> dict[str, Any]:
 def _experiment(settings: Mapping[str, Any], where: str) -> Experiment:
     """Our experiment from their settings. Raises `UserError` naming `where` and each setting that is missing or not allowed."""
     mistakes = [
-        f"{where}: {key} = {settings[key]!r}: only {value} is supported" for key, value in _FIXED.items() if settings.get(key, value) != value
+        f"{where}: {key} = {settings[key]!r}: only {value} is supported"
+        for key, value in _FIXED.items()
+        if settings.get(key, value) != value
     ]
     values: dict[str, Any] = {}
     for ours, place in [*_SETTINGS.items(), ("clip", "clip_scale_w"), ("frame", "frame_scale_w")]:
@@ -181,7 +186,9 @@ def _experiment(settings: Mapping[str, Any], where: str) -> Experiment:
     try:
         values["evaluation.clip_weight"] = clip / (clip + frame)  # ranks depend on their ratio alone
     except (TypeError, ZeroDivisionError):
-        raise UserError(f"{where}: clip_scale_w = {clip!r} and frame_scale_w = {frame!r}: must be numbers, not both 0") from None
+        raise UserError(
+            f"{where}: clip_scale_w = {clip!r} and frame_scale_w = {frame!r}: must be numbers, not both 0"
+        ) from None
     nested: dict[str, Any] = {}
     for key, value in values.items():
         *sections, name = key.split(".")
@@ -203,7 +210,9 @@ def _names(config: ModelConfig) -> Iterator[tuple[str, str, int | None]]:
     yield "modular_vector_mapping.weight", "query_pooling.weight", None
     for kind in ("clip", "frame"):
         theirs, ours = f"{kind}_encoder", f"{kind}_fusion"
-        yield from _self_attention([f"{theirs}.e_attns.{branch}" for branch in range(config.branches)], f"{ours}.branches")
+        yield from _self_attention(
+            [f"{theirs}.e_attns.{branch}" for branch in range(config.branches)], f"{ours}.branches"
+        )
         yield from _cross_attention(f"{theirs}.ca", f"{ours}.summary")
         yield from _pair(f"{theirs}.layer1", f"{ours}.weight_hidden")
         yield from _pair(f"{theirs}.layer2", f"{ours}.weight_output")

@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamprvr_ray.config import CLIPS, FRAMES, QUERY_TOKENS, ModelConfig, TrimFrames
-from dreamprvr_ray.model import cpu, fused
 from dreamprvr_ray.model.attention import (
     CrossAttention,
     Dropout,
@@ -30,6 +29,8 @@ from dreamprvr_ray.model.attention import (
     at_least_float32,
     gaussian_factors,
 )
+from dreamprvr_ray.model.kernels import compiled as fused
+from dreamprvr_ray.model.kernels import cpu
 from dreamprvr_ray.model.registers import Condition, TruncatedDiffusion, VariationalSampler
 
 QUERY_GROUPS = 4  # in which the CPU encodes a batch's queries
@@ -88,7 +89,9 @@ class TokenInput(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(B, L, in) -> (B, L, D). Raises `ValueError` for features of another size."""
         if features.shape[-1] != self.layer.project.in_features:
-            raise ValueError(f"features have {features.shape[-1]} entries, this model was made for {self.layer.project.in_features}")
+            raise ValueError(
+                f"features have {features.shape[-1]} entries, this model was made for {self.layer.project.in_features}"
+            )
         tokens: Tensor = self.dropout(self.norm(self.layer(features) + self.positions[: features.shape[1]]))
         return tokens
 
@@ -128,14 +131,18 @@ class FusionBlock(nn.Module):
         branches, videos, _, size = outputs.shape
         precise = torch.promote_types(outputs.dtype, torch.float32)
         if trimmed and mask is not None:
-            overall = outputs.mean(0, dtype=precise).masked_fill(~mask.unsqueeze(-1), 0).sum(1) / mask.sum(1, keepdim=True)
+            overall = outputs.mean(0, dtype=precise).masked_fill(~mask.unsqueeze(-1), 0).sum(1) / mask.sum(
+                1, keepdim=True
+            )
         else:
             overall = outputs.mean((0, 2), dtype=precise)
         overall = overall.expand(branches, videos, size).reshape(branches * videos, 1, size)
         tiled_mask = None if token_mask is None else token_mask.repeat(branches, 1)
         summary = self.summary(overall, outputs.flatten(0, 1), tiled_mask).view(branches, videos, size)
         hidden = self.dropout(self.weight_hidden(summary).relu_())
-        preferences = at_least_float32(F.linear(hidden, self.weight_output.weight[:length], self.weight_output.bias[:length]))  # (N, B, L)
+        preferences = at_least_float32(
+            F.linear(hidden, self.weight_output.weight[:length], self.weight_output.bias[:length])
+        )  # (N, B, L)
         if self.compiled and self.training and fused.suits(outputs):
             summed = fused.weighted_sum(preferences / self.temperature, outputs)
         else:
@@ -183,7 +190,10 @@ class DreamPRVR(nn.Module):
         # Half of a batch's token rows are padding: on the CPU, queries of like lengths are encoded together.
         lengths, order = mask.sum(1).sort()
         ends = [int(part[-1]) for part in lengths.chunk(QUERY_GROUPS)]
-        encoded = [self._encode_queries(tokens[part, :end], mask[part, :end]) for part, end in zip(order.chunk(QUERY_GROUPS), ends, strict=True)]
+        encoded = [
+            self._encode_queries(tokens[part, :end], mask[part, :end])
+            for part, end in zip(order.chunk(QUERY_GROUPS), ends, strict=True)
+        ]
         return torch.cat(encoded)[order.argsort()]
 
     def _encode_queries(self, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -196,7 +206,9 @@ class DreamPRVR(nn.Module):
         """clips (B, M, Dv), frames (B, L, Dv), frame_mask (B, L) bool, true at frames; L is 128 unless frames are trimmed."""
         clip_tokens = self.clip_input(clips)
         # Padded rows take part in a video's mean over positions: whatever they hold, they count as zero rows.
-        if not cpu.suits(frames) or frames[~frame_mask].any():  # the CPU spares itself a copy of all features; a GPU would have to wait
+        if (
+            not cpu.suits(frames) or frames[~frame_mask].any()
+        ):  # the CPU spares itself a copy of all features; a GPU would have to wait
             frames = frames.masked_fill(~frame_mask.unsqueeze(-1), 0)
         frame_tokens = self.frame_input(frames)
         registers = condition = mu = logvar = None
@@ -268,9 +280,13 @@ class DreamPRVR(nn.Module):
     @torch.no_grad()
     def _align_inputs(self) -> None:
         """Starts queries, clips and frames from one projection, orthogonal so that it keeps their cosines as well as D allows."""
-        first, *others = (tokens.layer.project.weight for tokens in (self.query_input, self.clip_input, self.frame_input))
+        first, *others = (
+            tokens.layer.project.weight for tokens in (self.query_input, self.clip_input, self.frame_input)
+        )
         if any(weight.shape != first.shape for weight in others):
-            raise ValueError(f"features of {first.shape[1]} and {others[0].shape[1]} entries cannot start from one projection")
+            raise ValueError(
+                f"features of {first.shape[1]} and {others[0].shape[1]} entries cannot start from one projection"
+            )
         nn.init.orthogonal_(first)
         for weight in others:
             weight.copy_(first)

@@ -144,7 +144,9 @@ class DiffusionSchedule:
             state_inverse=[math.sqrt(1 / a) for a in products],
             error_inverse=[math.sqrt(1 / a - 1) for a in products],
             start_share=[beta * math.sqrt(b) / (1 - a) for beta, a, b in zip(betas, products, before, strict=True)],
-            state_share=[(1 - b) * math.sqrt(1 - beta) / (1 - a) for beta, a, b in zip(betas, products, before, strict=True)],
+            state_share=[
+                (1 - b) * math.sqrt(1 - beta) / (1 - a) for beta, a, b in zip(betas, products, before, strict=True)
+            ],
             deviation=[math.sqrt(v) if t else 0.0 for t, v in enumerate(variances)],
         )
 

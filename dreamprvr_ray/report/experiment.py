@@ -161,7 +161,9 @@ class Final:
     @property
     def own(self) -> Candidate | None:
         """The configuration's own setting, trained again."""
-        return next((one for one in self.candidates if one.ablated is None and (one.trial == 0 or one.name == "paper")), None)
+        return next(
+            (one for one in self.candidates if one.ablated is None and (one.trial == 0 or one.name == "paper")), None
+        )
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,14 @@ class SearchRecord:
     @cached_property
     def ranked(self) -> list[Trial]:
         """Best val SumR first, the earlier proposed first among equals; failed trials and those without any last."""
-        return sorted(self.trials, key=lambda trial: (trial.state == "failed", -trial.sumr if trial.sumr is not None else math.inf, trial.number))
+        return sorted(
+            self.trials,
+            key=lambda trial: (
+                trial.state == "failed",
+                -trial.sumr if trial.sumr is not None else math.inf,
+                trial.number,
+            ),
+        )
 
     @property
     def best(self) -> Trial | None:
@@ -207,7 +216,9 @@ class SearchRecord:
     @property
     def own_setting(self) -> str:
         """What trial 0 is called: the presets are the paper's settings, other configurations are not."""
-        return "the paper's setting" if self.settings.get("config") in PAPER_PRESETS else "the configuration's own setting"
+        return (
+            "the paper's setting" if self.settings.get("config") in PAPER_PRESETS else "the configuration's own setting"
+        )
 
     @property
     def own_short(self) -> str:
@@ -230,7 +241,11 @@ class SearchRecord:
         if self.final is None or not self.final.retrained or not self.final.candidates:
             return None
         runs = self.final.candidates[0].runs
-        return runs[0] if self.trained_on_val else max(runs, key=lambda run: -math.inf if run.val_sumr is None else run.val_sumr)
+        return (
+            runs[0]
+            if self.trained_on_val
+            else max(runs, key=lambda run: -math.inf if run.val_sumr is None else run.val_sumr)
+        )
 
     def in_state(self, *states: str) -> list[Trial]:
         return [trial for trial in self.trials if trial.state in states]
@@ -252,7 +267,9 @@ def read_search(directory: Path) -> SearchRecord:
         raise UserError(f"{directory}: no search: it has no search.yaml (name what `tune --out` named)")
     record = read_yaml(directory / "search.yaml")
     if not isinstance(record.get("experiment"), dict) or not isinstance(record.get("search"), dict):
-        raise UserError(f"{directory / 'search.yaml'}: not a search's record: it needs the sections experiment and search")
+        raise UserError(
+            f"{directory / 'search.yaml'}: not a search's record: it needs the sections experiment and search"
+        )
     settings, experiment = record["search"], record["experiment"]
     study = _open_study(directory, settings.get("store"), record.get("name"))
     frozen = study.get_trials(deepcopy=False)
@@ -266,7 +283,11 @@ def read_search(directory: Path) -> SearchRecord:
         settings=_without_password(settings),
         experiment=experiment,
         axes=tuple(Axis.of(key, names[key], distribution, own.get(key)) for key, distribution in distributions.items()),
-        trials=tuple(trial for trial in everything if not trial.refused and (trial.values or trial.sumr is not None or trial.reason)),
+        trials=tuple(
+            trial
+            for trial in everything
+            if not trial.refused and (trial.values or trial.sumr is not None or trial.reason)
+        ),
         refused=sum(trial.refused for trial in everything),
         objectives=tuple(study.user_attrs.get("objectives") or ("SumR", "cost")[: len(study.directions)]),
         distributions=distributions,
@@ -279,7 +300,10 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
     names = {}
     for key in keys:
         words = key.split(".")
-        length = next((n for n in range(1, len(words)) if sum(other.split(".")[-n:] == words[-n:] for other in keys) == 1), len(words))
+        length = next(
+            (n for n in range(1, len(words)) if sum(other.split(".")[-n:] == words[-n:] for other in keys) == 1),
+            len(words),
+        )
         names[key] = " ".join(words[-length:]).replace("_", " ")
     return names
 
@@ -295,18 +319,24 @@ def _open_study(directory: Path, store: str | None, name: str | None) -> optuna.
         if name not in names and len(names) == 1:
             name = names[0]
         if name not in names:
-            raise UserError(f"{directory}: nothing to report yet: no study '{name}' in {without_password(store) if store else JOURNAL}")
+            raise UserError(
+                f"{directory}: nothing to report yet: no study '{name}' in {without_password(store) if store else JOURNAL}"
+            )
         study = optuna.load_study(study_name=name, storage=storage)
         if not any(trial.state != TrialState.WAITING for trial in study.get_trials(deepcopy=False)):
             raise UserError(f"{directory}: nothing to report yet: no trial has started")
         return study
     except UserError:
         raise
-    except Exception as error:  # a journal that is none, a server that does not answer: SQLAlchemy's and json's types and Optuna's own
+    except (
+        Exception
+    ) as error:  # a journal that is none, a server that does not answer: SQLAlchemy's and json's types and Optuna's own
         line = (str(error).splitlines() or [type(error).__name__])[0]
         if store:
             line = line.replace(store, without_password(store))
-        raise UserError(f"{without_password(store) if store else directory / JOURNAL}: the study cannot be read: {line}") from None
+        raise UserError(
+            f"{without_password(store) if store else directory / JOURNAL}: the study cannot be read: {line}"
+        ) from None
 
 
 def _trial(frozen: FrozenTrial, directory: Path, board: Mapping[str, Any]) -> Trial:
@@ -356,7 +386,9 @@ def _distributions(trials: Sequence[FrozenTrial], space: Mapping[str, Any]) -> d
     for trial in trials:
         found |= trial.distributions
     order = {key: place for place, key in enumerate(space)}
-    return {key: found[key] for key in sorted(found, key=lambda key: order.get(key, len(order))) if not found[key].single()}
+    return {
+        key: found[key] for key in sorted(found, key=lambda key: order.get(key, len(order))) if not found[key].single()
+    }
 
 
 def _leaderboard(directory: Path) -> dict[int, dict[str, Any]]:
@@ -384,7 +416,10 @@ def _retrained(final: Any, where: Path) -> Final:
             Candidate(
                 candidate["name"],
                 candidate.get("trial"),
-                tuple(Run(run["seed"], run.get("val_SumR"), run.get("best_epoch"), run["test"]) for run in candidate["runs"]),
+                tuple(
+                    Run(run["seed"], run.get("val_SumR"), run.get("best_epoch"), run["test"])
+                    for run in candidate["runs"]
+                ),
                 candidate.get("ablated"),
             )
             for candidate in final["candidates"]
@@ -393,14 +428,26 @@ def _retrained(final: Any, where: Path) -> Final:
         comparison = _comparison(final["comparison"]) if final.get("comparison") else None
         ablations = tuple(_comparison(told) for told in final.get("ablations") or ())
         versions, commands = final.get("versions") or {}, tuple(final.get("commands") or ())
-        return Final(True, final["split"], final["collection"], final["protocol"], candidates, comparison, versions, commands, ablations)
+        return Final(
+            True,
+            final["split"],
+            final["collection"],
+            final["protocol"],
+            candidates,
+            comparison,
+            versions,
+            commands,
+            ablations,
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{where}: not what `tune` writes: {type(error).__name__} {error}") from None
 
 
 def _comparison(told: Mapping[str, Any]) -> Comparison:
     low, high = told["interval"]
-    return Comparison(told["better"], told["than"], told["difference"], low, high, told["confidence"], told["resamples"])
+    return Comparison(
+        told["better"], told["than"], told["difference"], low, high, told["confidence"], told["resamples"]
+    )
 
 
 def _json(path: Path) -> Any:

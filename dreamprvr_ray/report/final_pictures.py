@@ -8,8 +8,8 @@ import numpy as np
 import plotly.graph_objects as go
 
 from dreamprvr_ray.report.experiment import Candidate, Comparison
+from dreamprvr_ray.report.formatting import counted, signed, sumr
 from dreamprvr_ray.report.pictures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, empty_figure
-from dreamprvr_ray.report.words import counted, signed, sumr
 
 CANDIDATE_COLOURS = (VERMILION, BLUE, GREEN, ORANGE, PURPLE, SKY)
 
@@ -32,7 +32,12 @@ def results(candidates: Sequence[Candidate], names: Sequence[str]) -> go.Figure:
             y=[name],
             mode="markers",
             marker={"color": colour, "size": 11, "symbol": "diamond"},
-            error_x={"type": "data", "array": [candidate.deviation or 0], "visible": candidate.deviation is not None, "thickness": 1.5},
+            error_x={
+                "type": "data",
+                "array": [candidate.deviation or 0],
+                "visible": candidate.deviation is not None,
+                "thickness": 1.5,
+            },
             hovertemplate=f"mean {sumr(candidate.mean)}<extra></extra>",
         )
     figure.update_yaxes(range=[len(candidates) - 0.5, -0.5], showgrid=False)

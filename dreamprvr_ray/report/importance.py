@@ -47,7 +47,10 @@ def importances(search: SearchRecord) -> list[Importance]:
     if len(trials) < ENDED_NEEDED or len(search.in_state("finished")) < FINISHED_NEEDED or len(search.axes) < 2:
         return []
     # Every range from 0 to 1, so that each part of a log scale weighs the same.
-    places = {axis.key: CategoricalDistribution(axis.choices) if axis.choices else FloatDistribution(0.0, 1.0) for axis in search.axes}
+    places = {
+        axis.key: CategoricalDistribution(axis.choices) if axis.choices else FloatDistribution(0.0, 1.0)
+        for axis in search.axes
+    }
     study = optuna.create_study(direction="maximize")
     for trial in trials:
         at = {axis.key: _place(axis, trial.values.get(axis.key, axis.own)) for axis in search.axes}
@@ -67,7 +70,10 @@ def importances(search: SearchRecord) -> list[Importance]:
     # (a float has more places to fall than a choice of two), so each is measured by its own.
     usual = np.maximum(shuffled.mean(axis=0), 1e-12)
     bound = np.quantile((shuffled / usual).max(axis=1), CONFIDENCE) * usual
-    found = [Importance(axis, float(share), float(chance)) for axis, share, chance in zip(search.axes, real, bound, strict=True)]
+    found = [
+        Importance(axis, float(share), float(chance))
+        for axis, share, chance in zip(search.axes, real, bound, strict=True)
+    ]
     return sorted(found, key=lambda importance: -importance.share)
 
 

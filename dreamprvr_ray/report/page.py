@@ -16,13 +16,13 @@ import plotly.io
 from plotly.offline import get_plotlyjs
 
 import dreamprvr_ray
-from dreamprvr_ray.checkpoints import write_text
 from dreamprvr_ray.errors import UserError
-from dreamprvr_ray.report import final_pictures, pictures, repeat
+from dreamprvr_ray.report import final_pictures, pictures, reproduce
 from dreamprvr_ray.report.experiment import Axis, SearchRecord, Trial
+from dreamprvr_ray.report.formatting import counted, duration, short, signed, sumr
 from dreamprvr_ray.report.importance import ENDED_NEEDED, FINISHED_NEEDED, Importance, importances, usual_range
 from dreamprvr_ray.report.summary import PROTOCOLS, candidate_name, cut_off, status, summary
-from dreamprvr_ray.report.words import counted, duration, short, signed, sumr
+from dreamprvr_ray.storage.files import write_text
 
 ROWS = 20  # of the leaderboard before it is folded
 CURVES_NEEDED = 2
@@ -133,7 +133,9 @@ def _html(page: Page) -> str:
     search = page.search
     anchors = [(f"section-{place}", title, body) for place, (title, body) in enumerate(page.sections)]
     links = " ".join(f'<a href="#{anchor}">{escape(title)}</a>' for anchor, title, _ in anchors)
-    sections = "\n".join(f'<section id="{anchor}"><h2>{escape(title)}</h2>\n{body}\n</section>' for anchor, title, body in anchors)
+    sections = "\n".join(
+        f'<section id="{anchor}"><h2>{escape(title)}</h2>\n{body}\n</section>' for anchor, title, body in anchors
+    )
     title = f"Search {search.name}"
     now = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
     about = f"{status(search)} Report of {now}, dreamprvr_ray {dreamprvr_ray.__version__}."
@@ -172,7 +174,10 @@ def _tiles(search: SearchRecord) -> str:
             whole = f" of {search.epochs}" if search.epochs else ""
             tiles.append((f"epoch {first.epochs}{whole}", f"{search.own_setting} (trial 0) {cut_off(first)}"))
     if final is not None and final.candidates:
-        shown = [final.candidates[0], *([own] if own and own is not final.candidates[0] and search.first_cut_off else [])]
+        shown = [
+            final.candidates[0],
+            *([own] if own and own is not final.candidates[0] and search.first_cut_off else []),
+        ]
         for one in shown:
             seeds = f", mean of {len(one.runs)} seeds" if len(one.runs) > 1 else ""
             tiles.append((sumr(one.mean), f"test SumR of {candidate_name(search, one)}{seeds}"))
@@ -182,11 +187,19 @@ def _tiles(search: SearchRecord) -> str:
             against = search.own_setting if told.than == "paper" else told.than
             tiles.append((signed(told.difference), f"test SumR against {against}, {interval}"))
     tiles.append((str(len(search.trials)), _counts(search)))
-    return '<div class="tiles">' + "".join(f'<div class="tile"><b>{escape(n)}</b><span>{escape(w)}</span></div>' for n, w in tiles) + "</div>"
+    return (
+        '<div class="tiles">'
+        + "".join(f'<div class="tile"><b>{escape(n)}</b><span>{escape(w)}</span></div>' for n, w in tiles)
+        + "</div>"
+    )
 
 
 def _counts(search: SearchRecord) -> str:
-    states = [f"{len(search.in_state(state))} {state}" for state in ("finished", "pruned", "failed", "running", "waiting") if search.in_state(state)]
+    states = [
+        f"{len(search.in_state(state))} {state}"
+        for state in ("finished", "pruned", "failed", "running", "waiting")
+        if search.in_state(state)
+    ]
     return "trials: " + ", ".join(states)
 
 
@@ -201,21 +214,39 @@ def _add_final(page: Page) -> None:
         deviation = f" ± {candidate.deviation:.1f}" if candidate.deviation is not None else ""
         recalls = [sumr(candidate.mean_of(f"R@{k}")) for k in (1, 5, 10, 100)]
         median = f"{candidate.mean_of('median_rank'):.3g}"
-        head = [name, str(len(candidate.runs)), sumr(sum(val) / len(val)) if val else "-", sumr(candidate.mean) + deviation]
+        head = [
+            name,
+            str(len(candidate.runs)),
+            sumr(sum(val) / len(val)) if val else "-",
+            sumr(candidate.mean) + deviation,
+        ]
         rows.append([escape(cell) for cell in [*head, *recalls, median]])
     table = _table(["", "seeds", "val SumR", "test SumR", "R@1", "R@5", "R@10", "R@100", "median rank"], rows)
     test = final.candidates[0].runs[0].test
-    what = f"The {final.split} split of {final.collection}: {counted(test['videos'], 'video')}, {test['queries']} queries."
+    what = (
+        f"The {final.split} split of {final.collection}: {counted(test['videos'], 'video')}, {test['queries']} queries."
+    )
     parts = [_paragraph(f"{what} {PROTOCOLS.get(final.protocol, '')}"), table]
     if final.retrained:
         several = any(len(candidate.runs) > 1 for candidate in final.candidates)
         parts.append(_paragraph("Means over the seeds; ± is their standard deviation.", soft=True) if several else "")
         if several or len(final.candidates) > 1:
-            parts.append(page.picture(final_pictures.results(final.candidates, names), "A circle for each seed; the diamond is their mean."))
+            parts.append(
+                page.picture(
+                    final_pictures.results(final.candidates, names),
+                    "A circle for each seed; the diamond is their mean.",
+                )
+            )
         comparisons = [*([final.comparison] if final.comparison else []), *final.ablations]
         if comparisons:
-            told, named = comparisons[0], {candidate.name: name for candidate, name in zip(final.candidates, names, strict=True)}
-            against = [f"{named.get(each.better, each.better)} against<br>{named.get(each.than, each.than)}" for each in comparisons]
+            told, named = (
+                comparisons[0],
+                {candidate.name: name for candidate, name in zip(final.candidates, names, strict=True)},
+            )
+            against = [
+                f"{named.get(each.better, each.better)} against<br>{named.get(each.than, each.than)}"
+                for each in comparisons
+            ]
             words = f"The {told.confidence:.0%} interval of a paired bootstrap over the test videos and the seeds, {told.resamples} draws."
             parts.append(page.picture(final_pictures.differences(comparisons, against), words))
     else:
@@ -252,7 +283,12 @@ def _add_mattered(page: Page, axes: Sequence[Axis]) -> None:
     best, rows = search.best, []
     for axis in axes:
         around, share = usual_range(search, axis), shares.get(axis.key)
-        row = [_key(axis), escape(_range(axis)), escape(short(axis.own)), escape(short(best.values.get(axis.key)) if best else "-")]
+        row = [
+            _key(axis),
+            escape(_range(axis)),
+            escape(short(axis.own)),
+            escape(short(best.values.get(axis.key)) if best else "-"),
+        ]
         if len(search.ended) >= ENDED_NEEDED:
             row.append(escape(f"{short(around[0])} to {short(around[1])}" if around else "-"))
         if found:
@@ -262,7 +298,9 @@ def _add_mattered(page: Page, axes: Sequence[Axis]) -> None:
     heads += ["best quarter"] * (len(search.ended) >= ENDED_NEEDED) + ["share"] * bool(found)
     parts = [_table(heads, rows)]
     if len(search.ended) >= ENDED_NEEDED:
-        parts.append(_paragraph("Best quarter: the middle 80% of the values that the best quarter of the trials has.", soft=True))
+        parts.append(
+            _paragraph("Best quarter: the middle 80% of the values that the best quarter of the trials has.", soft=True)
+        )
     if found:
         words = (
             "Share of the differences between trials that one value makes by itself (fANOVA; every two trials are compared at the last epoch that"
@@ -283,7 +321,15 @@ def _add_mattered(page: Page, axes: Sequence[Axis]) -> None:
 
 def _leaderboard(search: SearchRecord, axes: Sequence[Axis]) -> str:
     cost = len(search.objectives) > 1
-    heads = ["trial", "state", "epochs", "val SumR", "at epoch", *([escape(search.objectives[1])] if cost else []), *map(_key, axes)]
+    heads = [
+        "trial",
+        "state",
+        "epochs",
+        "val SumR",
+        "at epoch",
+        *([escape(search.objectives[1])] if cost else []),
+        *map(_key, axes),
+    ]
     timed = any(trial.seconds for trial in search.trials)
     heads += ["time"] * timed
 
@@ -291,7 +337,15 @@ def _leaderboard(search: SearchRecord, axes: Sequence[Axis]) -> str:
         cells = [str(trial.number), trial.state, str(trial.epochs), sumr(trial.sumr), short(trial.best_epoch)]
         cells += [short(trial.cost)] * cost + [short(trial.values.get(axis.key)) for axis in axes]
         cells += [duration(trial.seconds) if trial.seconds else "-"] * timed
-        kind = "best" if trial is search.best else "own" if trial.number == 0 else "pale" if trial.state in ("pruned", "failed") else ""
+        kind = (
+            "best"
+            if trial is search.best
+            else "own"
+            if trial.number == 0
+            else "pale"
+            if trial.state in ("pruned", "failed")
+            else ""
+        )
         return kind, [escape(cell) for cell in cells]
 
     rows = [row(trial) for trial in search.ranked]
@@ -323,7 +377,9 @@ def _add_progress(page: Page) -> None:
     if sum(len(trial.curve) > 1 for trial in search.trials) >= CURVES_NEEDED:
         start = search.experiment.get("loss", {}).get("hard_negative_start_epoch")
         figure = pictures.learning_curves(search)
-        words = "Val SumR after each epoch." + (" A cross ends the curve of a pruned trial." if search.in_state("pruned") else "")
+        words = "Val SumR after each epoch." + (
+            " A cross ends the curve of a pruned trial." if search.in_state("pruned") else ""
+        )
         searched = any(axis.key == "loss.hard_negative_start_epoch" for axis in search.axes)
         if start and search.epochs and 1 < start <= search.epochs and not searched:
             figure.add_vline(x=start, line={"dash": "dot", "color": pictures.GREY, "width": 1})
@@ -338,29 +394,45 @@ def _add_progress(page: Page) -> None:
             name = pictures.COSTS.get(search.objectives[1], search.objectives[1])
             rows = [[str(t.number), sumr(t.sumr), short(t.cost)] for t in reversed(front)]
             words = f"On the line: trials that no other beats in SumR for the same or less {name}."
-            page.add("Pareto front", page.picture(pictures.pareto(search), words), _table(["trial", "val SumR", escape(name)], rows))
+            page.add(
+                "Pareto front",
+                page.picture(pictures.pareto(search), words),
+                _table(["trial", "val SumR", escape(name)], rows),
+            )
         else:
-            page.left_out.append(f"Pareto front: {counted(len(complete), 'trial')} with both objectives; three that differ are needed.")
+            page.left_out.append(
+                f"Pareto front: {counted(len(complete), 'trial')} with both objectives; three that differ are needed."
+            )
 
 
 def _add_effects(page: Page, axes: Sequence[Axis]) -> None:
     search = page.search
     scored = [trial for trial in search.trials if trial.sumr is not None]
-    varied = [axis for axis in axes if len({str(trial.values[axis.key]) for trial in scored if axis.key in trial.values}) > 1]
+    varied = [
+        axis for axis in axes if len({str(trial.values[axis.key]) for trial in scored if axis.key in trial.values}) > 1
+    ]
     single = [axis.name for axis in axes if axis not in varied]
     if single and scored:
         page.left_out.append(f"Slices of {', '.join(single)}: all trials have the same value.")
     if len(scored) < SLICES_NEEDED or not varied:
-        page.left_out.append(f"Slices and parallel coordinates: {counted(len(scored), 'trial')} with a result; {SLICES_NEEDED} are needed.")
+        page.left_out.append(
+            f"Slices and parallel coordinates: {counted(len(scored), 'trial')} with a result; {SLICES_NEEDED} are needed."
+        )
         return
     slices = []
     for axis in varied:
         lacking = sum(axis.key not in trial.values for trial in scored)
         note = f"not in {counted(lacking, 'trial')}" if lacking else ""
         slices.append(f"<div><h3>{_key(axis)}</h3>{page.picture(pictures.slice_of(search, axis), note)}</div>")
-    marks = ["blue: finished"] + ["open grey: pruned, with its best so far"] * bool(search.in_state("pruned")) + ["star: the best trial"]
+    marks = (
+        ["blue: finished"]
+        + ["open grey: pruned, with its best so far"] * bool(search.in_state("pruned"))
+        + ["star: the best trial"]
+    )
     early = f", which {cut_off(search.first_cut_off)}" if search.first_cut_off else ""
-    marks += [f"diamond and dashed line: {search.own_setting}{early}"] + ["triangles on the lower edge: below it"] * pictures.any_below(search)
+    marks += [f"diamond and dashed line: {search.own_setting}{early}"] + [
+        "triangles on the lower edge: below it"
+    ] * pictures.any_below(search)
     words = f"Val SumR against each value{', the most important first' if page.found else ''}; {'; '.join(marks)}."
     page.add("Slices", _paragraph(words), f'<div class="slices">{"".join(slices)}</div>')
     if len(varied) > 1:
@@ -385,7 +457,11 @@ def _add_heat_map(page: Page) -> None:
         page.left_out.append(f"{title}: {counted(len(finished), 'trial')} finished, {needed}.")
         return
     words = "Mean val SumR of the finished trials of each cell. The other values varied as well: small differences mean nothing."
-    without = [trial.sumr for trial in finished if trial.values.get(down.key) == 0 and across.key not in trial.values and trial.sumr is not None]
+    without = [
+        trial.sumr
+        for trial in finished
+        if trial.values.get(down.key) == 0 and across.key not in trial.values and trial.sumr is not None
+    ]
     if without:
         mean = sumr(sum(without) / len(without))
         words += f" Without registers there are no steps: {counted(len(without), 'finished trial')}, mean {mean}."
@@ -402,16 +478,24 @@ def _add_failures(page: Page) -> None:
 
 def _add_repeat(page: Page) -> None:
     search = page.search
-    found, recorded = repeat.versions(search)
+    found, recorded = reproduce.versions(search)
     told = [f"{name} {version}" for name, version in found.items()]
     parts = []
     if search.final is not None and search.final.commands:
         parts += [_paragraph("The commands that ran:"), _code("\n".join(search.final.commands))]
-    parts += [_paragraph(f"The search once more, with its file as {search.name}.yaml (below):"), _code(repeat.tune_command(search))]
+    parts += [
+        _paragraph(f"The search once more, with its file as {search.name}.yaml (below):"),
+        _code(reproduce.tune_command(search)),
+    ]
     best = search.best
     if best is not None:
-        parts += [_paragraph(f"The best trial's setting alone, trial {best.number}:"), _code(repeat.train_command(search, best, "runs/best"))]
-    parts.append(f"<details><summary>{escape(search.name)}.yaml</summary>{_code(repeat.space_file(search))}</details>")
+        parts += [
+            _paragraph(f"The best trial's setting alone, trial {best.number}:"),
+            _code(reproduce.train_command(search, best, "runs/best")),
+        ]
+    parts.append(
+        f"<details><summary>{escape(search.name)}.yaml</summary>{_code(reproduce.space_file(search))}</details>"
+    )
     whose = "Versions:" if recorded else "Versions on the machine that made this report:"
     parts.append(_paragraph(f"{whose} {', '.join(told)}."))
     page.add("Repeat it", *parts)
@@ -437,7 +521,9 @@ def _code(text: str) -> str:
     return f"<pre>{escape(text)}</pre>"
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], kinds: Sequence[str] = (), words: Sequence[int] = (0,)) -> str:
+def _table(
+    heads: Sequence[str], rows: Iterable[Sequence[str]], kinds: Sequence[str] = (), words: Sequence[int] = (0,)
+) -> str:
     """A table of cells that are HTML already; the columns of `words` hold text, the last of them may be long."""
     left = dict.fromkeys(words, ' class="words"')
     if words and words[-1] > 1:
@@ -445,6 +531,10 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], kinds: Sequence[
     body = []
     for place, row in enumerate(rows):
         kind = f' class="{kinds[place]}"' if kinds and kinds[place] else ""
-        body.append(f"<tr{kind}>" + "".join(f"<td{left.get(column, '')}>{cell}</td>" for column, cell in enumerate(row)) + "</tr>")
+        body.append(
+            f"<tr{kind}>"
+            + "".join(f"<td{left.get(column, '')}>{cell}</td>" for column, cell in enumerate(row))
+            + "</tr>"
+        )
     head = "".join(f"<th{left.get(column, '')}>{cell}</th>" for column, cell in enumerate(heads))
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'

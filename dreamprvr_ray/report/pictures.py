@@ -16,8 +16,8 @@ import numpy as np
 import plotly.graph_objects as go
 
 from dreamprvr_ray.report.experiment import Axis, SearchRecord, Trial
+from dreamprvr_ray.report.formatting import short, sumr
 from dreamprvr_ray.report.importance import Importance
-from dreamprvr_ray.report.words import short, sumr
 
 BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
 BLACK, GREY, PALE, GRID = "#222222", "#8c8c8c", "#c9ced3", "#ebeef1"
@@ -40,8 +40,22 @@ def empty_figure(height: int, **layout: Any) -> go.Figure:
         hovermode="closest",
         dragmode=False,
     )
-    figure.update_xaxes(automargin=True, title={"standoff": 8, "font": {"size": 13}}, zeroline=False, showline=True, linecolor=PALE, gridcolor=GRID)
-    figure.update_yaxes(automargin=True, title={"standoff": 8, "font": {"size": 13}}, zeroline=False, showline=True, linecolor=PALE, gridcolor=GRID)
+    figure.update_xaxes(
+        automargin=True,
+        title={"standoff": 8, "font": {"size": 13}},
+        zeroline=False,
+        showline=True,
+        linecolor=PALE,
+        gridcolor=GRID,
+    )
+    figure.update_yaxes(
+        automargin=True,
+        title={"standoff": 8, "font": {"size": 13}},
+        zeroline=False,
+        showline=True,
+        linecolor=PALE,
+        gridcolor=GRID,
+    )
     figure.update_layout(**layout)
     return figure
 
@@ -72,7 +86,9 @@ def _span(search: SearchRecord) -> list[float]:
 
 def _told(axes: Sequence[Axis], trial: Trial) -> str:
     """A trial and its values in the words of a hover label."""
-    values = [f"{escape(axis.key)} = {escape(short(trial.values[axis.key]))}" for axis in axes if axis.key in trial.values]
+    values = [
+        f"{escape(axis.key)} = {escape(short(trial.values[axis.key]))}" for axis in axes if axis.key in trial.values
+    ]
     head = f"<b>trial {trial.number}</b>, {trial.state}"
     return "<br>".join([head, f"{VAL} {sumr(trial.sumr)} at epoch {trial.best_epoch or '-'}", *values])
 
@@ -106,9 +122,15 @@ def _points(search: SearchRecord, figure: go.Figure, x: Callable[[Trial], Any], 
     With `only` the labels tell this key's value alone, and there is no legend: slices are many.
     """
     floor = _floor(search)
-    groups = [(name, [trial for trial in trials if x(trial) is not None], marker) for name, trials, marker in _groups(search)]
-    below = [(trial, marker["color"]) for _, trials, marker in groups for trial in trials if (trial.sumr or 0.0) < floor]
-    groups = [(name, [trial for trial in trials if (trial.sumr or 0.0) >= floor], marker) for name, trials, marker in groups]
+    groups = [
+        (name, [trial for trial in trials if x(trial) is not None], marker) for name, trials, marker in _groups(search)
+    ]
+    below = [
+        (trial, marker["color"]) for _, trials, marker in groups for trial in trials if (trial.sumr or 0.0) < floor
+    ]
+    groups = [
+        (name, [trial for trial in trials if (trial.sumr or 0.0) >= floor], marker) for name, trials, marker in groups
+    ]
     triangles = {"symbol": "triangle-down-open", "color": [colour for _, colour in below], "size": 7}
     for name, shown, marker in [("below", [trial for trial, _ in below], triangles), *groups]:
         if shown:
@@ -229,13 +251,22 @@ def parallel(search: SearchRecord, axes: Sequence[Axis]) -> go.Figure:
     heights = [-row for row in range(len(rows))]
     figure = empty_figure(110 + 46 * len(rows), margin={"l": 10, "r": 10, "t": 12, "b": 4})
     figure.update_xaxes(visible=False, range=[-0.04, 1.04])
-    figure.update_yaxes(showgrid=False, showline=False, range=[heights[-1] - 0.5, 0.35], tickvals=heights, ticktext=[axis.name for axis in rows])
+    figure.update_yaxes(
+        showgrid=False,
+        showline=False,
+        range=[heights[-1] - 0.5, 0.35],
+        tickvals=heights,
+        ticktext=[axis.name for axis in rows],
+    )
     for axis, height in zip(rows, heights, strict=True):
         figure.add_shape(type="line", x0=0, x1=1, y0=height, y1=height, line={"color": GREY, "width": 1}, layer="below")
         if axis.choices is not None:
             labels = [(axis.position(choice) or 0.0, escape(short(choice))) for choice in axis.choices]
         else:
-            ends = [(sumr(end) if axis is rows[0] else short(int(end) if axis.whole else end)) for end in (axis.low, axis.high)]
+            ends = [
+                (sumr(end) if axis is rows[0] else short(int(end) if axis.whole else end))
+                for end in (axis.low, axis.high)
+            ]
             if axis is rows[0] and any((trial.sumr or 0.0) < low for trial in scored):
                 ends[0] = f"{ends[0]} or less"
             labels = [(0.0, ends[0]), (1.0, ends[1])]
@@ -256,8 +287,16 @@ def parallel(search: SearchRecord, axes: Sequence[Axis]) -> go.Figure:
     apart = {trial.number for trial in (best, first) if trial is not None}
     others = [trial for trial in scored if trial.number not in apart]
     sets: list[tuple[str, Iterable[Trial], dict[str, Any]]] = [
-        ("pruned", [t for t in others if t.state == "pruned" and t.number not in top], {"color": PALE, "width": 1, "dash": "dot"}),
-        ("others", [t for t in others if t.state != "pruned" and t.number not in top], {"color": "#aab2ba", "width": 1}),
+        (
+            "pruned",
+            [t for t in others if t.state == "pruned" and t.number not in top],
+            {"color": PALE, "width": 1, "dash": "dot"},
+        ),
+        (
+            "others",
+            [t for t in others if t.state != "pruned" and t.number not in top],
+            {"color": "#aab2ba", "width": 1},
+        ),
         (f"best {len(top)}", [t for t in others if t.number in top], {"color": BLUE, "width": 1.5}),
     ]
     if first is not None and first is not best:
@@ -266,7 +305,10 @@ def parallel(search: SearchRecord, axes: Sequence[Axis]) -> go.Figure:
         sets.append((f"best (trial {best.number})", [best], {"color": VERMILION, "width": 3}))
     for name, trials, line in sets:
         for place, trial in enumerate(trials):
-            at = [rows[0].position(max(trial.sumr or low, low)), *(axis.position(trial.values.get(axis.key)) for axis in axes)]
+            at = [
+                rows[0].position(max(trial.sumr or low, low)),
+                *(axis.position(trial.values.get(axis.key)) for axis in axes),
+            ]
             figure.add_scatter(
                 x=at,
                 y=heights,
@@ -288,7 +330,9 @@ def learning_curves(search: SearchRecord) -> go.Figure:
     finals = [max(value for _, value in trial.curve) for trial in curves]
     low = float(np.quantile([value for trial in curves for _, value in trial.curve], 0.02))
     room = max(0.04 * (max(finals) - low), 0.5)
-    figure = empty_figure(420, xaxis_title="epoch", yaxis_title=VAL, dragmode="zoom", yaxis_range=[low - room, max(finals) + room])
+    figure = empty_figure(
+        420, xaxis_title="epoch", yaxis_title=VAL, dragmode="zoom", yaxis_range=[low - room, max(finals) + room]
+    )
     last = max(trial.curve[-1][0] for trial in curves)
     figure.update_xaxes(range=[1 - 0.02 * last, 1.02 * last], tickformat="d")
 
@@ -316,7 +360,10 @@ def learning_curves(search: SearchRecord) -> go.Figure:
             showlegend=name not in named,
             line=line,
             marker={"symbol": "x", "color": GREY, "size": [0] * (len(trial.curve) - 1) + [7], "line": {"width": 0}},
-            text=[f"trial {trial.number}, {trial.state}: epoch {epoch}, {VAL} {sumr(value)}" for epoch, value in trial.curve],
+            text=[
+                f"trial {trial.number}, {trial.state}: epoch {epoch}, {VAL} {sumr(value)}"
+                for epoch, value in trial.curve
+            ],
             hovertemplate="%{text}<extra></extra>",
         )
         named.add(name)
@@ -328,7 +375,9 @@ def pareto(search: SearchRecord) -> go.Figure:
     scored = [trial for trial in search.trials if trial.sumr is not None and trial.cost is not None]
     front = pareto_front(scored)
     name = search.objectives[1]
-    figure = empty_figure(400, xaxis_title=COSTS.get(name, name), yaxis_title=VAL, dragmode="zoom", yaxis_range=_span(search))
+    figure = empty_figure(
+        400, xaxis_title=COSTS.get(name, name), yaxis_title=VAL, dragmode="zoom", yaxis_range=_span(search)
+    )
     figure.add_scatter(
         x=[trial.cost for trial in front],
         y=[trial.sumr for trial in front],
@@ -373,7 +422,11 @@ def heat_cells(search: SearchRecord, down: Axis, across: Axis) -> list[list[list
 
     columns = bins(across)
     return [
-        [[trial for trial in search.ended if inside(trial, down, row) and inside(trial, across, column)] for column in columns] for row in bins(down)
+        [
+            [trial for trial in search.ended if inside(trial, down, row) and inside(trial, across, column)]
+            for column in columns
+        ]
+        for row in bins(down)
     ]
 
 
@@ -387,7 +440,12 @@ def heat_map(search: SearchRecord, down: Axis, across: Axis) -> go.Figure:
     for row in cells:
         finished = [[trial.sumr or 0.0 for trial in cell if trial.state == "finished"] for cell in row]
         means.append([sum(values) / len(values) if values else None for values in finished])
-        words.append([_cell_words(len(values), len(cell) - len(values), mean) for values, cell, mean in zip(finished, row, means[-1], strict=True)])
+        words.append(
+            [
+                _cell_words(len(values), len(cell) - len(values), mean)
+                for values, cell, mean in zip(finished, row, means[-1], strict=True)
+            ]
+        )
     names = [_group_words(bins(down)[place]) for place in filled]
     scale = [mean for row in means for mean in row if mean is not None]
     low, high = max(min(scale), _floor(search)), max(scale)
@@ -407,7 +465,13 @@ def heat_map(search: SearchRecord, down: Axis, across: Axis) -> go.Figure:
     for name, row_words, row_means in zip(names, words, means, strict=True):
         for group, text, mean in zip(bins(across), row_words, row_means, strict=True):
             dark = mean is not None and mean < (low + high) / 2
-            figure.add_annotation(x=_group_words(group), y=name, text=text, showarrow=False, font={"size": 11.5, "color": "white" if dark else BLACK})
+            figure.add_annotation(
+                x=_group_words(group),
+                y=name,
+                text=text,
+                showarrow=False,
+                font={"size": 11.5, "color": "white" if dark else BLACK},
+            )
     figure.update_xaxes(type="category", showgrid=False)
     figure.update_yaxes(type="category", showgrid=False)
     return figure

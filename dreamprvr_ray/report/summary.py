@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from dreamprvr_ray.report.experiment import Candidate, Comparison, Final, SearchRecord, Trial
+from dreamprvr_ray.report.formatting import counted, duration, listed, short, signed, sumr
 from dreamprvr_ray.report.importance import Importance, beaten_by_choice, usual_range
-from dreamprvr_ray.report.words import counted, duration, listed, short, signed, sumr
 
 PROTOCOLS = {
     "own splits": "The collection's own splits: train learns, val chooses, test is read once.",
@@ -39,15 +39,27 @@ def _searched(search: SearchRecord) -> str:
     what = counted(len(search.axes), "value")
     sentences = [f"{counted(len(trials), 'trial')}{length} searched {what} around {search.own_setting}: {names}."]
     counts = [f"{len(search.in_state('finished'))} finished"]
-    for state, words in (("pruned", "were pruned early"), ("failed", "failed"), ("running", "are running or were cut off"), ("waiting", "wait")):
+    for state, words in (
+        ("pruned", "were pruned early"),
+        ("failed", "failed"),
+        ("running", "are running or were cut off"),
+        ("waiting", "wait"),
+    ):
         number = len(search.in_state(state))
         if number:
-            counts.append(f"{number} {words if number > 1 else words.replace('were', 'was').replace('are', 'is').replace('wait', 'waits')}")
-    reasons = Counter(textwrap.shorten(trial.reason or "no reason recorded", 90, placeholder=" ...") for trial in search.in_state("failed"))
+            counts.append(
+                f"{number} {words if number > 1 else words.replace('were', 'was').replace('are', 'is').replace('wait', 'waits')}"
+            )
+    reasons = Counter(
+        textwrap.shorten(trial.reason or "no reason recorded", 90, placeholder=" ...")
+        for trial in search.in_state("failed")
+    )
     why = f" ({'; '.join(f'{reason}: {number}' for reason, number in reasons.most_common(3))})" if reasons else ""
     sentences.append(f"{listed(counts)}{why}.")
     if search.refused:
-        sentences.append(f"{counted(search.refused, 'proposal')} broke a constraint and {'was' if search.refused == 1 else 'were'} not trained.")
+        sentences.append(
+            f"{counted(search.refused, 'proposal')} broke a constraint and {'was' if search.refused == 1 else 'were'} not trained."
+        )
     spent, seconds = sum(trial.epochs for trial in trials), sum(trial.seconds or 0 for trial in trials)
     if spent:
         took = f" and took {duration(seconds)} of training" if seconds else ""
@@ -101,18 +113,24 @@ def mattered(search: SearchRecord, found: Sequence[Importance]) -> str:
         return ""
     out = [importance for importance in found if importance.stands_out]
     if not out:
-        return "No single value made a difference that stands out from chance: more trials are needed to say what matters."
+        return (
+            "No single value made a difference that stands out from chance: more trials are needed to say what matters."
+        )
     sentences = []
     for place, importance in enumerate(out[:3]):
         name, share = importance.axis.name.capitalize(), f"{importance.share:.0%}"
         sentences.append(
-            f"{name} mattered most: it makes {share} of the differences between trials." if place == 0 else f"{name} came next, with {share}."
+            f"{name} mattered most: it makes {share} of the differences between trials."
+            if place == 0
+            else f"{name} came next, with {share}."
         )
         where = usual_range(search, importance.axis)
         if where is not None:
             axis = importance.axis
             own = f"; {search.own_setting} has {short(axis.own)}" if axis.own is not None else ""
-            between = f"at {short(where[0])}" if where[0] == where[1] else f"between {short(where[0])} and {short(where[1])}"
+            between = (
+                f"at {short(where[0])}" if where[0] == where[1] else f"between {short(where[0])} and {short(where[1])}"
+            )
             searched = f"{short(int(axis.low) if axis.whole else axis.low)} to {short(int(axis.high) if axis.whole else axis.high)}"
             sentences.append(f"The best quarter of the trials has it {between} (searched: {searched}{own}).")
         elif importance.axis.choices is not None:
@@ -121,9 +139,13 @@ def mattered(search: SearchRecord, found: Sequence[Importance]) -> str:
             sentences.append(f"Trials with {short(best)} beat {beaten:.0%} of all others{those}.")
     rest = len(found) - len(out)
     if rest:
-        sentences.append(f"{'The other value does' if rest == 1 else f'The other {rest} values do'} not stand out from chance.")
+        sentences.append(
+            f"{'The other value does' if rest == 1 else f'The other {rest} values do'} not stand out from chance."
+        )
     if search.final is None or not search.final.ablations:
-        sentences.append("Good trials share values for more reasons than one: what a value does by itself is told by final.ablate.")
+        sentences.append(
+            "Good trials share values for more reasons than one: what a value does by itself is told by final.ablate."
+        )
     return " ".join(sentences)
 
 
@@ -196,7 +218,9 @@ def _ablated(search: SearchRecord, final: Final, comparison: Comparison) -> str:
     interval = f"{comparison.confidence:.0%} interval {signed(-high)} to {signed(-low)}"
     if low > 0:
         return f"{text} ({interval}): in this setting, that value makes the difference."
-    return f"{text} ({interval}): " + ("it does better so." if high < 0 else "that value makes no difference here that can be told from chance.")
+    return f"{text} ({interval}): " + (
+        "it does better so." if high < 0 else "that value makes no difference here that can be told from chance."
+    )
 
 
 def _mean(candidate: Candidate) -> str:

@@ -77,7 +77,9 @@ def _parts(node: ast.expr) -> list[ast.expr]:
         return [node.operand]
     if isinstance(node, ast.Constant) and isinstance(node.value, (int, float, str)):
         return []
-    raise ValueError(f"'{ast.unparse(node)}' is not understood; keys, numbers, + - * / %, < <= > >= == !=, and, or, not are")
+    raise ValueError(
+        f"'{ast.unparse(node)}' is not understood; keys, numbers, + - * / %, < <= > >= == !=, and, or, not are"
+    )
 
 
 def _keys(node: ast.expr) -> Iterator[str]:

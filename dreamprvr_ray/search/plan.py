@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 
 import ray
 
-from dreamprvr_ray.cost import Cost, estimate
 from dreamprvr_ray.errors import UserError, shown
-from dreamprvr_ray.machines import Machines, machines
+from dreamprvr_ray.runtime.resources import Machines, machines
+from dreamprvr_ray.runtime.train_run import WorkerGroup, plan_group
 from dreamprvr_ray.search.space import Search, TrialResources
-from dreamprvr_ray.workers import WorkerGroup, plan_group
+from dreamprvr_ray.training.cost import Cost, estimate
 
 MOST_AT_A_TIME = 4  # more trials at a time, and the sampler proposes them knowing too little
 USABLE_MEMORY = 0.9  # of a GPU's
@@ -46,7 +46,9 @@ def plan_trials(search: Search, say: Callable[[str], None] | None = None) -> Tri
     """
     wanted, there = search.file.trial, machines()
     memory = 0
-    if "auto" in (wanted.workers, wanted.gpus_per_worker) and 0 < there.gpus < min(wanted.at_a_time or MOST_AT_A_TIME, search.file.trials):
+    if "auto" in (wanted.workers, wanted.gpus_per_worker) and 0 < there.gpus < min(
+        wanted.at_a_time or MOST_AT_A_TIME, search.file.trials
+    ):
         come = "GPU" in ray.cluster_resources()
         if say and not come:
             say("asking for a machine with a GPU, to see how many trials its memory holds")
@@ -97,7 +99,11 @@ def _gpu_memory() -> int | None:
 
 def _largest_memory(search: Search) -> int:
     """Bytes that the trial of the largest model in the space may need."""
-    highest = {space.key: max(space.ends()) for space in search.ranges if space.key.startswith("model.") and space.choices is None}
+    highest = {
+        space.key: max(space.ends())
+        for space in search.ranges
+        if space.key.startswith("model.") and space.choices is None
+    }
     try:
         experiment = search.experiment.with_values(highest, "space")
     except UserError:  # ends that do not go together
@@ -113,7 +119,9 @@ def plan_lines(search: Search, plan: TrialPlan) -> tuple[list[str], Cost]:
     if file.against:
         pruning = "none, with two objectives"
     elif rungs:
-        pruning = f"after epochs {', '.join(map(str, rungs))} the best 1/{file.pruning.reduction_factor} of the trials go on"
+        pruning = (
+            f"after epochs {', '.join(map(str, rungs))} the best 1/{file.pruning.reduction_factor} of the trials go on"
+        )
     objective = "val SumR" + (f" against {file.against}" if file.against else "")
     final = "the winner's checkpoint, tested once"
     if file.final:

@@ -12,11 +12,11 @@ from typing import Any
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
-from dreamprvr_ray.monitoring import Gauges
-from dreamprvr_ray.reporter import duration
+from dreamprvr_ray.runtime.metrics import Gauges
 from dreamprvr_ray.search.layout import STATES
-from dreamprvr_ray.search.leaderboard import Entry, entry_of, ranked, table
+from dreamprvr_ray.search.results import Entry, entry_of, ranked, table
 from dreamprvr_ray.search.study import SearchStudy
+from dreamprvr_ray.training.reporter import duration
 
 BETWEEN_TABLES = 20.0  # seconds, unless a trial ended
 BETWEEN_MEASUREMENTS = 5.0  # seconds, likewise; Ray sends gauges every few
@@ -28,7 +28,9 @@ WIDTH = 160  # columns of a log file
 class SearchProgress(Callback):
     """Says how far the search is, its best and its running trials, when one ends and every now and then between."""
 
-    def __init__(self, study: SearchStudy, say: Callable[[str], None], gauges: Gauges, kept_bytes: Callable[[], int]) -> None:
+    def __init__(
+        self, study: SearchStudy, say: Callable[[str], None], gauges: Gauges, kept_bytes: Callable[[], int]
+    ) -> None:
         self.study, self.say = study, say
         self.gauges, self.kept_bytes = gauges, kept_bytes
         self.name, self.trials = study.search.name, study.search.file.trials
@@ -42,7 +44,10 @@ class SearchProgress(Callback):
         if ended != self.ended or time.monotonic() - self.measured > BETWEEN_MEASUREMENTS:
             self.measured = time.monotonic()
             self._measure(self._entries())
-        news = any((trial.last_result or {}).get("epoch") for trial in trials) and time.monotonic() - self.printed > BETWEEN_TABLES
+        news = (
+            any((trial.last_result or {}).get("epoch") for trial in trials)
+            and time.monotonic() - self.printed > BETWEEN_TABLES
+        )
         if ended == self.ended and not news:
             return
         self.ended, self.printed = ended, time.monotonic()
@@ -50,7 +55,10 @@ class SearchProgress(Callback):
         self.say("\n".join([self._summary(entries, trials), *("  " + line for line in current(entries, self.keys))]))
 
     def _measure(self, entries: list[Entry]) -> None:
-        best = max((entry.best_sumr for entry in entries if entry.best_sumr is not None and entry.state != "failed"), default=None)
+        best = max(
+            (entry.best_sumr for entry in entries if entry.best_sumr is not None and entry.state != "failed"),
+            default=None,
+        )
         self.gauges.search([entry.state for entry in entries], self.trials, best, self.kept_bytes(), STATES.values())
 
     def _entries(self) -> list[Entry]:
@@ -60,7 +68,11 @@ class SearchProgress(Callback):
         counts = Counter(entry.state for entry in entries)
         ended = sum(counts[state] for state in ENDED)
         best = entries[0] if entries else None
-        said = f"best val SumR {best.best_sumr:.1f} (trial {best.number}, epoch {best.best_epoch})" if best and best.best_sumr else "no SumR yet"
+        said = (
+            f"best val SumR {best.best_sumr:.1f} (trial {best.number}, epoch {best.best_epoch})"
+            if best and best.best_sumr
+            else "no SumR yet"
+        )
         states = ", ".join(f"{counts[state]} {state}" for state in (*ENDED, "running", "waiting") if counts[state])
         reasons = Counter(entry.error for entry in entries if entry.error)
         failures = "".join(f" | failed {count} times: {reason}" for reason, count in reasons.most_common(2))

@@ -27,12 +27,31 @@ import optuna
 import yaml
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator, field_validator
 
-from dreamprvr_ray.config import Count, Experiment, NonNegative, Section, known_keys, load_experiment, read_yaml, validated
+from dreamprvr_ray.config import (
+    Count,
+    Experiment,
+    NonNegative,
+    Section,
+    known_keys,
+    load_experiment,
+    read_yaml,
+    validated,
+)
 from dreamprvr_ray.errors import UserError, near_miss
 from dreamprvr_ray.search.conditions import Condition
 
 FIXED_BEFORE_TRAINING = ("data.video_size", "data.text_size", "training.epochs")
-CHANGEABLE = ("out", "shards", "source", "trial", "trials", "trackers", "hours", "keep", "final")  # of a search that is taken up again
+CHANGEABLE = (
+    "out",
+    "shards",
+    "source",
+    "trial",
+    "trials",
+    "trackers",
+    "hours",
+    "keep",
+    "final",
+)  # of a search that is taken up again
 
 
 def _or_auto(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
@@ -51,7 +70,9 @@ class TrialResources(Section):
         1  # auto: the GPUs that four trials at a time leave go to several workers a trial
     )
     cpus_per_worker: Annotated[float, Field(gt=0)] | None = None  # None: the CPUs divided among the trials at a time
-    gpus_per_worker: Annotated[NonNegative | Literal["auto"] | None, WrapValidator(_or_auto)] = None  # auto: as much as its memory needs; None: one
+    gpus_per_worker: Annotated[NonNegative | Literal["auto"] | None, WrapValidator(_or_auto)] = (
+        None  # auto: as much as its memory needs; None: one
+    )
     at_a_time: Count | None = None  # None: what fits, at most four
 
 
@@ -113,7 +134,9 @@ class SearchFile(Section):
     trials: Count
     space: dict[str, Any]
     constraints: tuple[str, ...] = Field((), strict=False)  # proposals that break one are drawn again
-    against: Literal["gflop_per_video", "encode_ms"] | None = None  # a second objective, as small as possible; nothing is pruned then
+    against: Literal["gflop_per_video", "encode_ms"] | None = (
+        None  # a second objective, as small as possible; nothing is pruned then
+    )
     store: str | None = None  # a database's URL, which several drivers may share; None: a file in `out`
     trial: TrialResources = TrialResources()
     pruning: Pruning = Pruning()
@@ -210,7 +233,9 @@ class Search:
     def to_yaml(self) -> str:
         """Everything that decides the search's result, to compare with when it is resumed."""
         search = self.file.model_dump(mode="json")
-        return yaml.safe_dump({"name": self.name, "experiment": self.experiment.model_dump(), "search": search}, sort_keys=False)
+        return yaml.safe_dump(
+            {"name": self.name, "experiment": self.experiment.model_dump(), "search": search}, sort_keys=False
+        )
 
 
 def load_search(path: Path, overrides: Mapping[str, Any] | None = None) -> Search:
@@ -269,7 +294,9 @@ def search_keys() -> list[str]:
         "source": SourceTree,
     }
     nested = [f"{name}.{key}" for name, section in sections.items() for key in section.model_fields]
-    return [key for key in SearchFile.model_fields if key not in {*sections, "space", "constraints"} or key == "final"] + nested
+    return [
+        key for key in SearchFile.model_fields if key not in {*sections, "space", "constraints"} or key == "final"
+    ] + nested
 
 
 def _put(values: dict[str, Any], key: str, value: Any) -> None:
@@ -304,7 +331,9 @@ def _read_range(key: str, value: dict[str, Any]) -> Range:
     words = ("int", "float", "choice", "log", "step", "when")
     unknown = [name for name in value if name not in words]
     if unknown:
-        raise ValueError(f"unknown word '{unknown[0]}'; write int, float or choice, with log, step or when{near_miss(str(unknown[0]), words)}")
+        raise ValueError(
+            f"unknown word '{unknown[0]}'; write int, float or choice, with log, step or when{near_miss(str(unknown[0]), words)}"
+        )
     if len(kinds) != 1:
         raise ValueError("write one of int: [low, high], float: [low, high], choice: [...]")
     kind = kinds[0]
@@ -317,8 +346,14 @@ def _read_range(key: str, value: dict[str, Any]) -> Range:
             raise ValueError("choice takes a list of numbers, words, true or false")
         return Range(key, choices=tuple(bounds), when=when)
     numbers = (int,) if kind == "int" else (int, float)
-    if not isinstance(bounds, list) or len(bounds) != 2 or any(isinstance(b, bool) or not isinstance(b, numbers) for b in bounds):
-        raise ValueError(f"{kind} takes [low, high], two {'whole numbers' if kind == 'int' else 'numbers'}, not {bounds!r}")
+    if (
+        not isinstance(bounds, list)
+        or len(bounds) != 2
+        or any(isinstance(b, bool) or not isinstance(b, numbers) for b in bounds)
+    ):
+        raise ValueError(
+            f"{kind} takes [low, high], two {'whole numbers' if kind == 'int' else 'numbers'}, not {bounds!r}"
+        )
     low, high = bounds if kind == "int" else map(float, bounds)
     if low >= high:
         raise ValueError(f"low {low:g} must be below high {high:g}")
@@ -374,7 +409,9 @@ def _check_conditions(search: Search, where: str) -> None:
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
     if broken:
-        raise UserError(f"{where}: constraints: '{broken}' does not hold for the configuration's own values, the first trial's")
+        raise UserError(
+            f"{where}: constraints: '{broken}' does not hold for the configuration's own values, the first trial's"
+        )
 
 
 def _with_fixed(experiment: Experiment, fixed: dict[str, Any], where: str) -> tuple[Experiment, list[str]]:
@@ -400,5 +437,7 @@ def _check_range(space: Range, experiment: Experiment, where: str) -> list[str]:
             mistakes += error.mistakes
     own = experiment.flat()[space.key]
     if not mistakes and not space.contains(own):
-        mistakes.append(f"{where}: space: {space.key}: the range ({space}) must hold the configuration's own value {own!r}, the first trial's")
+        mistakes.append(
+            f"{where}: space: {space.key}: the range ({space}) must hold the configuration's own value {own!r}, the first trial's"
+        )
     return mistakes

@@ -24,10 +24,10 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from dreamprvr_ray.cost import specified_gflop
 from dreamprvr_ray.errors import UserError, without_password
 from dreamprvr_ray.search.layout import JOURNAL
 from dreamprvr_ray.search.space import Sampler, Search
+from dreamprvr_ray.training.cost import specified_gflop
 
 MOST_REFUSALS = 100  # proposals in a row that may break a constraint
 DRIVERS = {  # what to install for a database's module, where pip calls it otherwise
@@ -52,7 +52,9 @@ class SearchStudy:
 
     def __init__(self, search: Search, out: Path, owner: str | None = None) -> None:
         self.search, self.out = search, out
-        self.owner = owner or str(out)  # of the trials that this driver runs: the search's directory, where `out` is a working copy of it
+        self.owner = owner or str(
+            out
+        )  # of the trials that this driver runs: the search's directory, where `out` is a working copy of it
         self.storage = open_storage(search.file.store, out)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         objectives = ["SumR"] + ([search.file.against] if search.file.against else [])
@@ -75,7 +77,11 @@ class SearchStudy:
     def propose(self) -> Proposal | None:
         """The next trial to run: one that was begun and has not ended, else a new one; None where there are enough."""
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if trial.number not in self._handed_out and self._is_ours(trial) and (proposal := self._hand_out(trial.number)):
+            if (
+                trial.number not in self._handed_out
+                and self._is_ours(trial)
+                and (proposal := self._hand_out(trial.number))
+            ):
                 return proposal
         trials = self.trials()
         if len(trials) >= self.search.file.trials:
@@ -86,12 +92,16 @@ class SearchStudy:
             proposal = self._hand_out(self.study.ask().number)
             if proposal is not None:
                 return proposal
-        raise UserError(f"{self.search.name}: {MOST_REFUSALS} proposals in a row break a constraint: {', '.join(map(str, self.search.constraints))}")
+        raise UserError(
+            f"{self.search.name}: {MOST_REFUSALS} proposals in a row break a constraint: {', '.join(map(str, self.search.constraints))}"
+        )
 
     def is_done(self) -> bool:
         """Whether every trial of this driver has ended and there are enough."""
         trials = self.trials()
-        return len(trials) >= self.search.file.trials and not any(trial.state == TrialState.RUNNING and self._is_ours(trial) for trial in trials)
+        return len(trials) >= self.search.file.trials and not any(
+            trial.state == TrialState.RUNNING and self._is_ours(trial) for trial in trials
+        )
 
     def _hand_out(self, number: int) -> Proposal | None:
         """The trial with its values, asked for where a killed driver had not come to it; None where they break a constraint."""
@@ -147,12 +157,16 @@ class SearchStudy:
         trial = self._trial(number)
         for name in ("epoch", "best_epoch", "best_SumR", "time_total_s"):
             if name in result:
-                self.storage.set_trial_user_attr(trial._trial_id, {"epoch": "epochs", "time_total_s": "seconds"}.get(name, name), result[name])
+                self.storage.set_trial_user_attr(
+                    trial._trial_id, {"epoch": "epochs", "time_total_s": "seconds"}.get(name, name), result[name]
+                )
         values = [result["best_SumR"]]
         if self.search.file.against:
             values.append(self._second_objective(trial, result))
         # Not by `tell`, which gives a pruned trial the value of its last epoch.
-        self.storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE if finished else TrialState.PRUNED, values)
+        self.storage.set_trial_state_values(
+            trial._trial_id, TrialState.COMPLETE if finished else TrialState.PRUNED, values
+        )
         return True
 
     def _second_objective(self, trial: FrozenTrial, result: Mapping[str, Any]) -> float:
@@ -220,13 +234,17 @@ class NumberedSampler(BaseSampler):
         with warnings.catch_warnings():  # that grouping is experimental
             warnings.simplefilter("ignore", ExperimentalWarning)
             # Without groups, keys that some trials lack would be drawn one by one.
-            return TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, group=self._conditional, constant_liar=True)
+            return TPESampler(
+                seed=seed, n_startup_trials=startup, multivariate=True, group=self._conditional, constant_liar=True
+            )
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         space: dict[str, BaseDistribution] = self._of(trial).infer_relative_search_space(study, trial)
         return space
 
-    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
         values: dict[str, Any] = self._of(trial).sample_relative(study, trial, search_space)
         return values
 

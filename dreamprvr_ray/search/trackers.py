@@ -36,9 +36,15 @@ def _mlflow(experiment: str, out: Path) -> Callback:
 
         def log_trial_result(self, iteration: int, trial: Trial, result: dict[str, Any]) -> None:
             if "epoch" in result:  # and not a failure
-                numbers = {name.replace("@", "_at_"): value for name, value in result.items() if isinstance(value, (bool, int, float))}
+                numbers = {
+                    name.replace("@", "_at_"): value
+                    for name, value in result.items()
+                    if isinstance(value, (bool, int, float))
+                }
                 try:
-                    self.mlflow_util.log_metrics(run_id=self._trial_runs[trial], metrics_to_log=numbers, step=result["epoch"])
+                    self.mlflow_util.log_metrics(
+                        run_id=self._trial_runs[trial], metrics_to_log=numbers, step=result["epoch"]
+                    )
                 except Exception as error:  # MLflow's own and its clients'
                     _log.warning("MLflow did not take epoch %s of %s: %s", result["epoch"], trial, error)
 

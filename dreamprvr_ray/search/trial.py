@@ -16,17 +16,18 @@ import torch
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from dreamprvr_ray.checkpoint_store import CheckpointStore
-from dreamprvr_ray.checkpoints import EXPERIMENT, load_model
+from dreamprvr_ray.checkpoints.checkpoint import EXPERIMENT, load_model
+from dreamprvr_ray.checkpoints.store import CheckpointStore
 from dreamprvr_ray.config import CLIPS, FRAMES, Experiment
 from dreamprvr_ray.data.cache import local_shards
+from dreamprvr_ray.device import best_device
 from dreamprvr_ray.errors import Failure, StoreError, UserError
-from dreamprvr_ray.loop import best_device, fit
-from dreamprvr_ray.reporter import EpochReport, Snapshot
+from dreamprvr_ray.runtime.ray_internals import Trainer
+from dreamprvr_ray.runtime.train_run import WorkerGroup, keep_checkpoint, run_config, run_group, train_worker
 from dreamprvr_ray.search.layout import CHECKPOINTS, SEARCH, trial_name
-from dreamprvr_ray.storage import Storage
-from dreamprvr_ray.trainer import Trainer
-from dreamprvr_ray.workers import WorkerGroup, keep_checkpoint, run_config, run_group, train_worker
+from dreamprvr_ray.storage.location import Storage
+from dreamprvr_ray.training.loop import fit
+from dreamprvr_ray.training.reporter import EpochReport, Snapshot
 
 # What stands among a trial's values beside the configuration's keys.
 TRIAL_NUMBER = "trial_number"  # Optuna's number of it, from 0
@@ -91,7 +92,10 @@ def _train(values: dict[str, Any], job: TrialJob) -> None:
     run = out / job.room / name
     run.write_text(EXPERIMENT, experiment.to_yaml())
     print(
-        f"{out.name} {name}: " + ", ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in settings.items()),
+        f"{out.name} {name}: "
+        + ", ".join(
+            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in settings.items()
+        ),
         flush=True,
     )
     store = CheckpointStore(run / CHECKPOINTS)
@@ -105,7 +109,12 @@ def _train(values: dict[str, Any], job: TrialJob) -> None:
     if job.group.workers > 1:
         trainer = Trainer(
             train_worker,
-            train_loop_config={"experiment": experiment.model_dump(), "shards": job.shards, "run": run.location, "owner": owner},
+            train_loop_config={
+                "experiment": experiment.model_dump(),
+                "shards": job.shards,
+                "run": run.location,
+                "owner": owner,
+            },
             scaling_config=job.group.scaling(),
             run_config=run_config(run, f"{out.name}-{name}", experiment, [TuneReportCallback()]),
         )

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.search.layout import BEST, CHECKPOINTS, JOURNAL, SEARCH, TEST_RECORD, WANDB
-from dreamprvr_ray.storage import Storage
+from dreamprvr_ray.storage.location import Storage
 
 
 class WorkingCopy:
@@ -99,4 +99,8 @@ def working_copy(storage: Storage, say: Callable[[str], None]) -> Iterator[Worki
 def _is_small(name: str) -> bool:
     """Whether a file belongs to the copy: it is no checkpoint's, none that W&B sends up itself, no lock and no file that is being written."""
     *folders, last = name.split("/")
-    return not {BEST, CHECKPOINTS, WANDB} & set(folders) and not last.startswith(".") and not last.startswith(f"{JOURNAL}.lock")
+    return (
+        not {BEST, CHECKPOINTS, WANDB} & set(folders)
+        and not last.startswith(".")
+        and not last.startswith(f"{JOURNAL}.lock")
+    )

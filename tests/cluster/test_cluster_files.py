@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dreamprvr_ray.machines import CLUSTER_FILE, largest
+from dreamprvr_ray.runtime.resources import CLUSTER_FILE, largest
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "cluster"))
@@ -62,43 +62,122 @@ def test_as_a_command(filled: Callable[[str], Path]) -> None:
     assert done.returncode == 0 and done.stdout == f"{path}: fine\n"
     path.write_text(path.read_text().replace("provider:", "provder:").replace("--head ", "--haed "))
     done = subprocess.run(words, capture_output=True, text=True)
-    assert done.returncode == 2 and "unknown key provder, near provider" in done.stderr and "--haed, near --head" in done.stderr
+    assert (
+        done.returncode == 2
+        and "unknown key provder, near provider" in done.stderr
+        and "--haed, near --head" in done.stderr
+    )
     assert "Traceback" not in done.stderr and all(line.startswith(f"{path}: ") for line in done.stderr.splitlines())
 
 
 # What is written wrongly, what it said before, and what is said about it.
 WRONG = [
     ("gpu.yaml", "max_workers: 4\nidle", "max_wrokers: 4\nidle", "the file: unknown key max_wrokers, near max_workers"),
-    ("gpu.yaml", "idle_timeout_minutes: 10", "idle_timeout_minuts: 10", "unknown key idle_timeout_minuts, near idle_timeout_minutes"),
-    ("gpu.yaml", "idle_timeout_minutes: 10", "idle_timeout_minutes: ten", "idle_timeout_minutes: 'ten' is not of type 'number'"),
+    (
+        "gpu.yaml",
+        "idle_timeout_minutes: 10",
+        "idle_timeout_minuts: 10",
+        "unknown key idle_timeout_minuts, near idle_timeout_minutes",
+    ),
+    (
+        "gpu.yaml",
+        "idle_timeout_minutes: 10",
+        "idle_timeout_minutes: ten",
+        "idle_timeout_minutes: 'ten' is not of type 'number'",
+    ),
     ("gpu.yaml", "head_node_type: head", "head_node_type: haed", "head_node_type: unknown node type haed, near head"),
-    ("gpu.yaml", "cache_stopped_nodes: false", "cache_stoped_nodes: false", "provider: unknown key cache_stoped_nodes, near cache_stopped_nodes"),
-    ("gpu.yaml", "region: eu-central-1", "region: eu-centrl-1", "provider.region: unknown region eu-centrl-1, near eu-central-1"),
-    ("gpu.yaml", "region: eu-central-1", "region: eu-central-1\n  availability_zone: us-west-2a", "us-west-2a is not in eu-central-1"),
+    (
+        "gpu.yaml",
+        "cache_stopped_nodes: false",
+        "cache_stoped_nodes: false",
+        "provider: unknown key cache_stoped_nodes, near cache_stopped_nodes",
+    ),
+    (
+        "gpu.yaml",
+        "region: eu-central-1",
+        "region: eu-centrl-1",
+        "provider.region: unknown region eu-centrl-1, near eu-central-1",
+    ),
+    (
+        "gpu.yaml",
+        "region: eu-central-1",
+        "region: eu-central-1\n  availability_zone: us-west-2a",
+        "us-west-2a is not in eu-central-1",
+    ),
     ("gpu.yaml", "ssh_user: ubuntu", "ssh_usr: ubuntu", "auth: unknown key ssh_usr, near ssh_user"),
-    ("gpu.yaml", "    min_workers: 0\n", "    min_worker: 0\n", "available_node_types.gpu_spot: unknown key min_worker, near min_workers"),
-    ("gpu.yaml", "    min_workers: 0\n", "    min_workers: 9\n", "available_node_types.gpu_spot: min_workers 9 is more than max_workers 4"),
+    (
+        "gpu.yaml",
+        "    min_workers: 0\n",
+        "    min_worker: 0\n",
+        "available_node_types.gpu_spot: unknown key min_worker, near min_workers",
+    ),
+    (
+        "gpu.yaml",
+        "    min_workers: 0\n",
+        "    min_workers: 9\n",
+        "available_node_types.gpu_spot: min_workers 9 is more than max_workers 4",
+    ),
     ("gpu.yaml", "GPU: 1}", "GPU: one}", "available_node_types.gpu_spot.resources.GPU: 'one' is not of type 'integer'"),
-    ("gpu.yaml", "InstanceType: g5.xlarge", "instanceType: g5.xlarge", "node_config: unknown key of EC2's instanceType, near InstanceType"),
-    ("gpu.yaml", "InstanceType: g5.xlarge", "InstanceType: g5.xlrge", "node_config.InstanceType: unknown value g5.xlrge, near g5.xlarge"),
-    ("gpu.yaml", "VolumeSize: 250", "VolumSize: 250", "BlockDeviceMappings[0].Ebs: unknown key of EC2's VolumSize, near VolumeSize"),
+    (
+        "gpu.yaml",
+        "InstanceType: g5.xlarge",
+        "instanceType: g5.xlarge",
+        "node_config: unknown key of EC2's instanceType, near InstanceType",
+    ),
+    (
+        "gpu.yaml",
+        "InstanceType: g5.xlarge",
+        "InstanceType: g5.xlrge",
+        "node_config.InstanceType: unknown value g5.xlrge, near g5.xlarge",
+    ),
+    (
+        "gpu.yaml",
+        "VolumeSize: 250",
+        "VolumSize: 250",
+        "BlockDeviceMappings[0].Ebs: unknown key of EC2's VolumSize, near VolumeSize",
+    ),
     ("gpu.yaml", "VolumeSize: 250", "VolumeSize: 250GB", "VolumeSize, value: 250GB, type: <class 'str'>"),
     ("gpu.yaml", "MarketType: spot", "MarketType: sopt", "MarketType: unknown value sopt, near spot"),
     ("gpu.yaml", "ImageId: ami-0123456789abcdef0", "ImageId: 0123456789abcdef0", "ImageId: 0123456789abcdef0: "),
-    ("gpu.yaml", "--dashboard-host=127.0.0.1", "--dashbord-host=127.0.0.1", "unknown option of ray start --dashbord-host, near --dashboard-host"),
+    (
+        "gpu.yaml",
+        "--dashboard-host=127.0.0.1",
+        "--dashbord-host=127.0.0.1",
+        "unknown option of ray start --dashbord-host, near --dashboard-host",
+    ),
     ("gpu.yaml", "--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0", "opens the dashboard to the network"),
     ("gpu.yaml", " --autoscaling-config=~/ray_bootstrap_config.yaml", "", "no worker is ever started"),
-    ("gpu.yaml", "THREADS; RAY_AUTH_MODE=token RAY_USAGE", "THREADS; RAY_USAGE", "worker_start_ray_commands: RAY_AUTH_MODE=token is not set"),
+    (
+        "gpu.yaml",
+        "THREADS; RAY_AUTH_MODE=token RAY_USAGE",
+        "THREADS; RAY_USAGE",
+        "worker_start_ray_commands: RAY_AUTH_MODE=token is not set",
+    ),
     ("gpu.yaml", "  ~/.ray/auth_token: ~/.ray/auth_token\n", "", "file_mounts: ~/.ray/auth_token is missing"),
-    ("gpu.yaml", "Makefile: Makefile", "Makefile: Makfile", "file_mounts.~/dreamprvr-ray/Makefile: there is no Makfile"),
+    (
+        "gpu.yaml",
+        "Makefile: Makefile",
+        "Makefile: Makfile",
+        "file_mounts.~/dreamprvr-ray/Makefile: there is no Makfile",
+    ),
     ("gpu.yaml", "idle_timeout_minutes: 10", "max_workers: 8", "max_workers: there twice"),
     ("gpu.yaml", "    max_workers: 4", "    max_workers: [4", "line "),
-    ("onprem.yaml", "type: local", "type: locl", "provider.type: unknown kind of provider (this check knows aws and local) locl, near local"),
+    (
+        "onprem.yaml",
+        "type: local",
+        "type: locl",
+        "provider.type: unknown kind of provider (this check knows aws and local) locl, near local",
+    ),
     ("onprem.yaml", "head_ip:", "head_pi:", "provider: unknown key head_pi, near head_ip"),
     ("onprem.yaml", "  head_ip: 192.0.2.10", "", "Ray: "),
     ("onprem.yaml", "  worker_ips:", "  Worker_ips:", "provider: unknown key Worker_ips, near worker_ips"),
     ("onprem.yaml", "    - 192.0.2.11", "    192.0.2.11", "is not of type 'array'"),
-    ("onprem.yaml", "rsync_exclude: [", "rsync_excludes: [", "the file: unknown key rsync_excludes, near rsync_exclude"),
+    (
+        "onprem.yaml",
+        "rsync_exclude: [",
+        "rsync_excludes: [",
+        "the file: unknown key rsync_excludes, near rsync_exclude",
+    ),
     ("onprem.yaml", "/key", "/no-such-key", "auth.ssh_private_key: there is no "),
     ("onprem.yaml", "  - ray stop", "  ray stop", "head_start_ray_commands: no `ray start`"),
 ]
@@ -129,18 +208,27 @@ def test_all_mistakes_are_said_at_once(filled: Callable[[str], Path]) -> None:
 @pytest.mark.parametrize("name", ["gpu.yaml", "onprem.yaml"])
 def test_no_secret_is_in_a_file_and_nothing_listens_for_all(name: str) -> None:
     text = (ROOT / "cluster" / name).read_text(encoding="utf-8")
-    assert not any(word in text for word in ("AKIA", "aws_access_key", "aws_secret", "aws_credentials", "BEGIN", "password", "0.0.0.0"))
+    assert not any(
+        word in text
+        for word in ("AKIA", "aws_access_key", "aws_secret", "aws_credentials", "BEGIN", "password", "0.0.0.0")
+    )
     config = yaml.safe_load(text)
     assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     sent = [str(local) for local in config["file_mounts"].values()]
-    assert "." not in sent and not any(word in path for path in sent for word in ("venv", ".git", "runs", "shards", "demo"))
+    assert "." not in sent and not any(
+        word in path for path in sent for word in ("venv", ".git", "runs", "shards", "demo")
+    )
 
 
 def test_a_search_is_planned_for_the_machines_that_there_may_be(filled: Callable[[str], Path]) -> None:
     config = yaml.safe_load(filled("gpu.yaml").read_text())
     assert largest(config, "gpu.yaml") == [{"CPU": 0}, *[{"CPU": 4, "GPU": 1}] * 4]
-    assert [f"{CLUSTER_FILE}=$HOME/ray_bootstrap_config.yaml" in command for command in config["head_start_ray_commands"]] == [False, True]
-    assert not any(CLUSTER_FILE in command for command in config["worker_start_ray_commands"])  # they do not have that file
+    assert [
+        f"{CLUSTER_FILE}=$HOME/ray_bootstrap_config.yaml" in command for command in config["head_start_ray_commands"]
+    ] == [False, True]
+    assert not any(
+        CLUSTER_FILE in command for command in config["worker_start_ray_commands"]
+    )  # they do not have that file
 
 
 class OneHead:
@@ -153,7 +241,9 @@ class OneHead:
         return node
 
 
-def test_an_on_demand_machine_is_ordered_while_spot_ones_are_refused(filled: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_on_demand_machine_is_ordered_while_spot_ones_are_refused(
+    filled: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from ray.autoscaler._private.node_provider_availability_tracker import NodeProviderAvailabilityTracker
     from ray.autoscaler._private.resource_demand_scheduler import ResourceDemandScheduler
     from ray.autoscaler.node_launch_exception import NodeLaunchException
@@ -164,7 +254,9 @@ def test_an_on_demand_machine_is_ordered_while_spot_ones_are_refused(filled: Cal
 
     def ordered(demand: dict[str, float]) -> dict[str, int]:
         """The machines for three of these, by Ray's older autoscaler."""
-        scheduler = ResourceDemandScheduler(OneHead(), config["available_node_types"], config["max_workers"], config["head_node_type"], 1.0)
+        scheduler = ResourceDemandScheduler(
+            OneHead(), config["available_node_types"], config["max_workers"], config["head_node_type"], 1.0
+        )
         here = {"192.0.2.1": {"CPU": 0.0}}
         nodes, _ = scheduler.get_nodes_to_launch(["192.0.2.1"], {}, [demand] * 3, here, [], here, [], seen.summary())
         return {name: count for name, count in nodes.items() if count}

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 import yaml
-from object_store import S3
 from ray._common.network_utils import find_free_port
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
 from ray.util.state import list_workers
+from support.object_store import S3
 
 from dreamprvr_ray.search.layout import read_epochs, trial_name
-from dreamprvr_ray.storage import Storage
+from dreamprvr_ray.storage.location import Storage
 
 if TYPE_CHECKING:
     from conftest import Driver
@@ -55,7 +55,9 @@ class Nodes:
 
     def trial_epochs(self, trial: str) -> list[int]:
         """The epochs of a trial in the order in which processes trained them, those that were trained twice twice: as their logs say."""
-        logs = sorted(Path(self.cluster.head_node.get_logs_dir_path()).glob("worker-*.out"), key=lambda path: path.stat().st_mtime)
+        logs = sorted(
+            Path(self.cluster.head_node.get_logs_dir_path()).glob("worker-*.out"), key=lambda path: path.stat().st_mtime
+        )
         epochs, ours = [], False
         for line in (line for log in logs for line in log.read_text().splitlines()):
             if found := re.match(r"out (trial_\d+):", line):
@@ -88,13 +90,21 @@ def wait_until(happened: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.1)
 
 
-def test_nodes_come_and_go_while_a_search_runs(nodes: Nodes, s3: S3, demo_shards: Path, tmp_path: Path, drive: Callable[..., Driver]) -> None:
+def test_nodes_come_and_go_while_a_search_runs(
+    nodes: Nodes, s3: S3, demo_shards: Path, tmp_path: Path, drive: Callable[..., Driver]
+) -> None:
     shards = Storage.of(s3.uri("data"))
     shards.add_files("shards", demo_shards, last="manifest.json")
     nodes.add()
     nodes.add()
     space, out = tmp_path / "space.yaml", tmp_path / "out"
-    values = {"config": "demo", "shards": (shards / "shards").location, "out": str(out), "trials": TRIALS, "space": SPACE}
+    values = {
+        "config": "demo",
+        "shards": (shards / "shards").location,
+        "out": str(out),
+        "trials": TRIALS,
+        "space": SPACE,
+    }
     space.write_text(yaml.safe_dump(values | {"pruning": {"enabled": False}}))
     search = drive("tune", "--space", space)
 
@@ -117,7 +127,9 @@ def test_nodes_come_and_go_while_a_search_runs(nodes: Nodes, s3: S3, demo_shards
     for number in range(TRIALS):
         assert [each["epoch"] for each in read_epochs(out / "runs" / trial_name(number))] == list(range(1, EPOCHS + 1))
     trained = {trial: nodes.trial_epochs(trial) for trial in before}
-    print(f"epochs before the kill {before}, the next one after {went_on:.1f} s; epochs as they were trained: {trained}")
+    print(
+        f"epochs before the kill {before}, the next one after {went_on:.1f} s; epochs as they were trained: {trained}"
+    )
     lost = {trial: len(epochs) - len(set(epochs)) for trial, epochs in trained.items()}
     assert sorted(lost.values()) <= [0, 1]
     assert all((tmp_path / f"cache-{number}").exists() for number in (1, 2, 3))

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from hosts import ROOT, Hosts, missing
+from support.hosts import ROOT, Hosts, missing
 
 ADDRESSES = {"head": "10.77.0.2", "worker": "10.77.0.3"}
 CPUS = psutil.cpu_count() or 1
@@ -50,7 +50,10 @@ def hosts(tmp_path: Path) -> Iterator[Hosts]:
 
 def network() -> str:
     """This machine's own interfaces and named namespaces."""
-    return "".join(subprocess.run(["ip", *words], capture_output=True, text=True, check=True).stdout for words in (["-br", "link"], ["netns"]))
+    return "".join(
+        subprocess.run(["ip", *words], capture_output=True, text=True, check=True).stdout
+        for words in (["-br", "link"], ["netns"])
+    )
 
 
 def test_hosts_are_machines_of_their_own_and_leave_nothing_behind(tmp_path: Path) -> None:
@@ -62,7 +65,9 @@ def test_hosts_are_machines_of_their_own_and_leave_nothing_behind(tmp_path: Path
             seen = hosts.ssh(name, "hostname; echo ~; ls -A /tmp /dev/shm; ip -br -4 address; ps ax -o comm=").stdout
             assert seen.startswith(f"{name}\n{hosts.home(name)}\n") and f"{address}/24" in seen
             assert "sshd" in seen and "python" not in seen
-        assert "Permission denied" in hosts.run(f"ssh -o StrictHostKeyChecking=no root@{ADDRESSES['head']} true").stdout  # without the key
+        assert (
+            "Permission denied" in hosts.run(f"ssh -o StrictHostKeyChecking=no root@{ADDRESSES['head']} true").stdout
+        )  # without the key
         processes = hosts.processes()
     assert len(processes) >= 7
     _, alive = psutil.wait_procs(processes, timeout=10)
@@ -81,7 +86,12 @@ def call(hosts: Hosts, command: str, fails: bool = False, **environment: str) ->
 def test_ray_up_a_search_and_ray_down(hosts: Hosts, demo_shards: Path) -> None:
     head, shared = ADDRESSES["head"], hosts.shared
     text = (ROOT / "cluster" / "onprem.yaml").read_text(encoding="utf-8")
-    for place, value in {"<HEAD>": head, "<WORKER>": ADDRESSES["worker"], "<USER>": "root", "<KEY>": str(hosts.key)}.items():
+    for place, value in {
+        "<HEAD>": head,
+        "<WORKER>": ADDRESSES["worker"],
+        "<USER>": "root",
+        "<KEY>": str(hosts.key),
+    }.items():
         text = text.replace(place, value)
     (hosts.home("user") / "onprem.yaml").write_text(text)
     spaces = hosts.home("user") / "spaces"
@@ -99,7 +109,10 @@ def test_ray_up_a_search_and_ray_down(hosts: Hosts, demo_shards: Path) -> None:
     assert listens[3] == "127.0.0.1:8265"
 
     tunnel = subprocess.Popen(
-        hosts.words("ray dashboard ~/onprem.yaml"), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
+        hosts.words("ray dashboard ~/onprem.yaml"),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
     )
     call(hosts, "until (echo > /dev/tcp/localhost/8265) 2>/dev/null; do sleep 0.2; done")
     search = "python -m dreamprvr_ray.tune --space small.yaml"
@@ -107,7 +120,9 @@ def test_ray_up_a_search_and_ray_down(hosts: Hosts, demo_shards: Path) -> None:
     submit += f" --shards {shared}/shards --out {shared}/search"
     assert "Unauthorized" in call(hosts, submit, fails=True) and not (shared / "search").exists()
 
-    status = call(hosts, f"ray exec {PLAIN} ~/onprem.yaml 'until ray status | grep -q \" 2 local\"; do sleep 4; done; ray status'")
+    status = call(
+        hosts, f"ray exec {PLAIN} ~/onprem.yaml 'until ray status | grep -q \" 2 local\"; do sleep 4; done; ray status'"
+    )
     assert "2 local.cluster.node" in status and f"{2 * CPUS}.0 CPU" in status
     said = call(hosts, f"{submit} --json", RAY_AUTH_MODE="token")
     assert "succeeded" in said and "1 at a time" in said
@@ -117,7 +132,10 @@ def test_ray_up_a_search_and_ray_down(hosts: Hosts, demo_shards: Path) -> None:
     result = json.loads(next(line for line in said.splitlines() if line.startswith("{")))
     board = json.loads((shared / "search" / "leaderboard.json").read_text())
     assert result["trials"] == result["finished"] == 2 and [entry["state"] for entry in board] == ["finished"] * 2
-    trained = {name: hosts.ssh(name, "grep -hi actor_name:.*trial /tmp/ray/session_latest/logs/worker-*.out").stdout for name in ADDRESSES}
+    trained = {
+        name: hosts.ssh(name, "grep -hi actor_name:.*trial /tmp/ray/session_latest/logs/worker-*.out").stdout
+        for name in ADDRESSES
+    }
     assert trained["worker"] and not trained["head"]
 
     assert "No nodes remaining" in call(hosts, f"ray down --yes {PLAIN} ~/onprem.yaml")

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from dreamprvr_ray.data.batches import Batch, collate, collate_queries, collate_videos, plan_epoch, prefetch, worker_slice
+from dreamprvr_ray.data.batches import Batch, collate, collate_queries, collate_videos, plan_epoch, prefetch
 from dreamprvr_ray.data.shards import ShardSet, Split
+from dreamprvr_ray.distributed import worker_slice
 
 
 @pytest.fixture
@@ -45,7 +46,9 @@ def test_slices_partition_the_batch(workers: int) -> None:
 def test_collate_is_each_video_with_its_queries(split: Split, videos: list[int]) -> None:
     batch = collate(split, np.array(videos, dtype=np.int64))
     size = len(videos)
-    assert {name: (tensor.dtype, tuple(tensor.shape[:2])) for name, tensor in vars(batch).items() if name != "owner"} == {
+    assert {
+        name: (tensor.dtype, tuple(tensor.shape[:2])) for name, tensor in vars(batch).items() if name != "owner"
+    } == {
         "clips": (torch.float32, (size, 32)),
         "frames": (torch.float32, (size, 128)),
         "frame_mask": (torch.bool, (size, 128)),
@@ -53,7 +56,9 @@ def test_collate_is_each_video_with_its_queries(split: Split, videos: list[int])
         "token_mask": (torch.bool, tuple(batch.token_mask.shape)),
     }
     queries = [query for video in videos for query in range(split.first_query[video], split.first_query[video + 1])]
-    assert batch.owner.tolist() == [row for row, video in enumerate(videos) for _ in range(split.first_query[video], split.first_query[video + 1])]
+    assert batch.owner.tolist() == [
+        row for row, video in enumerate(videos) for _ in range(split.first_query[video], split.first_query[video + 1])
+    ]
     assert batch.token_mask.shape[1] == max([1, *(int(split.token_counts[query]) for query in queries)])
     for row, video in enumerate(videos):
         rows = split.frames(video).float()

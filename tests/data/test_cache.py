@@ -20,7 +20,7 @@ from dreamprvr_ray.data.shards import MANIFEST, FileRecord, Manifest, ShardSet
 from dreamprvr_ray.errors import UserError
 
 if TYPE_CHECKING:
-    from object_store import S3
+    from support.object_store import S3
 
 # Processes of their own, without importing everything anew for each.
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -113,7 +113,9 @@ def start() -> Iterator[Started]:
         process.join()
 
 
-def opened_elsewhere(pipe: Connection, uri: str, environment: dict[str, str], before: Callable[[Connection], None]) -> None:
+def opened_elsewhere(
+    pipe: Connection, uri: str, environment: dict[str, str], before: Callable[[Connection], None]
+) -> None:
     os.environ.update(environment)
     before(pipe)
     try:
@@ -190,7 +192,9 @@ def kill_at_the_manifest(pipe: Connection) -> None:
 
 
 @pytest.mark.parametrize("before", [kill_at_the_third_file, kill_at_the_manifest])
-def test_a_killed_download_is_completed(s3: S3, folder: Path, cache: Path, start: Started, before: Callable[[Connection], None]) -> None:
+def test_a_killed_download_is_completed(
+    s3: S3, folder: Path, cache: Path, start: Started, before: Callable[[Connection], None]
+) -> None:
     uri = uploaded(s3, folder)
     process, _ = start(uri, before)
     process.join()
@@ -216,7 +220,10 @@ def test_damage_on_the_way(s3: S3, folder: Path, cache: Path) -> None:
     for damaged in (whole[:-1], whole + b"x", b"x" + whole[1:]):
         written(uri, name, damaged)
         before = downloads(s3, uri, name)
-        with pytest.raises(UserError, match=r"^s3://bucket-\d+/some/shards/train-00003\.videos\.arrow: size or SHA-256 is not the manifest's"):
+        with pytest.raises(
+            UserError,
+            match=r"^s3://bucket-\d+/some/shards/train-00003\.videos\.arrow: size or SHA-256 is not the manifest's",
+        ):
             local_shards(uri)
         assert downloads(s3, uri, name) - before == 2
         (left,) = sets(cache)
@@ -265,7 +272,9 @@ def test_what_is_no_set_stays(s3: S3, folder: Path, cache: Path, monkeypatch: py
     assert (cache / "mine" / "file").exists()
 
 
-def test_sets_in_use_stay(s3: S3, folder: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: Started) -> None:
+def test_sets_in_use_stay(
+    s3: S3, folder: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: Started
+) -> None:
     uri, other = uploaded(s3, folder), uploaded(s3, made_shards(tmp_path / "other", b"other"))
     bound(monkeypatch, size(tmp_path / "other") + 1000)
     process, pipe = start(uri)
@@ -284,16 +293,22 @@ def test_sets_in_use_stay(s3: S3, folder: Path, cache: Path, tmp_path: Path, mon
     assert contents(local_shards(uri).directory) == contents(folder)
 
 
-def test_larger_than_the_cache_or_its_disk(s3: S3, folder: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_larger_than_the_cache_or_its_disk(
+    s3: S3, folder: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept = local_shards(uploaded(s3, folder)).directory
     other = uploaded(s3, made_shards(tmp_path / "other", b"other"))
     bound(monkeypatch, size(folder) - 1000)
-    with pytest.raises(UserError, match=r"0\.57 MiB, more than the cache may hold: DREAMPRVR_RAY_CACHE_GIB is 0\.57 MiB"):
+    with pytest.raises(
+        UserError, match=r"0\.57 MiB, more than the cache may hold: DREAMPRVR_RAY_CACHE_GIB is 0\.57 MiB"
+    ):
         local_shards(other)
     bound(monkeypatch, 2**70)
     huge = {"train-00000.videos.arrow": FileRecord(2**60, "0" * 64)}
     made_shards(tmp_path / "huge", files=huge)
-    with pytest.raises(UserError, match=r"1,073,741,824\.0 GiB do not fit onto the disk of .*/cache, which has room for [\d,.]+ [GM]iB"):
+    with pytest.raises(
+        UserError, match=r"1,073,741,824\.0 GiB do not fit onto the disk of .*/cache, which has room for [\d,.]+ [GM]iB"
+    ):
         local_shards(uploaded(s3, tmp_path / "huge"))
     assert contents(kept) == contents(folder)  # nothing gave way in vain
 
@@ -314,7 +329,9 @@ def test_a_disk_that_takes_no_more(s3: S3, folder: Path, cache: Path, start: Sta
 def test_what_is_not_there(s3: S3, cache: Path, ask: Callable[[str], object]) -> None:
     uri = s3.uri("some/shards")
     for missing in (uri, uri.replace("bucket-", "no-bucket-")):
-        with pytest.raises(UserError, match=r"^s3://(no-)?bucket-\d+/some/shards: there is no manifest\.json: no such bucket or folder") as error:
+        with pytest.raises(
+            UserError, match=r"^s3://(no-)?bucket-\d+/some/shards: there is no manifest\.json: no such bucket or folder"
+        ) as error:
             ask(missing)
         assert len(error.value.mistakes) == 1
     written(uri, MANIFEST, b"{")
@@ -327,7 +344,9 @@ def test_what_is_not_there(s3: S3, cache: Path, ask: Callable[[str], object]) ->
 
 
 def test_an_unreachable_server(cache: Path) -> None:
-    with pytest.raises(UserError, match=r"^s3://key:\*\*\*@bucket/shards: cannot be read: .*Could not connect to server") as error:
+    with pytest.raises(
+        UserError, match=r"^s3://key:\*\*\*@bucket/shards: cannot be read: .*Could not connect to server"
+    ) as error:
         local_shards("s3://key:secret@bucket/shards?endpoint_override=127.0.0.1:1&scheme=http&region=us-east-1")
     assert "secret" not in str(error.value)
 

@@ -22,7 +22,13 @@ from dreamprvr_ray.errors import UserError
 Converted = Callable[..., ShardSet]
 
 
-def _convert(tree: Path, out: Path, workers: int = 1, report: Callable[[Progress], None] = lambda progress: None, **settings: object) -> Conversion:
+def _convert(
+    tree: Path,
+    out: Path,
+    workers: int = 1,
+    report: Callable[[Progress], None] = lambda progress: None,
+    **settings: object,
+) -> Conversion:
     return convert(Source.open(tree, "mini"), out, ConversionSettings(**settings), workers, report)  # type: ignore[arg-type]
 
 
@@ -193,7 +199,9 @@ def test_a_finished_conversion_is_kept(tree: Path, tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == written
 
 
-def test_large_source_files_are_known_by_size_and_time(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_source_files_are_known_by_size_and_time(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("dreamprvr_ray.data.conversion.HASHED_BYTES", 100_000)
     _convert(tree, tmp_path / "out")
     os.utime(_captions(tree, "train"))
@@ -234,7 +242,10 @@ def test_shards_are_bounded(tree: Path, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("dreamprvr_ray.data.conversion.SHARD_BYTES", 20_000)
     _convert(tree, tmp_path / "out")
     shards = ShardSet.open(tmp_path / "out").split("train")._shards
-    sizes = [sum(part.numel() * part.element_size() for part in (shard.clips, shard.frames, shard.tokens)) for shard in shards]
+    sizes = [
+        sum(part.numel() * part.element_size() for part in (shard.clips, shard.frames, shard.tokens))
+        for shard in shards
+    ]
     assert max(shard.video_count for shard in shards) > 1
     assert 1 < len(shards) < 8
     assert max(sizes) <= 20_000

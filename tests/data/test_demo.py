@@ -74,10 +74,14 @@ def test_partial_relevance_matters_and_can_be_learned(tmp_path: Path) -> None:
     mean = np.concatenate(train_videos).mean(axis=0)
     targets = np.stack([train_videos[video].mean(axis=0) for video in train_owner]) - mean
     for _ in range(5):  # which frames a query means is not told: guess, fit, guess again
-        weights = np.linalg.solve(train_queries.T @ train_queries + np.eye(train_queries.shape[1]), train_queries.T @ targets)
+        weights = np.linalg.solve(
+            train_queries.T @ train_queries + np.eye(train_queries.shape[1]), train_queries.T @ targets
+        )
         wanted = train_queries @ weights
         frames = [train_videos[video] - mean for video in train_owner]
-        targets = np.stack([rows[np.argsort(rows @ query)[-3:]].mean(axis=0) for rows, query in zip(frames, wanted, strict=True)])
+        targets = np.stack(
+            [rows[np.argsort(rows @ query)[-3:]].mean(axis=0) for rows, query in zip(frames, wanted, strict=True)]
+        )
     wanted = test_queries @ weights
     best = np.stack([((rows - mean) @ wanted.T).max(axis=0) for rows in test_videos], axis=1)
     average = np.stack([(rows.mean(axis=0) - mean) @ wanted.T for rows in test_videos], axis=1)

@@ -19,7 +19,10 @@ def split(demo_shards: Path) -> Split:
     return ShardSet.open(demo_shards).split("train")
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))])
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))],
+)
 @pytest.mark.parametrize("trimmed", [False, True])
 @pytest.mark.parametrize("videos", [[], [3], [5, 0, 23, 7, 8]])
 def test_batches_are_the_collated_ones(device: str, trimmed: bool, videos: list[int], split: Split) -> None:
@@ -28,10 +31,14 @@ def test_batches_are_the_collated_ones(device: str, trimmed: bool, videos: list[
     theirs = collate(split, chosen, trimmed)
     for name, tensor in vars(theirs).items():
         assert getattr(ours, name).device.type == device
-        torch.testing.assert_close(getattr(ours, name).cpu(), tensor, rtol=0, atol=0, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            getattr(ours, name).cpu(), tensor, rtol=0, atol=0, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
-def test_a_split_is_held_where_a_share_of_the_free_memory_is_enough(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_split_is_held_where_a_share_of_the_free_memory_is_enough(
+    split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
     needed = sum(piece.nbytes for pieces in split.features() for piece in pieces)
     assert ResidentSplit.where_it_fits(split, torch.device("cpu")) is None
     made = []

@@ -20,7 +20,9 @@ Converted = Callable[..., ShardSet]
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float16", 5e-4)])
 @pytest.mark.usefixtures("many_shards")
-def test_shards_hold_the_golden_rows(tree: Path, golden: Path, converted: Converted, dtype: str, tolerance: float) -> None:
+def test_shards_hold_the_golden_rows(
+    tree: Path, golden: Path, converted: Converted, dtype: str, tolerance: float
+) -> None:
     expected = np.load(golden / "expected.npz")
     shards = converted(tree, dtype=dtype)
     seen = set()
@@ -45,7 +47,10 @@ def test_a_split_is_the_caption_file(tree: Path, converted: Converted) -> None:
     path = tree / "TextData" / "minitrain.caption.txt"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[1:] + lines[:1]))
-    moments = [{"query": caption.query, "video": caption.video, "start": 1, "end": 3, "duration": 8} for caption in captions[1:]]
+    moments = [
+        {"query": caption.query, "video": caption.video, "start": 1, "end": 3, "duration": 8}
+        for caption in captions[1:]
+    ]
     (tree / "moments.jsonl").write_text("\n".join(json.dumps(moment) for moment in moments))
     shards = converted(tree)
     assert len(shards.manifest.splits["train"].shards) > 3
@@ -62,7 +67,9 @@ def test_a_split_is_the_caption_file(tree: Path, converted: Converted) -> None:
         assert (split.owner[split.first_query[video] : split.first_query[video + 1]] == video).all()
     assert split.first_query[-1] == len(split.queries) == len(captions)
     assert split.frame_counts.tolist() == [len(split.frames(video)) for video in range(len(split))]
-    assert split.token_counts.tolist() == [len(split.tokens(query, query + 1)[0]) for query in range(len(split.queries))]
+    assert split.token_counts.tolist() == [
+        len(split.tokens(query, query + 1)[0]) for query in range(len(split.queries))
+    ]
     assert sum(len(piece) for piece in split.tokens(0, len(split.queries))) == split.token_counts.sum()
     assert split.moment_fractions is not None
     assert np.isnan(split.moment_fractions[3])
@@ -80,7 +87,11 @@ def test_features_are_the_mapped_files(tree: Path, converted: Converted) -> None
     allocated = pa.total_allocated_bytes()
     split = converted(tree).split("train")
     for view, kind in ((split.clips(3), "videos"), (split.frames(3), "videos"), (split.tokens(0, 9)[0], "queries")):
-        maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(f"train-00000.{kind}.arrow")]
+        maps = [
+            line.split()
+            for line in Path("/proc/self/maps").read_text().splitlines()
+            if line.endswith(f"train-00000.{kind}.arrow")
+        ]
         ranges = [tuple(int(end, 16) for end in line[0].split("-")) for line in maps]
         last = view.data_ptr() + view.numel() * view.element_size()
         assert any(start <= view.data_ptr() and last <= stop for start, stop in ranges)
@@ -90,7 +101,11 @@ def test_features_are_the_mapped_files(tree: Path, converted: Converted) -> None
 def test_the_manifest_survives_its_file(tree: Path, converted: Converted, tmp_path: Path) -> None:
     manifest = converted(tree).manifest
     assert (manifest.collection, manifest.features, manifest.video_size, manifest.text_size) == ("mini", "i3d", 24, 16)
-    assert {name: (split.videos, split.queries) for name, split in manifest.splits.items()} == {"train": (8, 23), "val": (4, 7), "test": (4, 14)}
+    assert {name: (split.videos, split.queries) for name, split in manifest.splits.items()} == {
+        "train": (8, 23),
+        "val": (4, 7),
+        "test": (4, 14),
+    }
     manifest.write(tmp_path)
     assert type(manifest).read(tmp_path / MANIFEST) == manifest
 

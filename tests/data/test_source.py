@@ -79,7 +79,9 @@ def test_ids_with_quotes_in_video2frames(tree: Path) -> None:
     names = features_of(tree) / "video2frames.txt"
     expected = Source.open(tree, "mini").video(VIDEO)
     for file in (names, features_of(tree) / "id.txt"):
-        file.write_text(file.read_text().replace(f"'{VIDEO}_3'", f'"{VIDEO}\'3"').replace(f" {VIDEO}_3 ", f" {VIDEO}'3 "))
+        file.write_text(
+            file.read_text().replace(f"'{VIDEO}_3'", f'"{VIDEO}\'3"').replace(f" {VIDEO}_3 ", f" {VIDEO}'3 ")
+        )
     assert '"' in names.read_text()
     np.testing.assert_array_equal(Source.open(tree, "mini").video(VIDEO), expected)
 
@@ -96,7 +98,12 @@ def test_nothing_in_video2frames_is_executed(tree: Path, tmp_path: Path) -> None
 def test_moment_fractions(tree: Path) -> None:
     lines: list[dict[str, object]] = [
         {"query": "vid_001#enc#0", "video": "vid_001", "start": 2.0, "end": 4.5, "duration": 10},
-        {"query": "vid_001#enc#1", "video": "vid_001", "start": 4.0, "end": 1.0},  # swapped; the length is in frame_captions.jsonl
+        {
+            "query": "vid_001#enc#1",
+            "video": "vid_001",
+            "start": 4.0,
+            "end": 1.0,
+        },  # swapped; the length is in frame_captions.jsonl
         {"query": "vid_001#enc#2", "video": "vid_001", "start": 0.0, "end": 99.0},
         {"query": "vid_002#enc#0", "video": "vid_002", "start": 0.0, "end": 1.0},
     ]
@@ -145,15 +152,39 @@ HDF5_DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         lambda tree: _changed(features_of(tree) / "feature.hdf5", VIDEO, None),
         ["minitrain.caption.txt", VIDEO, "no features"],
     ),
-    "a query without features": (lambda tree: _changed(queries_of(tree), QUERY, None), ["minitrain.caption.txt", QUERY, "no features"]),
-    "NaN": (lambda tree: _changed(features_of(tree) / "feature.hdf5", VIDEO, _with(np.nan)), ["feature.hdf5", VIDEO, "NaN in row 31 of 47"]),
-    "infinite": (lambda tree: _changed(features_of(tree) / "feature.hdf5", VIDEO, _with(np.inf)), ["feature.hdf5", VIDEO, "infinite"]),
-    "NaN in a query": (lambda tree: _changed(queries_of(tree), QUERY, np.full((4, 16), np.nan)), ["query_feat.hdf5", QUERY, "NaN in row 0 of 4"]),
-    "another video size": (lambda tree: _changed(features_of(tree) / "feature.hdf5", VIDEO, np.ones((3, 23))), [VIDEO, "size 23", "24"]),
+    "a query without features": (
+        lambda tree: _changed(queries_of(tree), QUERY, None),
+        ["minitrain.caption.txt", QUERY, "no features"],
+    ),
+    "NaN": (
+        lambda tree: _changed(features_of(tree) / "feature.hdf5", VIDEO, _with(np.nan)),
+        ["feature.hdf5", VIDEO, "NaN in row 31 of 47"],
+    ),
+    "infinite": (
+        lambda tree: _changed(features_of(tree) / "feature.hdf5", VIDEO, _with(np.inf)),
+        ["feature.hdf5", VIDEO, "infinite"],
+    ),
+    "NaN in a query": (
+        lambda tree: _changed(queries_of(tree), QUERY, np.full((4, 16), np.nan)),
+        ["query_feat.hdf5", QUERY, "NaN in row 0 of 4"],
+    ),
+    "another video size": (
+        lambda tree: _changed(features_of(tree) / "feature.hdf5", VIDEO, np.ones((3, 23))),
+        [VIDEO, "size 23", "24"],
+    ),
     "another query size": (lambda tree: _changed(queries_of(tree), QUERY, np.ones((3, 15))), [QUERY, "size 15", "16"]),
-    "no matrix": (lambda tree: _changed(features_of(tree) / "feature.hdf5", VIDEO, np.ones(24)), [VIDEO, "(24,)", "(frames, 24)"]),
-    "no numbers": (lambda tree: _changed(features_of(tree) / "feature.hdf5", VIDEO, np.full((2, 24), b"x")), ["feature.hdf5", VIDEO]),
-    "a video of 0 frames": (lambda tree: _changed(features_of(tree) / "feature.hdf5", VIDEO, np.ones((0, 24))), [VIDEO, "0 frames"]),
+    "no matrix": (
+        lambda tree: _changed(features_of(tree) / "feature.hdf5", VIDEO, np.ones(24)),
+        [VIDEO, "(24,)", "(frames, 24)"],
+    ),
+    "no numbers": (
+        lambda tree: _changed(features_of(tree) / "feature.hdf5", VIDEO, np.full((2, 24), b"x")),
+        ["feature.hdf5", VIDEO],
+    ),
+    "a video of 0 frames": (
+        lambda tree: _changed(features_of(tree) / "feature.hdf5", VIDEO, np.ones((0, 24))),
+        [VIDEO, "0 frames"],
+    ),
     "a query of 0 tokens": (lambda tree: _changed(queries_of(tree), QUERY, np.ones((0, 16))), [QUERY, "0 tokens"]),
     "truncated features": (lambda tree: _cut(features_of(tree) / "feature.hdf5"), ["feature.hdf5", "truncated"]),
     "truncated queries": (lambda tree: _cut(queries_of(tree)), ["query_feat.hdf5", "truncated"]),
@@ -168,18 +199,38 @@ HDF5_DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         lambda tree: _edited(captions_of(tree), lambda text: f"{text}someone talks\n"),
         ["line 24", "someone talks", "<video id>#"],
     ),
-    "not UTF-8": (lambda tree: captions_of(tree).write_bytes(b"a#0 \xff\xfe"), ["minitrain.caption.txt", "not UTF-8 at byte 4"]),
-    "a malformed moment": (lambda tree: (tree / "moments.jsonl").write_text('{"query": "a"}\n'), ["moments.jsonl, line 1", '"start"']),
-    "a moment that is no JSON": (lambda tree: (tree / "moments.jsonl").write_text("\n{\n"), ["moments.jsonl, line 2", "JSON"]),
+    "not UTF-8": (
+        lambda tree: captions_of(tree).write_bytes(b"a#0 \xff\xfe"),
+        ["minitrain.caption.txt", "not UTF-8 at byte 4"],
+    ),
+    "a malformed moment": (
+        lambda tree: (tree / "moments.jsonl").write_text('{"query": "a"}\n'),
+        ["moments.jsonl, line 1", '"start"'],
+    ),
+    "a moment that is no JSON": (
+        lambda tree: (tree / "moments.jsonl").write_text("\n{\n"),
+        ["moments.jsonl, line 2", "JSON"],
+    ),
     "moments of other queries": (
-        lambda tree: (tree / "moments.jsonl").write_text('{"query": "v1", "video": "v", "start": 0, "end": 1, "duration": 2}\n'),
+        lambda tree: (tree / "moments.jsonl").write_text(
+            '{"query": "v1", "video": "v", "start": 0, "end": 1, "duration": 2}\n'
+        ),
         ["moments.jsonl", "none of its queries has a caption", "'v1'", "#enc#"],
     ),
-    "no FeatureData": (lambda tree: (tree / "FeatureData").rename(tree / "Features"), ["FeatureData", "no such folder"]),
+    "no FeatureData": (
+        lambda tree: (tree / "FeatureData").rename(tree / "Features"),
+        ["FeatureData", "no such folder"],
+    ),
 }
 BIN_DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
-    "another shape": (lambda tree: (features_of(tree) / "shape.txt").write_text("1856 25"), ["feature.bin", "178,176 bytes", "1856 rows of 25"]),
-    "no shape": (lambda tree: (features_of(tree) / "shape.txt").write_text("1856"), ["shape.txt", "two positive numbers", "1856"]),
+    "another shape": (
+        lambda tree: (features_of(tree) / "shape.txt").write_text("1856 25"),
+        ["feature.bin", "178,176 bytes", "1856 rows of 25"],
+    ),
+    "no shape": (
+        lambda tree: (features_of(tree) / "shape.txt").write_text("1856"),
+        ["shape.txt", "two positive numbers", "1856"],
+    ),
     "truncated features": (lambda tree: _cut(features_of(tree) / "feature.bin"), ["feature.bin", "bytes"]),
     "an id too many": (
         lambda tree: _edited(features_of(tree) / "id.txt", lambda text: f"{text} one_more"),
@@ -194,15 +245,23 @@ BIN_DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         ["video2frames.txt", VIDEO, "vid_005_3", "id.txt"],
     ),
     "a video without frames": (
-        lambda tree: _edited(features_of(tree) / "video2frames.txt", lambda text: text.replace("'vid_005': [", "'vid_005': [], 'x': [")),
+        lambda tree: _edited(
+            features_of(tree) / "video2frames.txt", lambda text: text.replace("'vid_005': [", "'vid_005': [], 'x': [")
+        ),
         ["video2frames.txt", VIDEO, "0 frames"],
     ),
     "a missing video": (
         lambda tree: _edited(features_of(tree) / "video2frames.txt", lambda text: text.replace("'vid_005':", "'x':")),
         ["video2frames.txt", VIDEO, "a caption names"],
     ),
-    "malformed video2frames": (lambda tree: _cut(features_of(tree) / "video2frames.txt"), ["video2frames.txt", "dictionary"]),
-    "video2frames of another kind": (lambda tree: (features_of(tree) / "video2frames.txt").write_text("['a']"), ["video2frames.txt", "list"]),
+    "malformed video2frames": (
+        lambda tree: _cut(features_of(tree) / "video2frames.txt"),
+        ["video2frames.txt", "dictionary"],
+    ),
+    "video2frames of another kind": (
+        lambda tree: (features_of(tree) / "video2frames.txt").write_text("['a']"),
+        ["video2frames.txt", "list"],
+    ),
     "no id.txt": (lambda tree: (features_of(tree) / "id.txt").unlink(), ["id.txt", "no such file"]),
 }
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-import plain_model
 import pytest
 import torch
 import torch.nn.functional as F
+from support import reference_model as plain_model
 from torch import Tensor, nn
 
 from dreamprvr_ray.config import ModelConfig
@@ -21,7 +21,9 @@ from dreamprvr_ray.model.attention import (
     gaussian_factors,
 )
 
-SETTING = ModelConfig(registers=0, diffusion_steps=1, hidden_size=8, heads=2, dropout=0.0, input_dropout=0.0, fusion_temperature=1.0)
+SETTING = ModelConfig(
+    registers=0, diffusion_steps=1, hidden_size=8, heads=2, dropout=0.0, input_dropout=0.0, fusion_temperature=1.0
+)
 
 
 def randomised(module: nn.Module) -> nn.Module:
@@ -95,7 +97,9 @@ def test_stacked_parts_equal_single_ones() -> None:
     x = torch.randn(3, 7, 5)
     for part in range(3):
         torch.testing.assert_close(linear(x)[part], F.linear(x[part], linear.weight[part], linear.bias[part]))
-        torch.testing.assert_close(linear.shared(x[0])[:, 4 * part : 4 * part + 4], F.linear(x[0], linear.weight[part], linear.bias[part]))
+        torch.testing.assert_close(
+            linear.shared(x[0])[:, 4 * part : 4 * part + 4], F.linear(x[0], linear.weight[part], linear.bias[part])
+        )
         torch.testing.assert_close(norm(x)[part], F.layer_norm(x[part], (5,), norm.weight[part], norm.bias[part]))
 
 
@@ -120,11 +124,19 @@ def test_cross_attention_equals_the_block_that_projects_its_tokens() -> None:
     torch.manual_seed(1)
     queries, tokens = torch.randn(2, 4, 8, dtype=torch.float64), torch.randn(2, 3, 8, dtype=torch.float64)
     parts = {"norm1": "attention_norm", "output.layer1": "widen", "output.layer2": "narrow", "norm2": "output_norm"}
-    weights = {f"self.{name}.{kind}": getattr(getattr(block, name), kind) for name in ("query", "key", "value") for kind in ("weight", "bias")}
+    weights = {
+        f"self.{name}.{kind}": getattr(getattr(block, name), kind)
+        for name in ("query", "key", "value")
+        for kind in ("weight", "bias")
+    }
     for theirs, ours in parts.items():
-        weights |= {f"{theirs}.{kind}": getattr(getattr(block.feed_forward, ours), kind)[0] for kind in ("weight", "bias")}
+        weights |= {
+            f"{theirs}.{kind}": getattr(getattr(block.feed_forward, ours), kind)[0] for kind in ("weight", "bias")
+        }
     weights = {f"block.{name}": weight for name, weight in weights.items()}
-    plain = plain_model.attention_block(weights, "block", SETTING, queries, tokens, None, mask[:, None, :].expand(-1, 4, -1))
+    plain = plain_model.attention_block(
+        weights, "block", SETTING, queries, tokens, None, mask[:, None, :].expand(-1, 4, -1)
+    )
     fast = block(queries, tokens, additive_mask(mask).double())
     torch.testing.assert_close(fast, plain)
     direction = torch.randn_like(plain)

@@ -25,7 +25,8 @@ def content() -> dict[str, Any]:
     checkpoint = read_authors_checkpoint(GOLDEN)
     names = authors_names(checkpoint.experiment.model)
     weights = {
-        theirs: (checkpoint.weights[ours] if index is None else checkpoint.weights[ours][index]).clone() for theirs, (ours, index) in names.items()
+        theirs: (checkpoint.weights[ours] if index is None else checkpoint.weights[ours][index]).clone()
+        for theirs, (ours, index) in names.items()
     }
     settings = {
         "visual_feat_dim": 24,

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import plain_model
 import pytest
 import torch
+from support import reference_model as plain_model
 from torch import Tensor
 
 from dreamprvr_ray.config import ModelConfig, load_experiment
 from dreamprvr_ray.model.dreamprvr import DreamPRVR, VideoEncoding
 from dreamprvr_ray.model.registers import perturbed_start, variational_divergences
-from dreamprvr_ray.retrieval import fused_scores
+from dreamprvr_ray.model.scoring import fused_scores
 
 VIDEO_SIZE, TEXT_SIZE = 12, 10
 
 
 def config(**changes: object) -> ModelConfig:
-    values = {"registers": 3, "diffusion_steps": 4, "hidden_size": 16, "heads": 2, "branches": 4, "fusion_temperature": 0.2}
+    values = {
+        "registers": 3,
+        "diffusion_steps": 4,
+        "hidden_size": 16,
+        "heads": 2,
+        "branches": 4,
+        "fusion_temperature": 0.2,
+    }
     return ModelConfig(**({"dropout": 0.0, "input_dropout": 0.0} | values | changes))
 
 
@@ -50,7 +57,13 @@ def parts(encoding: VideoEncoding | plain_model.PlainEncoding) -> dict[str, Tens
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"registers": 0}, {"registers": 1, "diffusion_steps": 1}, {"branches": 1, "denoiser_layers": 1}, {"heads": 4, "branches": 8}],
+    [
+        {},
+        {"registers": 0},
+        {"registers": 1, "diffusion_steps": 1},
+        {"branches": 1, "denoiser_layers": 1},
+        {"heads": 4, "branches": 8},
+    ],
     ids=["usual", "no registers", "one register, one step", "one branch", "eight branches"],
 )
 def test_equals_the_plain_model_in_value_and_gradient(changes: dict[str, int]) -> None:
@@ -64,7 +77,9 @@ def test_equals_the_plain_model_in_value_and_gradient(changes: dict[str, int]) -
             encoding = plain_model.encode_videos(weights, model.config, *video_batch)
             outputs = parts(encoding) | {"queries": plain_model.encode_queries(weights, model.config, *query_batch)}
             if encoding.mu is not None and encoding.condition is not None:
-                outputs["errors"] = plain_model.denoising_errors(weights, model.config, start, encoding.mu, encoding.condition)
+                outputs["errors"] = plain_model.denoising_errors(
+                    weights, model.config, start, encoding.mu, encoding.condition
+                )
         else:
             fast = model.encode_videos(*video_batch)
             outputs = parts(fast) | {"queries": model.encode_queries(*query_batch)}
@@ -90,7 +105,11 @@ def test_equals_the_plain_model_in_value_and_gradient(changes: dict[str, int]) -
 def test_any_number_of_videos_and_queries_trains(changes: dict[str, int], count: int) -> None:
     model = build(dropout=0.1, input_dropout=0.1, **changes)
     encoding, embedded = model.encode_videos(*videos(count)), model.encode_queries(*queries(count))
-    assert encoding.clip_tokens.shape == (count, 32, 16) and encoding.frame_tokens.shape == (count, 128, 16) and embedded.shape == (count, 16)
+    assert (
+        encoding.clip_tokens.shape == (count, 32, 16)
+        and encoding.frame_tokens.shape == (count, 128, 16)
+        and embedded.shape == (count, 16)
+    )
     loss = sum(part.square().sum() for part in parts(encoding).values()) + embedded.square().sum()
     if encoding.mu is not None and encoding.logvar is not None:
         noise = torch.randn(2, count, model.config.registers, 16)
@@ -162,7 +181,12 @@ def test_stacks_say_how_many_parts_they_hold() -> None:
     assert counted["frame_fusion.branches.key_value.bias"] == 8
     assert counted["query_attention.key_value.weight"] == 2
     assert counted["frame_fusion.branches.feed_forward.output_norm.weight"] == 4
-    assert counted["frame_fusion.summary.key.weight"] == counted["query_input.positions"] == counted["diffusion.denoiser.output.weight"] == 1
+    assert (
+        counted["frame_fusion.summary.key.weight"]
+        == counted["query_input.positions"]
+        == counted["diffusion.denoiser.output.weight"]
+        == 1
+    )
 
 
 def test_what_does_not_decay() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-import plain_model
 import pytest
 import torch
+from support import reference_model as plain_model
 
 from dreamprvr_ray.model.registers import (
     DiffusionSchedule,
@@ -77,7 +77,9 @@ def test_sorted_pooling_weighs_ranks_not_positions() -> None:
     pooling, tokens = SortedPooling(6), torch.randn(2, 6, 4)
     pooled = pooling(tokens)
     torch.testing.assert_close(pooling(tokens[:, torch.randperm(6)]), pooled)
-    state = {f"gpo.gru.{name}": value for name, value in pooling.gru.named_parameters()} | {"gpo.linear.weight": pooling.score.weight}
+    state = {f"gpo.gru.{name}": value for name, value in pooling.gru.named_parameters()} | {
+        "gpo.linear.weight": pooling.score.weight
+    }
     torch.testing.assert_close(pooled, plain_model.sorted_pooling(state, "gpo", tokens))
 
 
@@ -105,7 +107,9 @@ def test_start_moves_by_a_tenth_of_the_rows_unbiased_deviation() -> None:
     still = perturbed_start(mean, torch.zeros(1, 2, 6), torch.zeros(1, 2, 6))
     step = 0.1 * mean.std(correction=1)
     standardised = still - mean.mean()
-    torch.testing.assert_close(perturbed_start(mean, noise[0], noise[1]), still + step * noise[0] * standardised + step * noise[1])
+    torch.testing.assert_close(
+        perturbed_start(mean, noise[0], noise[1]), still + step * noise[0] * standardised + step * noise[1]
+    )
 
 
 def test_start_passes_no_gradient_through_the_rows_mean_and_deviation() -> None:

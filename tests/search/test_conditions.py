@@ -24,7 +24,11 @@ def test_a_condition_is_worked_out_from_the_values(text: str, holds: bool) -> No
 
 
 def test_the_keys_of_a_condition_are_known() -> None:
-    assert Condition.parse("model.registers > 0 and loss.margin < model.heads").keys == ("loss.margin", "model.heads", "model.registers")
+    assert Condition.parse("model.registers > 0 and loss.margin < model.heads").keys == (
+        "loss.margin",
+        "model.heads",
+        "model.registers",
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from dreamprvr_ray.machines import Machines, Node
+from dreamprvr_ray.runtime.resources import Machines, Node
+from dreamprvr_ray.runtime.train_run import WorkerGroup
 from dreamprvr_ray.search.plan import TrialPlan, divided
 from dreamprvr_ray.search.space import TrialResources
-from dreamprvr_ray.workers import WorkerGroup
 
 GIB = 2**30
 
@@ -36,7 +36,9 @@ AUTO = TrialResources(workers="auto")
         (of(8, 0), 10 * GIB, (1, 0.0, 4)),
     ],
 )
-def test_auto_bounds_the_trials_at_a_time_and_gives_them_the_gpus(machines: Machines, memory: int, wanted: tuple[int, float, int]) -> None:
+def test_auto_bounds_the_trials_at_a_time_and_gives_them_the_gpus(
+    machines: Machines, memory: int, wanted: tuple[int, float, int]
+) -> None:
     assert divided(AUTO, 40, machines, memory) == wanted
 
 

@@ -16,7 +16,9 @@ WEIGHTS = ("clip_nce", "frame_nce", "diversity", "similarity", "variational", "d
 
 def write(folder: Path, space: dict[str, object], **more: object) -> Path:
     path = folder / "space.yaml"
-    path.write_text(yaml.safe_dump({"config": "demo", "shards": "shards", "out": "out", "trials": 4, "space": space} | more))
+    path.write_text(
+        yaml.safe_dump({"config": "demo", "shards": "shards", "out": "out", "trials": 4, "space": space} | more)
+    )
     return path
 
 
@@ -31,9 +33,13 @@ def test_every_shipped_space_searches_registers_steps_and_the_six_weights_around
     search = load_search(path)
     keys = {space.key for space in search.ranges}
     assert {"model.registers", "model.diffusion_steps", *(f"loss.weights.{weight}" for weight in WEIGHTS)} <= keys
-    assert search.file.config == path.stem or path.stem == "one_encoder"  # that one is of no benchmark, and starts from TVR's setting
+    assert (
+        search.file.config == path.stem or path.stem == "one_encoder"
+    )  # that one is of no benchmark, and starts from TVR's setting
     assert all(space.contains(search.paper_setting[space.key]) for space in search.ranges)
-    assert search.file.source is not None and search.file.source.convert_command(search.file.shards).endswith(f"--out {search.file.shards}")
+    assert search.file.source is not None and search.file.source.convert_command(search.file.shards).endswith(
+        f"--out {search.file.shards}"
+    )
 
 
 def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
@@ -76,7 +82,14 @@ def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
     assert len(found) == 11
     # What needs the configuration is checked where the file itself is right.
     checked = mistakes(
-        write(tmp_path, {"model.dropout": {"float": [0.0, 1.5]}, "optimizer.learning_rate": {"float": [1e-5, 1e-4]}, "training.epochs": "many"})
+        write(
+            tmp_path,
+            {
+                "model.dropout": {"float": [0.0, 1.5]},
+                "optimizer.learning_rate": {"float": [1e-5, 1e-4]},
+                "training.epochs": "many",
+            },
+        )
     )
     assert len(checked) == 3
     for part in ("model.dropout = 1.5", "must hold the configuration's own value 0.001", "training.epochs = "):
@@ -90,10 +103,15 @@ def test_conditions_are_checked_and_ordered(tmp_path: Path) -> None:
     assert str(search.ranges[1]) == "integers from 1 to 8, when model.registers > 0"
     assert (
         "model.diffusion_steps"
-        not in load_search(write(tmp_path, {"model.diffusion_steps": steps, "model.registers": 0, "model.heads": {"choice": [2, 4]}})).paper_setting
+        not in load_search(
+            write(tmp_path, {"model.diffusion_steps": steps, "model.registers": 0, "model.heads": {"choice": [2, 4]}})
+        ).paper_setting
     )
     circle = {"model.registers": {"int": [0, 8], "when": "model.diffusion_steps > 1"}, "model.diffusion_steps": steps}
-    assert "the conditions of model.diffusion_steps and model.registers wait for each other" in mistakes(write(tmp_path, circle))[0]
+    assert (
+        "the conditions of model.diffusion_steps and model.registers wait for each other"
+        in mistakes(write(tmp_path, circle))[0]
+    )
     space = {"model.registers": {"int": [0, 8]}}
     assert (
         "constraints: 'model.registers > 4' does not hold for the configuration's own values"
@@ -101,15 +119,22 @@ def test_conditions_are_checked_and_ordered(tmp_path: Path) -> None:
     )
     assert "cannot be worked out" in mistakes(write(tmp_path, space, constraints=["training.precision > 4"]))[0]
     assert (
-        "model.branches: choice takes a list of numbers, words, true or false" in mistakes(write(tmp_path, {"model.branches": {"choice": [[1]]}}))[0]
+        "model.branches: choice takes a list of numbers, words, true or false"
+        in mistakes(write(tmp_path, {"model.branches": {"choice": [[1]]}}))[0]
     )
 
 
 def test_a_search_key_that_does_not_exist_or_has_a_wrong_value_is_named(tmp_path: Path) -> None:
     space = {"model.registers": {"int": [0, 8]}}
     assert "unknown key 'trails'; did you mean 'trials'?" in mistakes(write(tmp_path, space, trails=3))[0]
-    assert "trial.workers: 0: must be greater than or equal to 1, or auto" in mistakes(write(tmp_path, space, trial={"workers": 0}))[0]
-    assert "unknown key 'pruning.grace'; did you mean 'pruning.grace_epochs'?" in mistakes(write(tmp_path, space, pruning={"grace": 1}))[0]
+    assert (
+        "trial.workers: 0: must be greater than or equal to 1, or auto"
+        in mistakes(write(tmp_path, space, trial={"workers": 0}))[0]
+    )
+    assert (
+        "unknown key 'pruning.grace'; did you mean 'pruning.grace_epochs'?"
+        in mistakes(write(tmp_path, space, pruning={"grace": 1}))[0]
+    )
     assert "neither a file nor a preset" in mistakes(write(tmp_path, space, config="tvrr"))[0]
     assert (
         "final: ablate: 'model.regsters' is not a searched key; did you mean 'model.registers'?"
@@ -129,7 +154,12 @@ def test_overrides_go_to_the_search_or_as_fixed_values_to_the_configuration(tmp_
 
 def test_ranges_are_what_optuna_draws_from() -> None:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    ranges = [Range("whole", 1, 64, log=True), Range("even", 0, 8, step=2), Range("real", 1e-4, 1e-1, log=True), Range("one", choices=(4, 8))]
+    ranges = [
+        Range("whole", 1, 64, log=True),
+        Range("even", 0, 8, step=2),
+        Range("real", 1e-4, 1e-1, log=True),
+        Range("one", choices=(4, 8)),
+    ]
     for _ in range(50):
         trial = study.ask()
         whole, even, real, one = (space.suggest(trial) for space in ranges)

@@ -10,10 +10,10 @@ from typing import Any
 
 import optuna
 import pytest
-from made_search import made_search, result
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
+from support.searches import made_search, result
 
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.search.study import SearchStudy
@@ -30,7 +30,9 @@ def proposed(study: SearchStudy) -> int:
 
 
 def by_optunas_own_tools(folder: Path) -> optuna.Study:
-    return optuna.load_study(study_name="made", storage=JournalStorage(JournalFileBackend(str(folder / "out" / "optuna.journal"))))
+    return optuna.load_study(
+        study_name="made", storage=JournalStorage(JournalFileBackend(str(folder / "out" / "optuna.journal")))
+    )
 
 
 def test_optuna_is_told_how_each_trial_ended(tmp_path: Path) -> None:
@@ -49,17 +51,33 @@ def test_optuna_is_told_how_each_trial_ended(tmp_path: Path) -> None:
     study.fail(early, "no memory left")
 
     trials = by_optunas_own_tools(tmp_path).trials
-    assert [trial.state for trial in trials] == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.FAIL]
+    assert [trial.state for trial in trials] == [
+        TrialState.COMPLETE,
+        TrialState.PRUNED,
+        TrialState.FAIL,
+        TrialState.FAIL,
+    ]
     assert [trial.value for trial in trials] == [120.0, 50.0, None, None]  # the best epoch's, not the last one's
-    assert trials[0].intermediate_values == {1: 100.0, 2: 120.0, 3: 110.0} and trials[1].intermediate_values == {1: 50.0, 2: 40.0}
-    assert [trial.user_attrs.get("reason") for trial in trials] == [None, None, "the loss is not a number", "no memory left"]
+    assert trials[0].intermediate_values == {1: 100.0, 2: 120.0, 3: 110.0} and trials[1].intermediate_values == {
+        1: 50.0,
+        2: 40.0,
+    }
+    assert [trial.user_attrs.get("reason") for trial in trials] == [
+        None,
+        None,
+        "the loss is not a number",
+        "no memory left",
+    ]
     assert trials[0].user_attrs["epochs"] == 3 and trials[0].user_attrs["seconds"] == 2.5
 
 
 def test_the_first_trial_is_the_configurations_own_setting(tmp_path: Path) -> None:
     study = open_study(tmp_path)
     first = study.propose()
-    assert first is not None and first.values == study.search.paper_setting == {"model.registers": 4, "optimizer.learning_rate": 1e-3}
+    assert first is not None and first.values == study.search.paper_setting == {
+        "model.registers": 4,
+        "optimizer.learning_rate": 1e-3,
+    }
 
 
 def test_an_interrupted_trial_stays_open_and_is_proposed_again(tmp_path: Path) -> None:
@@ -96,7 +114,11 @@ def test_a_proposal_that_a_kill_cut_off_is_completed_as_it_would_have_been(tmp_p
 def test_a_resumed_search_proposes_and_prunes_as_one_left_alone(tmp_path: Path, kind: str) -> None:
     def decisions(folder: Path, killed_at: set[int]) -> list[Any]:
         folder.mkdir()
-        keys = {"sampler": {"kind": kind, "startup_trials": 3, "seed": 7}, "pruning": {"grace_epochs": 2, "reduction_factor": 2}, "trials": 10}
+        keys = {
+            "sampler": {"kind": kind, "startup_trials": 3, "seed": 7},
+            "pruning": {"grace_epochs": 2, "reduction_factor": 2},
+            "trials": 10,
+        }
         study, steps, made = open_study(folder, **keys), 0, []
         while (proposal := study.propose()) is not None:
             rate, noise = proposal.values["optimizer.learning_rate"], random.Random(proposal.number)
@@ -163,9 +185,13 @@ def test_a_trial_that_ran_out_of_memory_runs_once_more_with_that_of_two(tmp_path
 def test_constraints_are_kept_and_what_was_refused_does_not_count(tmp_path: Path) -> None:
     study = open_study(tmp_path, constraints=["model.registers < 6 or optimizer.learning_rate < 2e-4"], trials=12)
     values = [proposal.values for proposal in iter(study.propose, None)]
-    assert len(values) == 12 and all(each["model.registers"] < 6 or each["optimizer.learning_rate"] < 2e-4 for each in values)
+    assert len(values) == 12 and all(
+        each["model.registers"] < 6 or each["optimizer.learning_rate"] < 2e-4 for each in values
+    )
     refused = [trial for trial in study.study.trials if trial.user_attrs.get("infeasible")]
-    assert refused and all(trial.state == TrialState.FAIL and "refused: breaks" in trial.user_attrs["reason"] for trial in refused)
+    assert refused and all(
+        trial.state == TrialState.FAIL and "refused: breaks" in trial.user_attrs["reason"] for trial in refused
+    )
 
 
 def test_a_refusal_that_a_kill_cut_off_does_not_stay_open(tmp_path: Path) -> None:
@@ -189,7 +215,11 @@ def test_a_constraint_that_nothing_keeps_ends_with_a_clear_mistake(tmp_path: Pat
 
 
 def test_keys_whose_condition_does_not_hold_are_not_proposed(tmp_path: Path) -> None:
-    space = {"model.diffusion_steps": {"int": [1, 9], "when": "model.registers > 0"}, "model.registers": {"int": [0, 4]}, "training.epochs": 9}
+    space = {
+        "model.diffusion_steps": {"int": [1, 9], "when": "model.registers > 0"},
+        "model.registers": {"int": [0, 4]},
+        "training.epochs": 9,
+    }
     study = open_study(tmp_path, space=space, trials=30, sampler={"startup_trials": 5})
     seen = set()
     for proposal in iter(study.propose, None):
@@ -232,13 +262,19 @@ def test_a_database_that_is_not_there_is_a_clear_mistake(tmp_path: Path) -> None
             open_study(tmp_path, store=url)
 
 
-@pytest.mark.parametrize(("module", "package"), [("psycopg2", "psycopg2-binary"), ("psycopg", "psycopg[binary]"), ("pymysql", "pymysql")])
-def test_a_missing_driver_is_told_by_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, package: str) -> None:
+@pytest.mark.parametrize(
+    ("module", "package"), [("psycopg2", "psycopg2-binary"), ("psycopg", "psycopg[binary]"), ("pymysql", "pymysql")]
+)
+def test_a_missing_driver_is_told_by_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, package: str
+) -> None:
     monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
     kind = "mysql" if module == "pymysql" else "postgresql"
     with pytest.raises(UserError) as caught:
         open_study(tmp_path, store=f"{kind}+{module}://me:hush-hush@127.0.0.1:1/studies")
-    assert str(caught.value).endswith(f"cannot be used: this kind of database needs one more package: pip install {package}")
+    assert str(caught.value).endswith(
+        f"cannot be used: this kind of database needs one more package: pip install {package}"
+    )
 
 
 def test_a_databases_password_is_not_said(tmp_path: Path) -> None:

@@ -9,14 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from made_search import made_search, result
-from object_store import S3
+from support.object_store import S3
+from support.searches import made_search, result
 
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.search.layout import JOURNAL, SEARCH, read_epochs
 from dreamprvr_ray.search.study import SearchStudy
 from dreamprvr_ray.search.working_copy import WorkingCopy, working_copy
-from dreamprvr_ray.storage import Storage
+from dreamprvr_ray.storage.location import Storage
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -35,8 +35,17 @@ def test_what_changes_goes_up_and_what_is_none_of_it_stays(s3: S3, tmp_path: Pat
             write(copy.path / name, name)
         before = len(s3.requests)
         copy.push()
-        written = [line.split("/out/")[1].split("?")[0] for line in s3.requests[before:] if "POST" in line and "?uploadId=" in line]
-        assert written[-1] == JOURNAL and sorted(written) == [JOURNAL, "runs/trial_000/epochs.jsonl", "runs/trial_000/tensorboard/events", SEARCH]
+        written = [
+            line.split("/out/")[1].split("?")[0]
+            for line in s3.requests[before:]
+            if "POST" in line and "?uploadId=" in line
+        ]
+        assert written[-1] == JOURNAL and sorted(written) == [
+            JOURNAL,
+            "runs/trial_000/epochs.jsonl",
+            "runs/trial_000/tensorboard/events",
+            SEARCH,
+        ]
         before = len(s3.requests)
         copy.push()
         assert len(s3.requests) == before
@@ -46,7 +55,12 @@ def test_what_changes_goes_up_and_what_is_none_of_it_stays(s3: S3, tmp_path: Pat
     (storage / "best").write_text("test.json", "{}")
     assert not copy.path.exists() and storage.read_text(JOURNAL) == f"{JOURNAL}, more"
     with working_copy(storage, print) as again:
-        assert Storage.of(again.path).files() == [JOURNAL, "runs/trial_000/epochs.jsonl", "runs/trial_000/tensorboard/events", SEARCH]
+        assert Storage.of(again.path).files() == [
+            JOURNAL,
+            "runs/trial_000/epochs.jsonl",
+            "runs/trial_000/tensorboard/events",
+            SEARCH,
+        ]
         before = len(s3.requests)
         again.push()
         assert len(s3.requests) == before
@@ -75,7 +89,11 @@ def test_a_store_that_does_not_answer_is_made_up_for(s3: S3, tmp_path: Path) -> 
     copy = WorkingCopy(Storage.of(s3.uri("out").replace("bucket-", "missing-")), tmp_path, said.append)
     write(tmp_path / SEARCH, "")
     copy.keep_up()
-    assert len(said) == 1 and said[0].startswith("s3://missing-") and said[0].endswith("; tried again after the next epoch")
+    assert (
+        len(said) == 1
+        and said[0].startswith("s3://missing-")
+        and said[0].endswith("; tried again after the next epoch")
+    )
     with pytest.raises(UserError, match=r"^s3://missing-\d+/out: "):
         copy.push()
     copy.storage = Storage.of(s3.uri("out"))
@@ -86,7 +104,11 @@ def test_a_store_that_does_not_answer_is_made_up_for(s3: S3, tmp_path: Path) -> 
 def test_a_report_of_a_search_in_a_store(s3: S3, call: Call, tmp_path: Path) -> None:
     location, search = s3.uri("out"), made_search(tmp_path)
     missing = call("report", location)
-    assert missing.returncode == 2 and missing.stderr.startswith("error: s3://bucket-") and "/out: no search: it has no search.yaml" in missing.stderr
+    assert (
+        missing.returncode == 2
+        and missing.stderr.startswith("error: s3://bucket-")
+        and "/out: no search: it has no search.yaml" in missing.stderr
+    )
     with working_copy(Storage.of(location), print) as copy:
         write(copy.path / SEARCH, search.to_yaml())
         study = SearchStudy(search, copy.path, "s3://bucket/out")

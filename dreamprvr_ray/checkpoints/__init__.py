@@ -1,0 +1,14 @@
+"""Checkpoint directories, and the checkpoints of one training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    # `retrieve.py` of models exported by earlier versions imports `load_model` from here.
+    if name == "load_model":
+        from dreamprvr_ray.checkpoints.checkpoint import load_model
+
+        return load_model
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""Ranks and recall, and the record of every test evaluation."""

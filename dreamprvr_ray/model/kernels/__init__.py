@@ -1,0 +1,1 @@
+"""Fast execution paths that compute what the modules of `model` specify."""

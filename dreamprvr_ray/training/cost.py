@@ -1,0 +1,115 @@
+"""What a training costs, counted on the model itself without computing anything (torch's fake tensors)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from dreamprvr_ray.config import CLIPS, FRAMES, QUERY_TOKENS, Experiment
+from dreamprvr_ray.data.batches import Batch
+from dreamprvr_ray.model.dreamprvr import DreamPRVR
+from dreamprvr_ray.training.objective import StepRandomness, training_losses
+
+QUERIES_PER_VIDEO = 5  # TVR's; queries are a small part of the cost
+BYTES_PER_PARAMETER = 16  # fp32 weight, gradient, and Adam's two moments
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one experiment costs; GFLOP are of matrix products, forward and backward, by video and training step."""
+
+    parameters: int  # trainable
+    gflop_per_video: float  # of the model as its specification writes it: compare speeds by this one
+    executed_gflop_per_video: (
+        float  # of what is really computed: register rows and the cross-attention's projections are spared
+    )
+    memory: int  # of a worker, in bytes
+
+    def named(self) -> dict[str, Any]:
+        """By the names of the commands' JSON."""
+        return {
+            "parameters": self.parameters,
+            "gflop_per_video": round(self.gflop_per_video, 2),
+            "executed_gflop_per_video": round(self.executed_gflop_per_video, 2),
+            "memory_gib": round(self.memory / 2**30, 2),
+        }
+
+    def lines(self) -> list[str]:
+        """For a person."""
+        return [
+            f"parameters: {self.parameters / 1e6:.2f} M",
+            f"cost: {self.gflop_per_video:.1f} GFLOP per video and training step (forward and backward, {QUERIES_PER_VIDEO} queries a video);"
+            f" {self.executed_gflop_per_video:.1f} of them are computed, the others change no result",
+            f"memory: about {self.memory / 2**30:.1f} GiB for a batch on one worker (weights, optimiser, saved activations in fp32)",
+        ]
+
+
+def estimate(experiment: Experiment) -> Cost:
+    """The cost of one training step of the whole batch on one worker."""
+    videos, queries = experiment.training.batch_videos, experiment.training.batch_videos * QUERIES_PER_VIDEO
+    data = experiment.data
+    saved: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.random.fork_rng(devices=[]):
+        # What weights start from costs nothing, and may not go with a preset's sizes of features.
+        model = DreamPRVR(
+            experiment.model.model_copy(update={"initialization": "paper"}), data.video_size, data.text_size
+        )
+        batch = Batch(
+            clips=torch.empty(videos, CLIPS, data.video_size),
+            frames=torch.empty(videos, FRAMES, data.video_size),
+            frame_mask=torch.empty(videos, FRAMES, dtype=torch.bool),
+            tokens=torch.empty(queries, QUERY_TOKENS, data.text_size),
+            token_mask=torch.empty(queries, QUERY_TOKENS, dtype=torch.bool),
+            owner=torch.empty(queries, dtype=torch.int64),
+        )
+        randomness = StepRandomness.draw(
+            0, 0, videos, queries, experiment.model.registers, experiment.model.hidden_size
+        )
+        with FlopCounterMode(display=False) as counter:
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                losses = training_losses(model, batch, experiment.loss, hard_negatives=True, randomness=randomness)
+            losses.total.backward()
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    owned = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    activations = sum(tensor.untyped_storage().nbytes() for key, tensor in saved.items() if key not in owned)
+    count = sum(parameter.numel() for parameter in parameters)
+    executed = counter.get_total_flops() / videos / 1e9
+    return Cost(count, specified_gflop(experiment), executed, activations + count * BYTES_PER_PARAMETER)
+
+
+def specified_gflop(experiment: Experiment) -> float:
+    """GFLOP of a video's matrix products in a training step as the specification writes them; backward is twice forward."""
+    model, data = experiment.model, experiment.data
+    size, registers, steps = model.hidden_size, model.registers, model.diffusion_steps
+    square = size * size
+
+    def attention_block(rows: int) -> int:  # projections, feed-forward, scores and values
+        return 11 * rows * square + 2 * rows * rows * size
+
+    def cross_attention(queries: int, tokens: int) -> int:
+        return (3 * queries + 2 * tokens) * square + 2 * queries * tokens * size
+
+    def fusion(length: int) -> int:
+        each = attention_block(length + registers) + cross_attention(1, length) + square + size * length
+        return registers * square + model.branches * each
+
+    inputs = (CLIPS + FRAMES) * data.video_size * size
+    query = QUERY_TOKENS * data.text_size * size + attention_block(QUERY_TOKENS)
+    products = inputs + fusion(CLIPS) + fusion(FRAMES) + QUERIES_PER_VIDEO * query
+    if registers:
+        denoiser = registers * square * (5 * model.denoiser_layers + 2)
+        pooling = CLIPS * square  # two of D x D/2
+        products += (
+            attention_block(CLIPS) + cross_attention(registers, CLIPS) + pooling + 3 * square + 2 * steps * denoiser
+        )
+    return 3 * 2 * products / 1e9

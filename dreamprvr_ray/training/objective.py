@@ -1,0 +1,108 @@
+"""The training objective of one global batch, over any number of workers (model page, section 3).
+
+Shapes: Q queries and B videos of the global batch, `Q_r` and `B_r` of this worker, K registers, D hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dreamprvr_ray.config import LossConfig
+from dreamprvr_ray.data.batches import Batch
+from dreamprvr_ray.distributed import Division, Workers
+from dreamprvr_ray.model.dreamprvr import DreamPRVR
+from dreamprvr_ray.model.registers import perturbed_start, variational_divergences
+from dreamprvr_ray.model.scoring import token_scores
+from dreamprvr_ray.training.losses import Losses, NegativeDraws, Scores, combine
+
+
+@dataclass(frozen=True)
+class StepRandomness:
+    """The random choices inside one step's loss, for the global batch: the perturbation's noise (B, K, D) and the negatives."""
+
+    alpha_noise: Tensor
+    beta_noise: Tensor
+    negatives: NegativeDraws
+
+    @classmethod
+    def draw(cls, seed: int, step: int, videos: int, queries: int, registers: int, hidden_size: int) -> StepRandomness:
+        """Draws that depend on (seed, step) and the global batch alone, so that every worker draws the same."""
+        generator = torch.Generator().manual_seed(stream_seed(seed, step, "loss"))
+        shape = (videos, registers, hidden_size)
+        return cls(
+            torch.randn(shape, generator=generator),
+            torch.randn(shape, generator=generator),
+            NegativeDraws.draw(videos, queries, generator),
+        )
+
+
+def stream_seed(seed: int, step: int, stream: str, rank: int = 0) -> int:
+    """A seed of 63 bits for one stream of random numbers of one step, independent of all others."""
+    entropy = [seed, step, rank, *stream.encode()]
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def training_losses(
+    model: DreamPRVR,
+    batch: Batch,
+    config: LossConfig,
+    *,
+    hard_negatives: bool,
+    randomness: StepRandomness,
+    workers: Workers | None = None,
+    division: Division | None = None,
+) -> Losses:
+    """The losses of the global batch, the same on every worker.
+
+    `batch` holds this worker's videos and queries, `division` says how the global batch is divided (None: it is this batch).
+    After `losses.total.backward()` the gradient of the global batch is the sum over the workers (`Workers.sum_gradients`).
+    """
+    workers = workers or Workers()
+    division = division or Division.alone(batch.owner, len(batch.clips))
+    device = batch.clips.device
+    queries = model.encode_queries(batch.tokens, batch.token_mask)  # (Q_r, D)
+    encoding = model.encode_videos(batch.clips, batch.frames, batch.frame_mask)
+
+    all_queries = workers.gather_for_own_part(queries, division.queries)  # (Q, D)
+    clip = token_scores(all_queries, encoding.clip_tokens)
+    frame = token_scores(all_queries, encoding.frame_tokens, encoding.frame_mask)
+    columns = torch.stack([clip.cosine, clip.dot, frame.cosine, frame.dot]).movedim(-1, 0)  # (B_r, 4, Q)
+    columns = workers.gather_for_same_loss(columns, division.videos).movedim(0, -1)  # (4, Q, B)
+
+    sums = columns.new_zeros(2)
+    if encoding.registers is not None:
+        assert encoding.mu is not None and encoding.logvar is not None
+        first = sum(division.videos[: workers.rank])
+        own = slice(first, first + len(batch.clips))
+        start = perturbed_start(
+            _mean_per_video(queries, batch.owner, len(batch.clips)),
+            randomness.alpha_noise[own].to(queries),
+            randomness.beta_noise[own].to(queries),
+        )
+        variational = variational_divergences(encoding.mu, encoding.logvar).sum()
+        denoising = model.denoising_errors(encoding, start).sum()
+        sums = workers.sum_for_same_loss(torch.stack([variational, denoising]))
+    variational, denoising = (sums / sum(division.videos)).unbind()
+    return combine(
+        config,
+        Scores(*columns.unbind()),
+        workers.gather_for_same_loss(queries, division.queries),
+        division.owner.to(device, non_blocking=True),
+        randomness.negatives.to(device),
+        hard_negatives,
+        variational,
+        denoising,
+    )
+
+
+def _mean_per_video(queries: Tensor, owner: Tensor, videos: int) -> Tensor:
+    """The mean embedding of each video's queries: (Q, D), (Q,) -> (B, D)."""
+    # A product, not `index_add`: that adds in an order of its own on a GPU, and a training would not repeat itself.
+    with torch.autocast(queries.device.type, enabled=False):
+        own = (owner == torch.arange(videos, device=owner.device).unsqueeze(1)).to(queries.dtype)
+        mean: Tensor = (own @ queries) / own.sum(1, keepdim=True)
+    return mean

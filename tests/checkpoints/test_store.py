@@ -1,0 +1,220 @@
+"""The best and the latest checkpoint are there and whole, whatever happens to the writer."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+import torch
+from support import small_models as tiny
+from support.object_store import S3
+
+from dreamprvr_ray.checkpoints.checkpoint import read_state, read_weights, write_checkpoint
+from dreamprvr_ray.checkpoints.store import OWNER, CheckpointStore
+from dreamprvr_ray.config import load_experiment
+from dreamprvr_ray.errors import Failure
+from dreamprvr_ray.storage.location import Storage
+
+EXPERIMENT = load_experiment("demo")
+
+
+def checkpoint(epoch: int, best_epoch: int, entries: int = 1000) -> Callable[[Path], None]:
+    """Writes a checkpoint whose every entry is its epoch."""
+    tensor, metrics = torch.full((entries,), float(epoch)), {"epoch": epoch, "best_epoch": best_epoch}
+    return lambda directory: write_checkpoint(directory, {"a": tensor}, EXPERIMENT, metrics, {"b": tensor})
+
+
+@pytest.fixture(params=["disk", "object store"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> CheckpointStore:
+    if request.param == "disk":
+        return CheckpointStore(Storage.of(tmp_path / "checkpoints"))
+    s3: S3 = request.getfixturevalue("s3")
+    return CheckpointStore(Storage.of(s3.uri("run/checkpoints")))
+
+
+def test_the_best_and_the_latest_are_kept(store: CheckpointStore) -> None:
+    with store.latest() as latest, store.best() as best:
+        assert latest is None and best is None
+    for epoch, best_epoch in ((1, 1), (2, 2), (3, 2), (4, 2)):
+        store.write(epoch, best_epoch, checkpoint(epoch, best_epoch))
+    store.wait()
+    assert store.epochs() == [2, 4]
+    with store.latest() as latest, store.best() as best:
+        assert latest and best
+        assert read_weights(latest)["a"][0] == 4 and read_weights(best)["a"][0] == 2 and read_state(best)["b"][0] == 2
+    store.write(5, 5, checkpoint(5, 5))
+    store.wait()
+    assert store.epochs() == [5] and store.storage.names() == ["epoch-0005", OWNER]
+
+
+def test_one_checkpoint_alone_can_be_kept(store: CheckpointStore) -> None:
+    assert store.metrics() is None
+    for epoch in (1, 2, 3):
+        store.write(epoch, 2 if epoch > 1 else 1, checkpoint(epoch, 2))
+    store.wait()
+    assert store.metrics() == {"epoch": 3, "best_epoch": 2}
+    store.keep_only(2)
+    assert store.storage.names() == ["epoch-0002", OWNER] and store.epochs() == [2]
+    assert store.at(2).exists("metrics.json") and not store.at(3).exists("metrics.json")
+
+
+def test_what_a_killed_writer_left_is_no_checkpoint(store: CheckpointStore) -> None:
+    store.write(1, 1, checkpoint(1, 1))
+    store.wait()
+    store.storage.write_text("epoch-0002/weights.safetensors", "half")  # of an upload that was cut off
+    assert store.epochs() == [1]
+    store.write(3, 3, checkpoint(3, 3))
+    store.wait()
+    assert store.storage.names() == ["epoch-0003", OWNER]  # swept
+
+
+class Pause:
+    """In the middle of writing a checkpoint, until told to go on."""
+
+    def __init__(self, epoch: int) -> None:
+        self.reached, self.go = threading.Event(), threading.Event()
+        self.epoch = epoch
+
+    def __call__(self, directory: Path) -> None:
+        (directory / "weights.safetensors").write_text("half")
+        self.reached.set()
+        assert self.go.wait(30)
+        checkpoint(self.epoch, self.epoch)(directory)
+
+
+def test_the_writer_of_a_run_that_was_taken_over_stops_and_sweeps_nothing(store: CheckpointStore) -> None:
+    store.write(1, 1, checkpoint(1, 1))
+    late, half = Pause(2), Pause(2)
+    store.write(2, 2, late)
+    assert late.reached.wait(30)
+    later = CheckpointStore(store.storage)
+    owner = later.take_over()
+    with later.latest() as latest:
+        assert latest and read_weights(latest)["a"][0] == 1
+    later.write(2, 2, half)
+    assert half.reached.wait(30)
+    late.go.set()  # it is whole now, and its writer would drop all others
+    with pytest.raises(Failure, match=r"a later run has taken this training over; this one stops$"):
+        store.wait()
+    half.go.set()
+    later.wait()
+    assert later.epochs() == [2]
+
+    store.write(9, 9, checkpoint(9, 9))
+    with pytest.raises(Failure, match="taken this training over"):
+        store.wait()
+    same = CheckpointStore(store.storage, owner)  # a worker of the later run, started again
+    same.write(3, 3, checkpoint(3, 3))
+    same.wait()
+    assert store.storage.names() == ["epoch-0003", OWNER]
+
+
+def test_a_writer_whose_unfinished_checkpoint_is_swept_away_says_why(tmp_path: Path) -> None:
+    store, later = CheckpointStore(Storage.of(tmp_path)), CheckpointStore(Storage.of(tmp_path))
+    late = Pause(2)
+    store.write(2, 2, late)
+    assert late.reached.wait(30)
+    later.write(3, 3, checkpoint(3, 3))
+    later.wait()
+    late.go.set()
+    with pytest.raises(Failure, match="taken this training over"):
+        store.wait()
+    assert later.epochs() == [3]
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path) -> None:
+    store, go = CheckpointStore(Storage.of(tmp_path)), threading.Event()
+
+    def slow(directory: Path) -> None:
+        assert go.wait(30)
+        checkpoint(1, 1)(directory)
+
+    store.write(1, 1, slow)
+    assert store.epochs() == []
+    go.set()
+    store.wait()
+    assert store.epochs() == [1]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 256 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(disk)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_is_said_and_keeps_the_last_good_checkpoint(small_disk: Path) -> None:
+    store = CheckpointStore(Storage.of(small_disk / "checkpoints"))
+    store.write(1, 1, checkpoint(1, 1))
+    store.write(2, 1, checkpoint(2, 1, entries=20_000))  # twice 80 kB
+    store.write(3, 1, checkpoint(3, 1, entries=20_000))
+    wanted = r"checkpoints: the checkpoint of epoch 3 could not be written: No space left on device; the last good one is of epoch 2$"
+    with pytest.raises(Failure, match=wanted):
+        store.wait()
+    assert store.epochs() == [1, 2] and store.storage.names() == ["epoch-0001", "epoch-0002", OWNER]
+    with store.latest() as latest:
+        assert latest and read_weights(latest)["a"].eq(2).all()
+
+
+def write_for_ever(location: Path, told: Connection) -> None:
+    store = CheckpointStore(Storage.of(location))
+    for epoch in range(1, 10_000):
+        best = epoch - epoch % 3 or 1
+        store.write(epoch, best, checkpoint(epoch, best, entries=200_000))
+        told.send(epoch)
+
+
+def test_a_kill_at_any_moment_leaves_whole_checkpoints(tmp_path: Path) -> None:
+    moments, context = random.Random(0), multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["dreamprvr_ray.checkpoint_store"])  # each process would import torch
+    for run in range(12):
+        receiver, sender = context.Pipe(duplex=False)
+        writer = context.Process(target=write_for_ever, args=(tmp_path / str(run), sender))
+        writer.start()
+        sender.close()
+        told = receiver.recv()
+        time.sleep(moments.uniform(0, 0.05))
+        assert writer.pid
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.join()
+        with suppress(EOFError):
+            while True:
+                told = receiver.recv()
+        store = CheckpointStore(Storage.of(tmp_path / str(run)))
+        epochs = store.epochs()
+        assert told == 1 or epochs[-1] >= told - 1  # handing over a checkpoint waits for the one before
+        for epoch in epochs:
+            with store.opened(epoch) as directory:
+                assert read_weights(directory)["a"].eq(epoch).all() and read_state(directory)["b"].eq(epoch).all()
+                assert json.loads((directory / "metrics.json").read_text())["epoch"] == epoch
+
+
+def test_a_model_checkpoint_can_be_kept_elsewhere(s3: S3) -> None:
+    store, model = CheckpointStore(Storage.of(s3.uri("run"))), tiny.build().float()
+    metrics = {"epoch": 1, "best_epoch": 1}
+    store.write(1, 1, lambda directory: write_checkpoint(directory, model.state_dict(), EXPERIMENT, metrics, None))
+    with store.best() as best:
+        assert best is None  # not before it is whole
+    store.wait()
+    with store.best() as best:
+        assert best and all(
+            torch.equal(tensor, model.state_dict()[name]) for name, tensor in read_weights(best).items()
+        )

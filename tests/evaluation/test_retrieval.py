@@ -1,0 +1,250 @@
+"""Scores, ranks and recall against loops and numbers by hand; evaluation against all videos and queries in one batch."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from support import reference_model as plain_model
+from support import small_models as tiny
+from torch import Tensor
+
+from dreamprvr_ray.evaluation import retrieval
+from dreamprvr_ray.evaluation.retrieval import Ranks, Recall, Retrieval, evaluate, exact_ranks, summarise
+from dreamprvr_ray.model.scoring import best_cosines, token_scores
+
+NAN, INF = math.nan, math.inf
+
+
+def naive_rank(scores: list[float], own: int) -> int:
+    """Where the own video comes in a sorted list: behind equals, and last without a score."""
+    if math.isnan(scores[own]):
+        return len(scores)
+    order = sorted(range(len(scores)), key=lambda video: (math.isnan(scores[video]), -scores[video], video == own))
+    return order.index(own) + 1
+
+
+def test_ranks_are_those_of_a_sort_in_which_ties_lose() -> None:
+    random = np.random.default_rng(0)
+    values = np.array([NAN, -INF, -1.0, 0.0, 0.5, 0.5 + 1e-7, 2.0, INF], dtype=np.float32)
+    scores = values[random.integers(len(values), size=(300, 9))]
+    own = random.integers(9, size=300)
+    ranks = exact_ranks(torch.from_numpy(scores), torch.from_numpy(own))
+    assert ranks.rank.tolist() == [naive_rank(row.tolist(), video) for row, video in zip(scores, own, strict=True)]
+    equals = [sum(score == row[video] for score in row) > 1 for row, video in zip(scores, own, strict=True)]
+    assert ranks.tied.tolist() == equals
+
+
+@pytest.mark.parametrize(
+    ("scores", "rank", "tied"),
+    [
+        ([3.0, 2.0, 1.0], 1, False),
+        ([2.0, 3.0, 1.0], 2, False),
+        ([2.0, 2.0, 1.0], 2, True),
+        ([2.0, 2.0, 2.0], 3, True),
+        ([NAN, 2.0, 1.0], 3, False),
+        ([NAN, NAN, NAN], 3, False),
+        ([1.0, NAN, 2.0], 2, False),
+        ([1.0, NAN, NAN], 1, False),
+        ([-INF, NAN, 0.0], 2, False),
+        ([INF, INF, 0.0], 2, True),
+    ],
+)
+def test_ranks_by_hand(scores: list[float], rank: int, tied: bool) -> None:
+    ranks = exact_ranks(torch.tensor([scores]), torch.tensor([0]))
+    assert (ranks.rank.item(), ranks.tied.item()) == (rank, tied)
+
+
+def test_recall_by_hand() -> None:
+    recall = Recall.of(np.array([1, 2, 5, 6, 10, 11, 100, 101]))
+    assert recall.queries == 8 and recall.at == {1: 12.5, 5: 37.5, 10: 62.5, 100: 87.5} and recall.sumr == 200.0
+    assert recall.named() == {"R@1": 12.5, "R@5": 37.5, "R@10": 62.5, "R@100": 87.5, "SumR": 200.0}
+    assert Recall.of(np.array([], dtype=np.int64)) == Recall(0, {1: 0.0, 5: 0.0, 10: 0.0, 100: 0.0}, 0.0)
+
+
+def ranks_of(*rank: int, tied: int = 0) -> Ranks:
+    return Ranks(torch.tensor(rank), torch.arange(len(rank)) < tied)
+
+
+def test_summary_by_hand() -> None:
+    summary = summarise(ranks_of(1, 2, 7, 200, tied=3), 250)
+    assert summary == Retrieval(
+        250, Recall(4, {1: 25.0, 5: 50.0, 10: 75.0, 100: 75.0}, 225.0), 4.5, 3, None, np.array([1, 2, 7, 200])
+    )
+    assert summarise(ranks_of(9, 1, 4), 9).median_rank == 4.0
+    assert list(summary.named()) == [
+        "videos",
+        "queries",
+        "R@1",
+        "R@5",
+        "R@10",
+        "R@100",
+        "SumR",
+        "median_rank",
+        "ties",
+        "by_moment",
+    ]
+    assert summary.named()["queries"] == 4 and summary.named()["by_moment"] is None
+
+
+def test_groups_by_moment_are_closed_above_and_leave_out_what_is_unknown() -> None:
+    fractions = np.array([0.01, 0.2, 0.2001, 0.4, 0.41, 1.0, NAN])
+    summary = summarise(ranks_of(1, 2, 3, 1, 50, 1, 1), 60, fractions)
+    assert summary.by_moment is not None and summary.recall.queries == 7
+    assert {name: (group.queries, group.at[1], group.at[10]) for name, group in summary.by_moment.items()} == {
+        "0-0.2": (2, 50.0, 100.0),
+        "0.2-0.4": (2, 50.0, 100.0),
+        "0.4-1": (2, 50.0, 50.0),
+    }
+    named = summary.named()["by_moment"]["0.4-1"]
+    assert named == {"queries": 2, "R@1": 50.0, "R@5": 50.0, "R@10": 50.0, "R@100": 100.0, "SumR": 250.0}
+
+
+def test_no_groups_where_no_moment_is_known() -> None:
+    assert summarise(ranks_of(1, 2), 5, np.array([NAN, NAN])).by_moment is None
+    only_long = summarise(ranks_of(1, 2), 5, np.array([0.9, NAN])).by_moment
+    assert only_long is not None and [group.queries for group in only_long.values()] == [0, 0, 1]
+
+
+def test_a_group_without_queries_has_no_recall() -> None:
+    named = json.loads(json.dumps(summarise(ranks_of(1, 2), 5, np.array([0.9, NAN])).named()["by_moment"]))
+    assert (
+        named["0-0.2"]
+        == named["0.2-0.4"]
+        == {"queries": 0, "R@1": None, "R@5": None, "R@10": None, "R@100": None, "SumR": None}
+    )
+    assert named["0.4-1"] == {"queries": 1, "R@1": 100.0, "R@5": 100.0, "R@10": 100.0, "R@100": 100.0, "SumR": 400.0}
+
+
+def random_scores_input(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(0)
+    queries, tokens = torch.randn(5, 8, dtype=torch.float64), torch.randn(3, 4, 8, dtype=torch.float64)
+    tokens[1, 2:] = 0  # padding
+    return queries.to(dtype), tokens.to(dtype)
+
+
+@pytest.mark.parametrize(
+    ("given", "computed", "tolerance"),
+    [
+        (torch.float64, torch.float64, 1e-12),
+        (torch.float32, torch.float32, 1e-6),
+        (torch.bfloat16, torch.float32, 1e-6),
+    ],
+)
+def test_token_scores_are_those_of_loops(given: torch.dtype, computed: torch.dtype, tolerance: float) -> None:
+    queries, tokens = random_scores_input(given)
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # which must not reach the scores
+        scores, cosines = token_scores(queries, tokens), best_cosines(queries, tokens)
+    cosine, dot = tiny.best_tokens(queries.to(computed), tokens.to(computed))
+    assert torch.equal(cosines, scores.cosine)
+    torch.testing.assert_close(scores.cosine, cosine, rtol=0, atol=tolerance)
+    torch.testing.assert_close(scores.dot, dot, rtol=0, atol=tolerance * 10)
+
+
+def test_the_best_cosine_is_not_the_best_dot_product() -> None:
+    query, tokens = torch.tensor([[1.0, 0.0]]), torch.tensor([[[0.5, 0.0], [2.0, 4.0]]])
+    scores = token_scores(query, tokens)
+    assert (scores.cosine.item(), scores.dot.item()) == (1.0, 2.0)
+
+
+def test_zero_rows_of_padding_take_part() -> None:
+    query, frames = torch.tensor([[1.0, 1.0]]), torch.tensor([[[-1.0, -1.0], [-1.0, 0.0]], [[-1.0, -1.0], [0.0, 0.0]]])
+    scores = token_scores(query, frames)
+    torch.testing.assert_close(scores.cosine, torch.tensor([[-math.sqrt(0.5), 0.0]]))
+    torch.testing.assert_close(scores.dot, torch.tensor([[-1.0, 0.0]]))
+
+
+@pytest.mark.parametrize(("count", "videos"), [(0, 3), (2, 0), (0, 0)])
+def test_without_queries_or_videos_the_graph_is_kept(count: int, videos: int) -> None:
+    queries, tokens = torch.randn(count, 8, requires_grad=True), torch.randn(videos, 4, 8, requires_grad=True)
+    scores = token_scores(queries, tokens)
+    assert scores.cosine.shape == scores.dot.shape == best_cosines(queries, tokens).shape == (count, videos)
+    (scores.cosine.sum() + scores.dot.sum()).backward()
+    for leaf in (queries, tokens):
+        assert leaf.grad is not None and leaf.grad.shape == leaf.shape and not leaf.grad.any()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradients_are_those_of_finite_differences(masked: bool) -> None:
+    queries, tokens = (
+        x.requires_grad_() for x in (torch.randn(4, 6, dtype=torch.float64), torch.randn(3, 5, 6, dtype=torch.float64))
+    )
+    mask = torch.arange(5) < torch.tensor([[5], [1], [3]])
+
+    def scores(queries: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        made = token_scores(queries, tokens, mask if masked else None)
+        return made.cosine, made.dot
+
+    assert torch.autograd.gradcheck(scores, (queries, tokens))
+    assert torch.equal(best_cosines(queries, tokens, mask if masked else None), scores(queries, tokens)[0])
+
+
+def test_gradients_of_zero_rows_are_finite() -> None:
+    queries, tokens = torch.randn(2, 8), torch.zeros(3, 4, 8)
+    queries[0] = 0
+    queries.requires_grad_(), tokens.requires_grad_()
+    scores = token_scores(queries, tokens)
+    (scores.cosine.sum() + scores.dot.sum()).backward()
+    assert queries.grad is not None and tokens.grad is not None
+    assert queries.grad.isfinite().all() and tokens.grad.isfinite().all()
+
+
+SPLIT = tiny.MemorySplit([2, 1, 4, 1, 3, 2, 1])
+
+
+@pytest.fixture(scope="module")
+def expected() -> Retrieval:
+    """The split's retrieval in one batch by the plain model, loops and a sort."""
+    model, batch = tiny.build(), SPLIT.whole()
+    with torch.no_grad():
+        weights = plain_model.plain_weights(model)
+        queries = plain_model.encode_queries(weights, model.config, batch.tokens, batch.token_mask)
+        encoding = plain_model.encode_videos(weights, model.config, batch.clips, batch.frames, batch.frame_mask)
+        clip, frame = (tiny.best_tokens(queries, tokens)[0] for tokens in (encoding.clip_tokens, encoding.frame_tokens))
+    fused = 0.7 * clip + 0.3 * frame
+    rank = [naive_rank(row.tolist(), video) for row, video in zip(fused, SPLIT.owner, strict=True)]
+    assert len(set(rank)) > 4  # else the test could not tell one order from another
+    return summarise(ranks_of(*rank), 7, SPLIT.moment_fractions)
+
+
+@pytest.mark.parametrize(("query_block", "video_block"), [(512, 64), (1, 1), (3, 2), (14, 7), (5, 6)])
+def test_evaluation_equals_one_batch(
+    query_block: int, video_block: int, expected: Retrieval, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retrieval, "QUERY_BLOCK", query_block)
+    monkeypatch.setattr(retrieval, "VIDEO_BLOCK", video_block)
+    assert evaluate(tiny.build().float(), SPLIT, 0.7) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluation_has_no_dropout_and_leaves_the_mode(training: bool, expected: Retrieval) -> None:
+    model = tiny.build(dropout=0.5, input_dropout=0.5).float().train(training)
+    assert evaluate(model, SPLIT, 0.7) == expected  # type: ignore[arg-type]
+    assert model.training is training and model.clip_fusion.training is training
+
+
+def test_evaluation_leaves_the_mode_when_it_fails() -> None:
+    model = tiny.build().float().train()
+    broken = tiny.MemorySplit([1, 1])
+    broken._tokens = []
+    with pytest.raises((RuntimeError, ValueError)):
+        evaluate(model, broken, 0.5)  # type: ignore[arg-type]
+    assert model.training
+
+
+def test_evaluation_reads_float16_features_under_bf16() -> None:
+    split = tiny.MemorySplit([2, 1, 2])
+    split._clips, split._frames, split._tokens = (
+        split._clips.half(),
+        [f.half() for f in split._frames],
+        [t.half() for t in split._tokens],
+    )
+    model = tiny.build().float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = retrieval._split_scores(model.eval(), split, 0.5, retrieval.Workers())  # type: ignore[arg-type]
+    full = retrieval._split_scores(model.eval(), split, 0.5, retrieval.Workers())  # type: ignore[arg-type]
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, full, rtol=0, atol=0.05)

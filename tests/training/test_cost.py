@@ -1,0 +1,101 @@
+"""The cost of an experiment: the paper's parameters, and products counted by torch on the plain model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support import reference_model as plain_model
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from dreamprvr_ray.config import CLIPS, FRAMES, QUERY_TOKENS, Experiment, load_experiment
+from dreamprvr_ray.model.dreamprvr import DreamPRVR
+from dreamprvr_ray.training.cost import BYTES_PER_PARAMETER, QUERIES_PER_VIDEO, Cost, estimate, specified_gflop
+
+
+def counted_gflop(experiment: Experiment) -> float:
+    """GFLOP of matrix products that the plain model takes for one video and its queries, forward and backward."""
+    config, data = experiment.model, experiment.data
+    model = DreamPRVR(config, data.video_size, data.text_size)
+    clips, frames = torch.randn(1, CLIPS, data.video_size), torch.randn(1, FRAMES, data.video_size)
+    tokens = torch.randn(QUERIES_PER_VIDEO, QUERY_TOKENS, data.text_size)
+    weights = plain_model.plain_weights(model)
+    with FlopCounterMode(display=False) as counter:
+        queries = plain_model.encode_queries(weights, config, tokens, torch.ones(tokens.shape[:2], dtype=torch.bool))
+        encoding = plain_model.encode_videos(weights, config, clips, frames, torch.ones(1, FRAMES, dtype=torch.bool))
+        loss = queries.sum() + encoding.clip_tokens.sum() + encoding.frame_tokens.sum()
+        if encoding.mu is not None and encoding.logvar is not None and encoding.condition is not None:
+            start = queries.mean(0).expand_as(encoding.condition)
+            loss = (
+                loss
+                + encoding.logvar.sum()
+                + plain_model.denoising_errors(weights, config, start, encoding.mu, encoding.condition).sum()
+            )
+        loss.backward()
+    return counter.get_total_flops() / 1e9
+
+
+def time_layers_gflop(experiment: Experiment) -> float:
+    """The specified cost takes the denoiser's time layers once for each register, the plain model once a step (1.3% of all of TVR)."""
+    model = experiment.model
+    return 3 * 2 * 2 * model.diffusion_steps * model.registers * model.denoiser_layers * model.hidden_size**2 / 1e9
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides"),
+    [
+        ("tvr", {"model.hidden_size": 192}),
+        ("demo", {"model.registers": 0}),
+        ("demo", {"model.registers": 0, "model.branches": 1, "model.hidden_size": 16, "model.heads": 2}),
+        (
+            "demo",
+            {"model.registers": 8, "model.diffusion_steps": 10, "model.denoiser_layers": 4, "data.video_size": 512},
+        ),
+    ],
+)
+def test_the_specified_cost_is_what_torch_counts_on_the_plain_model(preset: str, overrides: dict[str, int]) -> None:
+    experiment = load_experiment(preset, overrides)
+    counted = counted_gflop(experiment)
+    assert specified_gflop(experiment) == pytest.approx(counted + time_layers_gflop(experiment), rel=0.01)
+    assert specified_gflop(experiment) == pytest.approx(counted, rel=0.03)
+
+
+@pytest.mark.parametrize(("preset", "gflop"), [("tvr", 21.8), ("activitynet", 19.6), ("charades", 20.4)])
+def test_what_the_papers_settings_cost_a_video(preset: str, gflop: float) -> None:
+    assert specified_gflop(load_experiment(preset)) == pytest.approx(gflop, abs=0.1)
+
+
+@pytest.fixture(scope="module")
+def tvr() -> Cost:
+    return estimate(load_experiment("tvr"))
+
+
+def test_parameters_are_the_papers(tvr: Cost) -> None:
+    assert round(tvr.parameters / 1e6, 2) == 37.62
+    for preset in ("activitynet", "charades"):
+        experiment = load_experiment(preset)
+        with FakeTensorMode():
+            model = DreamPRVR(experiment.model, experiment.data.video_size, experiment.data.text_size)
+        assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 2) == 36.14
+
+
+def test_what_is_computed_is_less_than_what_is_specified(tvr: Cost) -> None:
+    assert tvr.gflop_per_video == specified_gflop(load_experiment("tvr"))
+    assert 0.5 * tvr.gflop_per_video < tvr.executed_gflop_per_video < tvr.gflop_per_video
+    assert tvr.memory > tvr.parameters * BYTES_PER_PARAMETER
+    assert tvr.named() == {
+        "parameters": tvr.parameters,
+        "gflop_per_video": round(tvr.gflop_per_video, 2),
+        "executed_gflop_per_video": round(tvr.executed_gflop_per_video, 2),
+        "memory_gib": round(tvr.memory / 2**30, 2),
+    }
+    assert tvr.lines()[0] == "parameters: 37.62 M" and len(tvr.lines()) == 3
+
+
+def test_nothing_is_computed() -> None:
+    before = torch.get_rng_state()
+    small = {"model.registers": 0, "model.branches": 1}
+    cost = estimate(load_experiment("demo", {"training.batch_videos": 80_000} | small))  # no machine has the memory
+    assert torch.equal(torch.get_rng_state(), before)
+    assert cost.memory > 1e12
+    assert cost.gflop_per_video == specified_gflop(load_experiment("demo", small))

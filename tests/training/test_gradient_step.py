@@ -1,0 +1,194 @@
+"""Recorded steps and compiled chains give what the plain path gives, in value and gradient; on a GPU where there is one."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.synthetic import random_batch
+from dreamprvr_ray.checkpoints.checkpoint import read_weights
+from dreamprvr_ray.config import Experiment, load_experiment
+from dreamprvr_ray.data.batches import Batch
+from dreamprvr_ray.data.shards import ShardSet
+from dreamprvr_ray.device import autocast
+from dreamprvr_ray.model.dreamprvr import DreamPRVR
+from dreamprvr_ray.model.kernels import compiled as fused
+from dreamprvr_ray.model.kernels import cpu
+from dreamprvr_ray.training.gradient_step import GradientPass
+from dreamprvr_ray.training.loop import fit
+from dreamprvr_ray.training.losses import Losses
+from dreamprvr_ray.training.objective import StepRandomness, training_losses
+from dreamprvr_ray.training.reporter import DirectoryReporter
+
+SMALL = {
+    "model.hidden_size": 32,
+    "model.heads": 2,
+    "model.branches": 3,
+    "model.registers": 2,
+    "model.diffusion_steps": 2,
+}
+NO_DROPOUT = {"model.dropout": 0.0, "model.input_dropout": 0.0}
+LONG = 10**12  # videos of a training that is worth compiling for
+CPU = torch.device("cpu")
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+
+
+def experiment(**changes: Any) -> Experiment:
+    return load_experiment("demo", SMALL | {name.replace("__", "."): value for name, value in changes.items()})
+
+
+def build(
+    setting: Experiment, device: torch.device, videos: int = 0, precision: str = "fp32"
+) -> tuple[DreamPRVR, GradientPass]:
+    torch.manual_seed(0)
+    model = DreamPRVR(setting.model, setting.data.video_size, setting.data.text_size).to(device).train()
+    return model, GradientPass(model, setting, videos, partial(autocast, device, precision))
+
+
+def drawn(setting: Experiment, videos: int = 6, queries: int = 12, step: int = 0) -> StepRandomness:
+    return StepRandomness.draw(0, step, videos, queries, setting.model.registers, setting.model.hidden_size)
+
+
+def values(losses: Losses) -> dict[str, float]:
+    return {field.name: getattr(losses, field.name).item() for field in fields(losses)}
+
+
+def gradients(model: DreamPRVR) -> dict[str, Tensor]:
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def assert_alike(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float) -> None:
+    """Each tensor within `tolerance` of its own norm, or, where it is all rounding, of the largest norm of all."""
+    assert ours.keys() == theirs.keys()
+    largest = max(float(tensor.norm()) for tensor in theirs.values())
+    for name, tensor in ours.items():
+        assert float((tensor - theirs[name]).norm()) <= tolerance * (float(theirs[name].norm()) + 0.01 * largest), name
+
+
+def test_a_pass_on_the_cpu_is_the_objective_and_its_gradient() -> None:
+    setting = experiment()
+    model, passes = build(setting, CPU)
+    batch = random_batch(setting.data, 6, 2)
+    torch.manual_seed(1)
+    losses = training_losses(model, batch, setting.loss, hard_negatives=True, randomness=drawn(setting))
+    losses.total.backward()
+    expected = gradients(model)
+    torch.manual_seed(1)
+    ours = passes(batch, drawn(setting))
+    assert values(ours) == values(losses)
+    assert all(
+        torch.equal(gradient, expected[name]) for name, gradient in gradients(model).items()
+    )  # of this step alone
+    assert not ours.total.requires_grad
+
+
+@pytest.mark.parametrize("registers", [2, 0])
+def test_the_chains_that_are_compiled_for_a_gpu_are_the_plain_ones(
+    registers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = experiment(
+        **{name.replace(".", "__"): value for name, value in NO_DROPOUT.items()}, model__registers=registers
+    )
+    batch = random_batch(setting.data, 6, 2)
+    model, passes = build(setting, CPU)
+    plain = values(passes(batch, drawn(setting)))
+    expected = gradients(model)
+    used = []
+    monkeypatch.setattr(cpu, "suits", lambda x: False)
+    monkeypatch.setattr(fused, "suits", lambda x: True)
+    monkeypatch.setattr(fused, "_compiled", lambda function: used.append(function.__name__) or function)
+    model, passes = build(setting, CPU, LONG)
+    assert values(passes(batch, drawn(setting))) == pytest.approx(plain, rel=1e-5)
+    assert_alike(gradients(model), expected, 1e-4)
+    chains = {
+        "_normed_and_dropped",
+        "_added_and_normed",
+        "_rectified_and_dropped",
+        "_dropped_probabilities",
+        "_weighted_sum",
+    }
+    assert set(used) == chains
+
+
+def test_the_chains_drop_what_they_are_told_and_keep_the_mean() -> None:
+    torch.manual_seed(0)
+    dropped = fused._rectified_and_dropped(torch.ones(2, 500, 40), torch.ones(2, 40), torch.tensor(0.75))
+    assert dropped.unique().tolist() == pytest.approx([0.0, 2 / 0.75])
+    assert dropped.mean().item() == pytest.approx(2, rel=0.02)
+
+
+def test_only_long_trainings_are_compiled_for() -> None:
+    compiled = [build(experiment(), CPU, videos)[0].clip_fusion.branches.compiled for videos in (24 * 30, LONG)]
+    assert compiled == [False, True]
+
+
+@on_a_gpu
+@pytest.mark.parametrize("compiled", [False, True])
+def test_recorded_steps_are_launched_steps(compiled: bool) -> None:
+    device, setting = torch.device("cuda"), experiment()
+    batches = [random_batch(setting.data, 6, 2, seed).to(device) for seed in range(3)]
+    batches[2] = shortened(batches[2])
+    model, passes = build(setting, device, LONG if compiled else 0, "bf16")
+    other, launches = build(setting, device, LONG if compiled else 0, "bf16")
+    seen = []
+    for step in range(6):
+        batch, hard = batches[step % 3], step > 1
+        torch.manual_seed(step)
+        ours = values(passes(batch, drawn(setting, step=step), hard=hard))
+        torch.manual_seed(step)
+        theirs = values(launches.launch(*launches._copied(batch, drawn(setting, step=step)), hard=hard))
+        assert ours == theirs, step
+        assert all(torch.equal(gradient, gradients(other)[name]) for name, gradient in gradients(model).items()), step
+        seen.append(ours["total"])
+    assert len(set(seen)) == 6
+
+
+def shortened(batch: Batch) -> Batch:
+    """The batch with queries of 20 tokens at most."""
+    return Batch(**(vars(batch) | {"tokens": batch.tokens[:, :20], "token_mask": batch.token_mask[:, :20]}))
+
+
+@on_a_gpu
+def test_the_same_seed_gives_the_same_step_and_another_other_masks() -> None:
+    device, setting = torch.device("cuda"), experiment()
+    batch = random_batch(setting.data, 6, 2).to(device)
+    model, passes = build(setting, device, precision="bf16")
+    totals, made = [], []
+    for seed in (5, 5, 5, 7):  # launched, recorded, replayed, replayed
+        torch.manual_seed(seed)
+        totals.append(passes(batch, drawn(setting)).total.item())
+        made.append(gradients(model))
+    assert totals[0] == totals[1] == totals[2] != totals[3]
+    assert all(torch.equal(gradient, made[2][name]) for name, gradient in made[0].items())
+    assert not torch.equal(made[3]["frame_input.layer.project.weight"], made[2]["frame_input.layer.project.weight"])
+
+
+@on_a_gpu
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_fast_path_is_the_plain_one(compiled: bool) -> None:
+    device = torch.device("cuda")
+    setting = experiment(**{name.replace(".", "__"): value for name, value in NO_DROPOUT.items()})
+    batch = random_batch(setting.data, 6, 2).to(device)
+    plain, launches = build(setting, device)
+    expected = values(launches.launch(batch, drawn(setting)))
+    model, passes = build(setting, device, LONG if compiled else 0)
+    for _ in range(3):
+        assert values(passes(batch, drawn(setting))) == pytest.approx(expected, rel=1e-4)
+        assert_alike(gradients(model), gradients(plain), 1e-3)
+
+
+@on_a_gpu
+def test_a_training_on_a_gpu_repeats_itself(demo_shards: Path, tmp_path: Path) -> None:
+    changes = {"training__epochs": 3, "training__batch_videos": 10, "loss__hard_negative_start_epoch": 1}
+    weights = []
+    for run in ("one", "other"):
+        reporter = DirectoryReporter(tmp_path / run)
+        fit(experiment(**changes), ShardSet.open(demo_shards), reporter, device=torch.device("cuda"))
+        weights.append(read_weights(reporter.last))
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())

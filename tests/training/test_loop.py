@@ -1,0 +1,304 @@
+"""The training loop on small shards: it learns, repeats itself, resumes exactly and stops when it should."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dreamprvr_ray.checkpoints.checkpoint import STATE, load_model, read_state, read_weights
+from dreamprvr_ray.config import Experiment, load_experiment
+from dreamprvr_ray.data.shards import ShardSet
+from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.evaluation.retrieval import evaluate
+from dreamprvr_ray.training import gradient_step as recorded
+from dreamprvr_ray.training.loop import Progress, TrainingDiverged, fit, fitted
+from dreamprvr_ray.training.reporter import DirectoryReporter, EpochReport, Snapshot
+
+CPU = torch.device("cpu")
+TINY = {
+    "model.hidden_size": 16,
+    "model.heads": 2,
+    "model.branches": 2,
+    "model.registers": 2,
+    "model.diffusion_steps": 2,
+    "training.epochs": 4,
+    "training.batch_videos": 10,  # the last of an epoch's three batches has 4 of the 24 videos
+    "training.patience": 99,
+    "training.precision": "fp32",
+    "loss.hard_negative_start_epoch": 2,
+}
+TIMES = ("videos_per_second", "seconds", "seconds_left", "waited")
+
+
+@pytest.fixture
+def shards(demo_shards: Path) -> ShardSet:
+    return ShardSet.open(demo_shards)
+
+
+def experiment(**changes: Any) -> Experiment:
+    """The tiny experiment; `model__branches` is a dotted key, a name alone one of `training`."""
+    dotted = {name.replace("__", ".") if "__" in name else f"training.{name}": value for name, value in changes.items()}
+    return load_experiment("demo", TINY | dotted)
+
+
+def without_times(reports: list[EpochReport]) -> list[EpochReport]:
+    return [replace(report, **dict.fromkeys(TIMES, 0.0)) for report in reports]
+
+
+def equal_weights(one: Path, other: Path) -> bool:
+    ours, theirs = read_weights(one), read_weights(other)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> DirectoryReporter:
+    """A training of four epochs, with dropout, and with hard negatives from the third on."""
+    reporter = DirectoryReporter(tmp_path_factory.mktemp("uninterrupted"))
+    report = fit(experiment(), ShardSet.open(demo_shards), reporter, device=CPU)
+    assert report == reporter.reports[-1]
+    return reporter
+
+
+def test_it_learns(shards: ShardSet, tmp_path: Path) -> None:
+    reporter = DirectoryReporter(tmp_path)
+    small = {"model__branches": 1, "model__registers": 1, "model__diffusion_steps": 1}
+    easy = experiment(epochs=9, optimizer__learning_rate=3e-3, loss__hard_negative_start_epoch=99, **small)
+    fit(easy, shards, reporter, device=CPU)
+    totals = [report.losses["total"] for report in reporter.reports]
+    assert totals[-1] < 0.75 * totals[0]
+    train = shards.split("train")
+    chance = 100 * (1 + 5 + 10 + 24) / 24
+    assert evaluate(load_model(reporter.last).model, train, 0.5).recall.sumr > 1.4 * chance
+    # What is reported is what the checkpoint scores.
+    trained = load_model(reporter.best)
+    best = evaluate(trained.model, shards.split("val"), 0.5)
+    assert best.recall.sumr == reporter.reports[-1].best_sumr == trained.metrics["SumR"]
+    assert trained.metrics["epoch"] == reporter.reports[-1].best_epoch
+    assert trained.experiment == fitted(easy, shards.manifest)
+
+
+def test_reports_say_how_far_it_is(uninterrupted: DirectoryReporter) -> None:
+    reports = uninterrupted.reports
+    assert [report.epoch for report in reports] == [1, 2, 3, 4] and all(report.epochs == 4 for report in reports)
+    assert [report.finished for report in reports] == [False, False, False, True]
+    best = [max(report.sumr for report in reports[:epoch]) for epoch in range(1, 5)]
+    assert [report.best_sumr for report in reports] == best
+    assert [report.best_epoch for report in reports] == [
+        1 + [report.sumr for report in reports].index(value) for value in best
+    ]
+    # Steps of 12, warmed up over 5%: the epochs end with steps 2, 5, 8 and 11 (counted from 0).
+    peak = load_experiment("demo").optimizer.learning_rate
+    assert [report.learning_rate for report in reports] == pytest.approx(
+        [peak * (1 - step / 12) / 0.95 for step in (2, 5, 8, 11)]
+    )
+    assert reports[-1].seconds_left == 0 < reports[0].seconds_left
+    assert all(report.losses["total"] > 0 and 0 <= report.waited <= 1 for report in reports)
+
+
+def test_the_same_seed_repeats_and_another_does_not(
+    uninterrupted: DirectoryReporter, shards: ShardSet, tmp_path: Path
+) -> None:
+    torch.manual_seed(123)  # what came before is of no influence
+    again, other = DirectoryReporter(tmp_path / "again"), DirectoryReporter(tmp_path / "other")
+    fit(experiment(), shards, again, device=CPU)
+    assert without_times(again.reports) == without_times(uninterrupted.reports)
+    assert equal_weights(again.last, uninterrupted.last)
+    fit(experiment(seed=1, epochs=1), shards, other, device=CPU)
+    assert other.reports[0].losses != uninterrupted.reports[0].losses
+
+
+class Stopping(DirectoryReporter):
+    """Fails once the second epoch's checkpoint is written."""
+
+    def report(self, report: EpochReport, snapshot: Snapshot) -> None:
+        super().report(report, snapshot)
+        if report.epoch == 2:
+            raise ConnectionError("the node is gone")
+
+
+def test_a_resumed_training_is_the_uninterrupted_one(
+    uninterrupted: DirectoryReporter, shards: ShardSet, tmp_path: Path
+) -> None:
+    stopped, resumed = Stopping(tmp_path), DirectoryReporter(tmp_path)
+    with pytest.raises(ConnectionError):
+        fit(experiment(), shards, stopped, device=CPU)
+    torch.manual_seed(5)
+    fit(experiment(), shards, resumed, device=CPU)
+    assert without_times(stopped.reports + resumed.reports) == without_times(uninterrupted.reports)
+    for name in ("last", "best"):
+        assert equal_weights(getattr(resumed, name), getattr(uninterrupted, name))
+    ours, theirs = (read_state(reporter.last) for reporter in (resumed, uninterrupted))
+    assert ours["progress"] == theirs["progress"]
+    moments, expected = ours["optimizer"]["state"], theirs["optimizer"]["state"]
+    assert all(torch.equal(moments[key][name], expected[key][name]) for key in expected for name in ("mean", "square"))
+
+
+def test_a_finished_training_does_nothing(uninterrupted: DirectoryReporter, shards: ShardSet) -> None:
+    before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in uninterrupted.last.iterdir()}
+    again = DirectoryReporter(uninterrupted.last.parent)
+    assert fit(experiment(), shards, again, device=CPU) is None
+    assert again.reports == []
+    assert before == {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in uninterrupted.last.iterdir()}
+
+
+def test_a_checkpoint_of_another_model_is_refused(uninterrupted: DirectoryReporter, shards: ShardSet) -> None:
+    with pytest.raises(UserError, match=r"is of another experiment: model\.hidden_size was 16 and is 32 now"):
+        fit(experiment(model__hidden_size=32), shards, DirectoryReporter(uninterrupted.last.parent), device=CPU)
+
+
+def test_a_checkpoint_without_progress_is_refused(
+    uninterrupted: DirectoryReporter, shards: ShardSet, tmp_path: Path
+) -> None:
+    reporter = DirectoryReporter(tmp_path)
+    reporter.last.mkdir()
+    for path in uninterrupted.last.iterdir():
+        (reporter.last / path.name).write_bytes(path.read_bytes())
+    for state in ({"optimizer": read_state(reporter.last)["optimizer"]}, [1], {"optimizer": {}, "progress": {}}):
+        torch.save(state, reporter.last / STATE)
+        with pytest.raises(UserError, match="does not fit this experiment"):
+            fit(experiment(), shards, reporter, device=CPU)
+
+
+def test_progress_counts_epochs_in_a_row_that_did_not_exceed_the_best() -> None:
+    progress, told = Progress(), []
+    patient = experiment(patience=2, epochs=99)
+    for sumr in (10.0, 12.0, 12.0, 11.0, 12.5, 12.5, 12.4, 12.3):
+        assert not progress.finished
+        progress = progress.after(sumr, patient)
+        told.append((progress.best_sumr, progress.best_epoch, progress.stale_epochs))
+    assert told == [
+        (10.0, 1, 0),
+        (12.0, 2, 0),
+        (12.0, 2, 1),
+        (12.0, 2, 2),
+        (12.5, 5, 0),
+        (12.5, 5, 1),
+        (12.5, 5, 2),
+        (12.5, 5, 3),
+    ]
+    assert progress.finished and progress.epoch == 8
+    assert Progress().after(0.0, experiment(epochs=1)).finished
+
+
+def test_it_stops_when_patience_is_used_up(shards: ShardSet, tmp_path: Path) -> None:
+    reporter = DirectoryReporter(tmp_path)
+    still = experiment(optimizer__learning_rate=1e-12, patience=1, epochs=50)  # no epoch exceeds the first
+    last = fit(still, shards, reporter, device=CPU)
+    assert last is not None and (last.epoch, last.best_epoch, last.finished) == (3, 1, True)
+    assert [report.finished for report in reporter.reports] == [False, False, True]
+    assert fit(still, shards, DirectoryReporter(tmp_path), device=CPU) is None
+
+
+def test_a_loss_that_is_no_number_ends_the_training(shards: ShardSet, tmp_path: Path) -> None:
+    reporter = DirectoryReporter(tmp_path)
+    with pytest.raises(
+        TrainingDiverged,
+        match=r"^epoch 1: the loss is not a number \(.*total\); a lower optimizer.learning_rate may help$",
+    ):
+        fit(experiment(optimizer__learning_rate=1e6), shards, reporter, device=CPU)
+    assert reporter.reports == [] and not reporter.last.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [
+        ({"batch_videos": 1}, 24),
+        ({"batch_videos": 100}, 1),
+        ({"batch_videos": 23}, 2),
+        ({"precision": "bf16"}, 3),
+        ({"model__registers": 0}, 3),
+    ],
+    ids=str,
+)
+def test_odd_settings_train(changes: dict[str, Any], steps: int, shards: ShardSet, tmp_path: Path) -> None:
+    reporter = DirectoryReporter(tmp_path)
+    fit(experiment(**{"epochs": 1, "model__branches": 1} | changes), shards, reporter, device=CPU)
+    (report,) = reporter.reports
+    assert math.isfinite(report.losses["total"]) and report.finished
+    assert all(
+        weight.isfinite().all() and weight.dtype == torch.float32 for weight in read_weights(reporter.last).values()
+    )
+    groups = read_state(reporter.last)["optimizer"]["param_groups"]
+    assert {(group["step"], group["total_steps"]) for group in groups} == {(steps, steps)}
+
+
+def test_every_step_has_its_own_draws_and_every_epoch_its_order(
+    shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hard, draws, videos, losses = [], [], [], recorded.training_losses
+
+    def watched(model: Any, batch: Any, *arguments: Any, **named: Any) -> Any:
+        hard.append(named["hard_negatives"])
+        draws.append(named["randomness"].negatives.clip_query[0].item())
+        videos.extend(batch.clips.sum((1, 2)).tolist())
+        return losses(model, batch, *arguments, **named)
+
+    monkeypatch.setattr(recorded, "training_losses", watched)
+    fit(experiment(epochs=3), shards, DirectoryReporter(tmp_path), device=CPU)
+    assert hard == [False] * 6 + [True] * 3  # hard negatives begin with epoch 2, counted from 0
+    assert len(set(draws)) == 9
+    epochs = [videos[start : start + 24] for start in (0, 24, 48)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2]) and len(set(epochs[0])) == 24
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+
+
+def test_an_epochs_losses_are_the_means_of_its_batches(
+    shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    totals, losses = [], recorded.training_losses
+
+    def watched(*arguments: Any, **named: Any) -> Any:
+        totals.append(losses(*arguments, **named))
+        return totals[-1]
+
+    monkeypatch.setattr(recorded, "training_losses", watched)
+    report = fit(experiment(epochs=1), shards, DirectoryReporter(tmp_path), device=CPU)
+    assert report is not None
+    for name, value in report.losses.items():
+        assert value == pytest.approx(sum(getattr(each, name).item() for each in totals) / 3, rel=1e-5), name
+
+
+def test_checkpoints_say_what_they_were_measured_on(uninterrupted: DirectoryReporter, shards: ShardSet) -> None:
+    metrics = json.loads((uninterrupted.last / "metrics.json").read_text())
+    assert metrics["collection"] == "demo" and metrics["protocol"] == shards.manifest.protocol
+    assert metrics["epoch"] == 4 and metrics["finished"] is True
+
+
+def test_sizes_come_from_the_shards(shards: ShardSet) -> None:
+    wrong = experiment(data__video_size=7, data__text_size=9)
+    assert fitted(wrong, shards.manifest).data == load_experiment("demo").data
+    assert fitted(wrong, shards.manifest).model == wrong.model
+
+
+def test_features_of_two_encoders_cannot_start_alike(shards: ShardSet) -> None:
+    aligned = experiment(model__initialization="aligned")
+    with pytest.raises(UserError, match="videos have 64 entries a row and their queries 48; use 'paper'"):
+        fitted(aligned, shards.manifest)
+    assert fitted(aligned, replace(shards.manifest, text_size=64)).model.initialization == "aligned"
+
+
+def test_with_val_it_learns_from_train_and_val_to_the_last_epoch(shards: ShardSet, tmp_path: Path) -> None:
+    reporter = DirectoryReporter(tmp_path)
+    fit(experiment(with_val=True, patience=0, epochs=3), shards, reporter, device=CPU)
+    assert [report.best_epoch for report in reporter.reports] == [1, 2, 3]  # nothing is chosen, and nothing stops it
+    assert math.isclose(reporter.reports[-1].best_sumr, reporter.reports[-1].sumr)
+    joined = shards.joined("train", "val")
+    assert len(joined) == 34 and joined.videos == [*shards.split("train").videos, *shards.split("val").videos]
+    assert (
+        len(joined.owner) == len(shards.split("train").owner) + len(shards.split("val").owner)
+        and joined.owner[-1] == 33
+    )
+    torch.testing.assert_close(joined.frames(33), shards.split("val").frames(9))
+
+
+def test_val_that_is_test_is_not_learnt_from(shards: ShardSet, tmp_path: Path) -> None:
+    splits = dict(shards.manifest.splits) | {"val": shards.manifest.splits["test"]}
+    same = ShardSet(shards.directory, replace(shards.manifest, splits=splits, protocol="paper"))
+    with pytest.raises(UserError, match="val and test are the same here"):
+        fit(experiment(with_val=True), same, DirectoryReporter(tmp_path), device=CPU)

@@ -1,0 +1,171 @@
+"""`data.trim_frames: batch`: padding takes part in nothing, and what a video scores does not depend on the videos beside it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support import reference_model as plain_model
+from support import small_models as tiny
+from torch import Tensor
+
+from dreamprvr_ray.checkpoints.checkpoint import load_model
+from dreamprvr_ray.config import load_experiment
+from dreamprvr_ray.data.batches import Batch
+from dreamprvr_ray.data.shards import ShardSet
+from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.evaluation import retrieval
+from dreamprvr_ray.evaluation.retrieval import evaluate
+from dreamprvr_ray.model.dreamprvr import DreamPRVR
+from dreamprvr_ray.model.kernels import cpu
+from dreamprvr_ray.model.scoring import token_scores
+from dreamprvr_ray.training import losses
+from dreamprvr_ray.training.loop import fit
+from dreamprvr_ray.training.objective import StepRandomness, training_losses
+from dreamprvr_ray.training.reporter import DirectoryReporter
+
+SPLIT = tiny.MemorySplit([2, 1, 3, 1, 2, 1, 1, 2, 1])  # of 1, 2, 50, 127 and 128 frames
+
+
+def scored(model: DreamPRVR, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Clip and frame cosines of all queries of the split, (Q, B) each."""
+    everything = SPLIT.whole()
+    queries = model.encode_queries(everything.tokens, everything.token_mask)
+    encoding = model.encode_videos(batch.clips, batch.frames, batch.frame_mask)
+    clip, frame = (
+        token_scores(queries, encoding.clip_tokens),
+        token_scores(queries, encoding.frame_tokens, encoding.frame_mask),
+    )
+    return clip.cosine, frame.cosine
+
+
+def plain_scores(model: DreamPRVR) -> tuple[Tensor, Tensor]:
+    """The same by the plain model, every video by itself and without any padding."""
+    weights, everything = plain_model.plain_weights(model), SPLIT.whole()
+    queries = plain_model.encode_queries(weights, model.config, everything.tokens, everything.token_mask)
+    columns = []
+    for video, count in enumerate(SPLIT.frame_counts):
+        frames = everything.frames[video : video + 1, :count]
+        mask = torch.ones(1, count, dtype=torch.bool)
+        encoding = plain_model.encode_videos(weights, model.config, everything.clips[video : video + 1], frames, mask)
+        columns.append(
+            [tiny.best_tokens(queries, tokens)[0] for tokens in (encoding.clip_tokens, encoding.frame_tokens)]
+        )
+    clip, frame = zip(*columns, strict=True)
+    return torch.cat(clip, 1), torch.cat(frame, 1)
+
+
+def test_the_split_has_short_and_long_videos() -> None:
+    assert {1, 128} < set(SPLIT.frame_counts.tolist()) and len(set(SPLIT.frame_counts.tolist())) > 3
+
+
+@pytest.mark.parametrize("registers", [3, 0])
+@pytest.mark.parametrize("suits", [True, False], ids=["on the CPU", "stacked"])
+def test_a_videos_scores_are_its_own_whatever_is_beside_it(
+    registers: int, suits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "suits", lambda x: suits)
+    model = tiny.build(trim_frames="batch", registers=registers)
+    clip, frame = plain_scores(model)
+    random = np.random.default_rng(0)
+    for size in (1, 2, 2, 4, 9):
+        videos = random.permutation(len(SPLIT))[:size]
+        batch = SPLIT.batch(videos, trimmed=True)
+        assert batch.frames.shape[1] == batch.frame_mask.sum(1).max()
+        for ours, theirs in zip(scored(model, batch), (clip, frame), strict=True):
+            torch.testing.assert_close(ours, theirs[:, videos], rtol=1e-6, atol=1e-6)
+
+
+def test_more_padding_changes_nothing_and_without_any_both_ways_are_one() -> None:
+    model, exact = tiny.build(trim_frames="batch"), tiny.build()
+    whole = SPLIT.whole()
+    for ours, theirs in zip(scored(model, SPLIT.batch(np.arange(9), trimmed=True)), scored(model, whole), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    longest = np.flatnonzero(SPLIT.frame_counts == 128)
+    same = [scored(built, SPLIT.batch(longest, trimmed=True))[1] for built in (model, exact)]
+    torch.testing.assert_close(*same, rtol=1e-12, atol=1e-12)
+    differ = [scored(built, whole)[1] for built in (model, exact)]
+    assert not torch.allclose(*differ)
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_losses_and_gradients_ignore_what_a_batch_is_padded_to(hard: bool) -> None:
+    model, randomness = tiny.build(trim_frames="batch"), StepRandomness.draw(0, 0, 9, len(SPLIT.owner), 3, 16)
+    results = []
+    for trimmed in (True, False):
+        batch = SPLIT.batch(np.arange(9), trimmed=trimmed)
+        total = training_losses(model, batch, tiny.loss_config(), hard_negatives=hard, randomness=randomness).total
+        results.append((total, *torch.autograd.grad(total, list(model.parameters()))))
+    assert all(tensor.isfinite().all() for tensor in results[0])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_the_frame_losses_are_of_the_trimmed_scores() -> None:
+    model, batch = tiny.build(trim_frames="batch"), SPLIT.batch(np.arange(9), trimmed=True)
+    randomness = StepRandomness.draw(0, 0, 9, len(SPLIT.owner), 3, 16)
+    ours = training_losses(model, batch, tiny.loss_config(), hard_negatives=True, randomness=randomness)
+    encoding = model.encode_videos(batch.clips, batch.frames, batch.frame_mask)
+    dots = token_scores(
+        model.encode_queries(batch.tokens, batch.token_mask), encoding.frame_tokens, batch.frame_mask
+    ).dot
+    own = batch.owner.unsqueeze(1) == torch.arange(9)
+    torch.testing.assert_close(ours.frame_nce, losses.nce(dots, own))
+
+
+@pytest.mark.parametrize("block", [1, 2, 64])
+def test_evaluation_is_that_of_every_video_by_itself(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrieval, "VIDEO_BLOCK", block)
+    model = tiny.build(trim_frames="batch")
+    clip, frame = plain_scores(model)
+    with torch.no_grad():
+        scores = retrieval._split_scores(model.float().eval(), SPLIT, 0.7, retrieval.Workers())  # type: ignore[arg-type]
+    torch.testing.assert_close(scores, (0.7 * clip + 0.3 * frame).float(), rtol=1e-4, atol=1e-5)
+    assert evaluate(model, SPLIT, 0.7).videos == 9  # type: ignore[arg-type]
+
+
+def test_a_training_keeps_its_way_of_trimming(demo_shards: Path, tmp_path: Path) -> None:
+    small = {
+        "model.hidden_size": 16,
+        "model.heads": 2,
+        "model.branches": 2,
+        "model.registers": 1,
+        "model.diffusion_steps": 1,
+        "training.epochs": 1,
+    }
+    tests = []
+    for way in ("exact", "batch"):
+        reporter = DirectoryReporter(tmp_path / way)
+        fit(load_experiment("demo", small | {"data.trim_frames": way}), ShardSet.open(demo_shards), reporter)
+        trained = load_model(reporter.last)
+        assert trained.experiment.data.trim_frames == way and trained.model.trimmed == (way == "batch")
+        tests.append(evaluate(trained.model, ShardSet.open(demo_shards).split("val"), 0.5).recall.sumr)
+        assert tests[-1] == reporter.reports[-1].sumr
+    with pytest.raises(UserError, match=r"trim_frames"):
+        fit(
+            load_experiment("demo", small | {"data.trim_frames": "exact"}),
+            ShardSet.open(demo_shards),
+            DirectoryReporter(tmp_path / "batch"),
+        )
+
+
+def test_padding_is_no_token_to_be_best() -> None:
+    query, tokens = torch.tensor([[1.0, 0.0]]), torch.tensor([[[-1.0, 0.0], [0.0, 0.0]]], requires_grad=True)
+    mask = torch.tensor([[True, False]])
+    scores = token_scores(query, tokens, mask)
+    assert scores.cosine.item() == scores.dot.item() == -1
+    assert token_scores(query, tokens).cosine.item() == 0
+    (scores.cosine + scores.dot).sum().backward()
+    assert tokens.grad is not None and tokens.grad.isfinite().all() and not tokens.grad[0, 1].any()
+
+
+def test_what_padding_holds_changes_nothing() -> None:
+    model, batch = tiny.build(trim_frames="batch"), SPLIT.whole()
+    noise = torch.randn_like(batch.frames).masked_fill(batch.frame_mask.unsqueeze(-1), 0)
+    for ours, theirs in zip(
+        scored(model, batch), scored(model, replace(batch, frames=batch.frames + noise)), strict=True
+    ):
+        assert torch.equal(ours, theirs)
