@@ -23,8 +23,8 @@ from dreamprvr_ray.runtime.ray_internals import Trainer
 from dreamprvr_ray.runtime.session import ray_session
 from dreamprvr_ray.runtime.train_run import RayTrainReporter, plan_group, run_config
 from dreamprvr_ray.storage.location import Storage, absolute
-from dreamprvr_ray.training.loop import fit, fitted
-from dreamprvr_ray.training.reporter import EpochReport, Snapshot
+from dreamprvr_ray.training.loop import fit, with_feature_sizes
+from dreamprvr_ray.training.reporter import EpochResult, Snapshot
 
 
 class TimedReporter(RayTrainReporter):
@@ -34,7 +34,7 @@ class TimedReporter(RayTrainReporter):
         super().__init__(store, None, 0.0)
         self.rows: list[dict[str, float]] = []
 
-    def report(self, report: EpochReport, snapshot: Snapshot) -> None:
+    def report(self, report: EpochResult, snapshot: Snapshot) -> None:
         row = {"epoch_seconds": report.seconds}
 
         def timed() -> Any:
@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> None:
     experiment = load_experiment(
         options.config, {"model.hidden_size": 128, "training.epochs": 3} | parse_overrides(options.set)
     )
-    experiment = fitted(experiment, read_manifest(options.shards))
+    experiment = with_feature_sizes(experiment, read_manifest(options.shards))
     with tempfile.TemporaryDirectory(prefix="dreamprvr-checkpoints-") as folder, ray_session(dashboard=False):
         storage, group = Storage.of(folder), plan_group(1)
         storage.write_text(EXPERIMENT, experiment.to_yaml())

@@ -22,7 +22,7 @@ from dreamprvr_ray.command_line import Parser, print_json, run
 from dreamprvr_ray.config import Experiment, load_experiment
 from dreamprvr_ray.data.batches import Batch, collate, plan_epoch, prefetch
 from dreamprvr_ray.data.shards import ShardSet
-from dreamprvr_ray.training.loop import fitted
+from dreamprvr_ray.training.loop import with_feature_sizes
 from dreamprvr_ray.training.objective import StepRandomness
 
 
@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> None:
     }
     changes["training.batch_videos"] = options.batch_videos
     shards = ShardSet.open(options.shards)
-    experiment = fitted(load_experiment("tvr", changes), shards.manifest)
+    experiment = with_feature_sizes(load_experiment("tvr", changes), shards.manifest)
     videos, size = len(shards.split("train")), experiment.training.batch_videos
     whole = videos // size  # but for the last, smaller one
     count = min(options.batches or whole, whole)

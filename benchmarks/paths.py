@@ -14,7 +14,7 @@ from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.training.gradient_step import GradientPass
 from dreamprvr_ray.training.objective import StepRandomness
 from dreamprvr_ray.training.optimizer import build_optimizer
-from tests.support import reference_model as plain_model
+from tests.support import reference_model
 
 STEPS = 10**6  # of the learning rate's schedule
 
@@ -51,15 +51,15 @@ class PlainSteps:
         learned = dict(model.named_parameters())
         names = authors_names(experiment.model)
         self._config, self._losses = experiment.model, experiment.loss
-        self._weights = {name: tensor.detach().clone() for name, tensor in plain_model.plain_weights(model).items()}
+        self._weights = {name: tensor.detach().clone() for name, tensor in reference_model.plain_weights(model).items()}
         self._learned = {
             name: self._weights[name].requires_grad_() for name, (ours, _) in names.items() if ours in learned
         }
         undecayed = {name for name, (ours, _) in names.items() if ours in model.undecayed()}
-        self._optimizer = plain_model.PlainAdam(self._learned, undecayed, experiment.optimizer, STEPS)
+        self._optimizer = reference_model.PlainAdam(self._learned, undecayed, experiment.optimizer, STEPS)
 
     def step(self, batch: Batch, randomness: StepRandomness, hard: bool = True) -> None:
-        losses = plain_model.plain_losses(self._weights, self._config, self._losses, batch, randomness, hard)
+        losses = reference_model.plain_losses(self._weights, self._config, self._losses, batch, randomness, hard)
         gradients = torch.autograd.grad(losses["total"], list(self._learned.values()), allow_unused=True)
         self._optimizer.step(
             {name: gradient for name, gradient in zip(self._learned, gradients, strict=True) if gradient is not None}

@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> None:
             )
         )
         if options.json:
-            print_json(cost.named())
+            print_json(cost.to_dict())
         return
     if options.shards is None or options.out is None:
         raise UserError("--shards and --out are needed (only --dry-run does without)")

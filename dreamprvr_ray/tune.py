@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> None:
     try:
         outcome = run_search(search, resume=options.resume, say=say)
     except KeyboardInterrupt:
-        say(f"to go on, add --resume to the same command (the search is in {shown(search.file.out)})")
+        say(f"to go on, add --resume to the same command (the search is in {shown(search.settings.out)})")
         raise
     from dreamprvr_ray.evaluation.test_record import described
     from dreamprvr_ray.search.results import table
@@ -71,12 +71,12 @@ def main(arguments: list[str]) -> None:
         model = f"{candidate.name}, seed {run.seed}"
     print(f"the chosen model: {outcome.best} ({model})")
     print("\n".join(described(outcome.test)))
-    print(f"what was found, with pictures: python -m dreamprvr_ray.report {shown(search.file.out)}")
+    print(f"what was found, with pictures: python -m dreamprvr_ray.report {shown(search.settings.out)}")
     if options.json:
         states = [entry.state for entry in outcome.entries]
         counts = {state: states.count(state) for state in ("finished", "pruned", "failed")}
         best["checkpoint"] = str(outcome.best)
-        final = {"final": outcome.final.named()} if outcome.final else {}
+        final = {"final": outcome.final.to_dict()} if outcome.final else {}
         print_json({"trials": len(states)} | counts | {"best": best, "test": outcome.test} | final)
 
 
@@ -90,16 +90,17 @@ def _print_plan(search: Search, json: bool) -> None:
     print("\n".join(lines))
     if json:
         print_json(
-            cost.named() | {"trials": search.file.trials, "at_a_time": plan.at_a_time, "workers": plan.group.workers}
+            cost.to_dict()
+            | {"trials": search.settings.trials, "at_a_time": plan.at_a_time, "workers": plan.group.workers}
         )
 
 
 def _require_shards(search: Search) -> None:
     """Names the command that makes the shards where they are missing."""
-    shards = search.file.shards
+    shards = search.settings.shards
     if "://" in shards or (Path(shards) / "manifest.json").exists():
         return
-    source = search.file.source
+    source = search.settings.source
     hint = f"; make them with: {source.convert_command(shards)}" if source else ""
     raise UserError(f"{shards}: no feature shards there{hint}")
 

@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
     failed = sum(not check.within for check in checks)
     print(f"{len(checks) - failed} of {len(checks)} checks are within their tolerance on {options.device}")
     if options.json:
-        print_json({"ok": not failed, "device": options.device, "checks": [check.named() for check in checks]})
+        print_json({"ok": not failed, "device": options.device, "checks": [check.to_dict() for check in checks]})
     return 1 if failed else 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from support import reference_model as plain_model
+from support import reference_model
 
 from benchmarks import opening
 from benchmarks.paths import FastSteps, PlainSteps
@@ -29,13 +29,13 @@ def test_both_paths_take_the_same_steps() -> None:
         "demo", SMALL | {"model.dropout": 0.0, "model.input_dropout": 0.0, "optimizer.learning_rate": 0.01}
     )
     fast, plain = FastSteps(experiment, torch.device("cpu"), "fp32"), PlainSteps(experiment)
-    before = {name: weight.clone() for name, weight in plain_model.plain_weights(fast.model).items()}
+    before = {name: weight.clone() for name, weight in reference_model.plain_weights(fast.model).items()}
     for step in range(3):
         batch, randomness = random_batch(experiment.data, 6, 2, seed=step), StepRandomness.draw(0, step, 6, 12, 2, 32)
         for path in (fast, plain):
             path.step(batch, randomness)
     moved = []
-    for name, weight in plain_model.plain_weights(fast.model).items():
+    for name, weight in reference_model.plain_weights(fast.model).items():
         change = weight - before[name]
         apart = (weight - plain._weights[name]).abs().median()
         assert apart <= 1e-3 * change.abs().max() + 1e-5, (

@@ -14,7 +14,7 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
-from support import small_models as tiny
+from support import small_models
 from torch import Tensor
 
 from dreamprvr_ray import distributed
@@ -28,7 +28,7 @@ from dreamprvr_ray.training.objective import StepRandomness, training_losses
 from dreamprvr_ray.training.optimizer import build_optimizer
 
 COUNTS = (2, 3, 4)  # workers
-SPLIT = tiny.MemorySplit([3, 1, 6, 2, 1, 1, 4, 2, 5, 1, 2, 3, 6])
+SPLIT = small_models.MemorySplit([3, 1, 6, 2, 1, 1, 4, 2, 5, 1, 2, 3, 6])
 STEPS = 20  # of a training, whose batches are of 1 to 5 videos: some leave workers without one
 
 
@@ -67,7 +67,7 @@ def backward(model: DreamPRVR, videos: np.ndarray, hard: bool, workers: Workers,
     losses = training_losses(
         model,
         SPLIT.batch(workers.divide(videos)[workers.rank], dtype, model.trimmed),
-        tiny.loss_config(),
+        small_models.loss_config(),
         hard_negatives=hard,
         randomness=StepRandomness.draw(
             0, step, sum(division.videos), sum(division.queries), config.registers, config.hidden_size
@@ -84,7 +84,7 @@ def backward(model: DreamPRVR, videos: np.ndarray, hard: bool, workers: Workers,
 @cache
 def built(registers: int, dtype: torch.dtype, trim_frames: TrimFrames) -> DreamPRVR:
     """The model of some cases, whose weights stay as they are."""
-    return tiny.build(trim_frames=trim_frames, registers=registers).to(dtype)
+    return small_models.build(trim_frames=trim_frames, registers=registers).to(dtype)
 
 
 def compute(workers: Workers) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def compute(workers: Workers) -> dict[str, Any]:
     results["traffic"] = workers.traffic
 
     # Weights of its own on every worker, which the first one's replace.
-    model = tiny.build(seed=workers.rank)
+    model = small_models.build(seed=workers.rank)
     workers.copy_from_first(model.state_dict().values())
     optimizer = build_optimizer(model, OptimizerConfig(learning_rate=1e-2, warmup_fraction=0.0), total_steps=STEPS)
     for step in range(STEPS):
@@ -105,10 +105,10 @@ def compute(workers: Workers) -> dict[str, Any]:
         optimizer.step()
     results["trained"] = model.state_dict()
 
-    model = tiny.build().float()
-    splits = {"larger": SPLIT, "of one video": tiny.MemorySplit([1])}
+    model = small_models.build().float()
+    splits = {"larger": SPLIT, "of one video": small_models.MemorySplit([1])}
     results["retrieval"] = {name: evaluate(model, split, 0.6, workers) for name, split in splits.items()}  # type: ignore[arg-type]
-    results["retrieval"]["trimmed"] = evaluate(tiny.build(trim_frames="batch").float(), SPLIT, 0.6, workers)  # type: ignore[arg-type]
+    results["retrieval"]["trimmed"] = evaluate(small_models.build(trim_frames="batch").float(), SPLIT, 0.6, workers)  # type: ignore[arg-type]
 
     gathered = workers.gather_for_same_loss(torch.full((workers.rank, 2), float(workers.rank)), range(workers.count))
     results["gathered"] = gathered
@@ -193,7 +193,7 @@ def test_training_keeps_the_weights_equal(workers_results: list[dict[str, Any]],
         for results in workers_results:
             assert torch.equal(results["trained"][name], workers_results[0]["trained"][name]), name
             assert (results["trained"][name] - weight).abs().max() <= 1e-8, name
-    assert not torch.equal(alone["trained"]["query_pooling.weight"], tiny.build().query_pooling.weight)
+    assert not torch.equal(alone["trained"]["query_pooling.weight"], small_models.build().query_pooling.weight)
 
 
 def test_every_worker_gets_the_whole_retrieval(workers_results: list[dict[str, Any]], alone: dict[str, Any]) -> None:

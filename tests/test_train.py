@@ -96,7 +96,7 @@ def test_a_killed_run_resumes_to_the_same_result(
     assert refused.returncode == 2 and "already there; go on with --resume" in refused.stderr
     other = call("train", *arguments, "model.registers=2", "--resume")
     assert other.returncode == 2 and "cannot resume: model.registers was 4 and is 2 now" in other.stderr
-    with Storage.of(out).held():
+    with Storage.of(out).lock():
         beside = call("train", *arguments, "--resume")
     assert beside.returncode == 2 and f"{out}: process {os.getpid()} of this machine is at work there" in beside.stderr
     done = call("train", *arguments, "--resume")

@@ -213,7 +213,7 @@ def test_a_search_that_has_ended_is_left_as_it_is(
     was = yaml.safe_load(space.read_text())["pruning"]["grace_epochs"]
     for change in ("sampler: seed was 33 and is 4 now", f"pruning: grace_epochs was {was} and is 3 now"):
         assert f"out: cannot resume: {change}\n" in changed.stderr
-    with Storage.of(space.parent / "out").held():
+    with Storage.of(space.parent / "out").lock():
         beside = call("tune", "--space", space, "--resume")
     assert beside.returncode == 2 and f"process {os.getpid()} of this machine is at work there" in beside.stderr
     best = space.parent / "out" / "best"
@@ -375,7 +375,7 @@ def test_an_interrupted_search_says_how_to_go_on(
 def test_every_shipped_space_can_be_planned_and_starts_from_its_preset(path: Path, local_ray: None) -> None:
     search = load_search(path)
     assert "at a time" in str(plan_trials(search))
-    preset = load_experiment(search.file.config)
+    preset = load_experiment(search.settings.config)
     assert search.experiment == preset
     assert search.paper_setting == {space.key: preset.flat()[space.key] for space in search.ranges}
 

@@ -40,7 +40,7 @@ class Recall:
         at = {k: 100 * float(np.mean(ranks <= k)) if len(ranks) else 0.0 for k in RECALL_RANKS}
         return cls(len(ranks), at, sum(at.values()))
 
-    def named(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, float]:
         """`{"R@1": ..., "R@5": ..., "R@10": ..., "R@100": ..., "SumR": ...}`."""
         return {f"R@{k}": value for k, value in self.at.items()} | {"SumR": self.sumr}
 
@@ -56,19 +56,19 @@ class Retrieval:
     by_moment: dict[str, Recall] | None  # by moment length / video length, where moments are known
     ranks: np.ndarray = field(repr=False, compare=False)  # (Q,) of each query's own video, from 1
 
-    def named(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Everything by the names of the commands' JSON; a group without queries has no recall, which is None and not zero."""
         groups = None
         if self.by_moment is not None:
             named = {
-                name: group.named() if group.queries else dict.fromkeys(group.named())
+                name: group.to_dict() if group.queries else dict.fromkeys(group.to_dict())
                 for name, group in self.by_moment.items()
             }
             groups = {name: {"queries": self.by_moment[name].queries, **recall} for name, recall in named.items()}
         return {
             "videos": self.videos,
             "queries": self.recall.queries,
-            **self.recall.named(),
+            **self.recall.to_dict(),
             "median_rank": self.median_rank,
             "ties": self.ties,
             "by_moment": groups,

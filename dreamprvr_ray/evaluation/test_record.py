@@ -40,7 +40,7 @@ def evaluate_checkpoint(
         )
     model = trained.model.to(best_device())
     retrieval = evaluate(model, shards.split(split), trained.experiment.evaluation.clip_weight)
-    result = {"split": split, "collection": manifest.collection, "protocol": manifest.protocol} | retrieval.named()
+    result = {"split": split, "collection": manifest.collection, "protocol": manifest.protocol} | retrieval.to_dict()
     if split != "test" or not recordable:
         return result
     readings = _readings(storage)

@@ -39,7 +39,7 @@ class Dropout(nn.Module):
         """`x` of any shape; unchanged in evaluation."""
         if not self.training or self.kept == 65536:
             return x
-        if not cpu.suits(x):
+        if not cpu.supports(x):
             return F.dropout(x, self.probability)
         dropped: Tensor = cpu.Drop.apply(x, self.kept)
         return dropped
@@ -96,7 +96,7 @@ class PostNormFeedForward(nn.Module):
 
     def forward(self, residual: Tensor, attended: Tensor) -> Tensor:
         """residual (R, D), shared by the branches, or (N, R, D); attended (N, R, D) -> (N, R, D)."""
-        if self.compiled and self.training and len(attended) > 1 and fused.suits(attended):
+        if self.compiled and self.training and len(attended) > 1 and fused.supports(attended):
             return self._fused(residual, attended)
         x = self.attention_norm(residual + self.dropout(attended))
         inner = self.dropout(self.widen(x).relu_())
@@ -132,13 +132,13 @@ class SelfAttention(nn.Module):
         tokens (B, L, D); registers (B, K, D) or None; factors (N, L, S) multiply the scores, 1 / sqrt(d) included (None: that alone);
         key_mask (B, S), added to the scores, None where every key is seen -> (N, B, L, D).
         """
-        if cpu.suits(tokens):
+        if cpu.supports(tokens):
             return self._on_cpu(tokens, registers, factors, key_mask)
         (videos, length, size), n, h = tokens.shape, self.branches, self.heads
         seen = tokens if registers is None else torch.cat([tokens, registers.to(tokens.dtype)], dim=1)
         query = self.query.shared(tokens).view(videos, length, n, h, size // h)
         key, value = self.key_value.shared(seen).view(videos, seen.shape[1], 2, n, h, size // h).unbind(2)
-        if self.compiled and self.training and factors is not None and fused.suits(query):
+        if self.compiled and self.training and factors is not None and fused.supports(query):
             # The keys are copied as they lie and then transposed: the other way round the copy takes twice as long.
             scores = query.permute(0, 2, 3, 1, 4) @ key.permute(0, 2, 3, 1, 4).contiguous().transpose(3, 4)
             probabilities = fused.dropped_probabilities(scores, factors, key_mask, self.dropout.keep)

@@ -63,12 +63,12 @@ class InputLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(.., in) -> (.., D)."""
-        if cpu.suits(x):
+        if cpu.supports(x):
             keep = self.dropout.kept if self.training else 65536
             tensors = self.norm.weight, self.norm.bias, self.project.weight, self.project.bias
             on_cpu: Tensor = cpu.DroppedLinear.apply(x, cpu.product_type(x), keep, *tensors)
             return on_cpu
-        if self.compiled and self.training and fused.suits(x):
+        if self.compiled and self.training and fused.supports(x):
             x = fused.normed_and_dropped(x, self.norm.weight, self.norm.bias, self.dropout.keep)
         else:
             x = self.dropout(self.norm(x))
@@ -143,7 +143,7 @@ class FusionBlock(nn.Module):
         preferences = at_least_float32(
             F.linear(hidden, self.weight_output.weight[:length], self.weight_output.bias[:length])
         )  # (N, B, L)
-        if self.compiled and self.training and fused.suits(outputs):
+        if self.compiled and self.training and fused.supports(outputs):
             summed = fused.weighted_sum(preferences / self.temperature, outputs)
         else:
             summed = (torch.softmax(preferences / self.temperature, dim=0).unsqueeze(-1) * outputs).sum(0)
@@ -185,7 +185,7 @@ class DreamPRVR(nn.Module):
 
     def encode_queries(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """tokens (Q, Lq, Dt) with Lq <= 30, mask (Q, Lq) bool, true at a query's first tokens -> (Q, D)."""
-        if not cpu.suits(tokens) or len(tokens) < 2 * QUERY_GROUPS:
+        if not cpu.supports(tokens) or len(tokens) < 2 * QUERY_GROUPS:
             return self._encode_queries(tokens, mask)
         # Half of a batch's token rows are padding: on the CPU, queries of like lengths are encoded together.
         lengths, order = mask.sum(1).sort()
@@ -207,7 +207,7 @@ class DreamPRVR(nn.Module):
         clip_tokens = self.clip_input(clips)
         # Padded rows take part in a video's mean over positions: whatever they hold, they count as zero rows.
         if (
-            not cpu.suits(frames) or frames[~frame_mask].any()
+            not cpu.supports(frames) or frames[~frame_mask].any()
         ):  # the CPU spares itself a copy of all features; a GPU would have to wait
             frames = frames.masked_fill(~frame_mask.unsqueeze(-1), 0)
         frame_tokens = self.frame_input(frames)

@@ -110,7 +110,7 @@ class Gauges:
         self._set(self._reported, time.time(), trial=trial)
 
     def epoch(self, trial: str, result: Mapping[str, Any]) -> None:
-        """Takes a finished epoch, by the names of `EpochReport.named`."""
+        """Takes a finished epoch, by the names of `EpochResult.to_dict`."""
         self.started(trial)
         self._epochs.inc()
         for name, value in result.items():

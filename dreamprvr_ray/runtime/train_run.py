@@ -42,8 +42,8 @@ from dreamprvr_ray.runtime.resources import machines
 from dreamprvr_ray.runtime.session import ray_session
 from dreamprvr_ray.storage.files import copy_files, read_json
 from dreamprvr_ray.storage.location import Storage, absolute
-from dreamprvr_ray.training.loop import TrainingDiverged, fit, fitted
-from dreamprvr_ray.training.reporter import EpochReport, Snapshot
+from dreamprvr_ray.training.loop import TrainingDiverged, fit, with_feature_sizes
+from dreamprvr_ray.training.reporter import EpochResult, Snapshot
 
 RESIZE_SECONDS = "DREAMPRVR_RAY_RESIZE_SECONDS"  # how often a running elastic group looks for room to grow
 
@@ -110,9 +110,9 @@ def train(
     Raises `UserError` where `out` is in the way or does not fit what is to be resumed, `Failure` where the training failed for good.
     """
     storage = Storage.of(out)
-    experiment = fitted(experiment, read_manifest(shards))
+    experiment = with_feature_sizes(experiment, read_manifest(shards))
     check_run(storage, experiment, resume)
-    with storage.held(), ray_session(dashboard=False):
+    with storage.lock(), ray_session(dashboard=False):
         group = plan_group(workers.most, at_least=workers.at_least)
         storage.write_text(EXPERIMENT, experiment.to_yaml())
         store = CheckpointStore(storage / "checkpoints")
@@ -202,7 +202,7 @@ def train_worker(job: dict[str, Any]) -> str | None:
     """
     entered = time.time()
     storage = Storage(job["run"])
-    storage.check_seen(EXPERIMENT)
+    storage.check_visible(EXPERIMENT)
     try:
         with connected() as workers:
             store = CheckpointStore(storage / "checkpoints", job.get("owner"))
@@ -248,8 +248,8 @@ class Follower:
     def first_step(self) -> None:
         pass
 
-    def report(self, report: EpochReport, snapshot: Snapshot) -> None:
-        ray.train.report(report.named())
+    def report(self, report: EpochResult, snapshot: Snapshot) -> None:
+        ray.train.report(report.to_dict())
 
 
 class RayTrainReporter:
@@ -271,16 +271,16 @@ class RayTrainReporter:
             first = FirstStep(ray.train.get_context().get_world_size(), self.entered, time.time())
             self.reports.put({"first_step": asdict(first)})
 
-    def report(self, report: EpochReport, snapshot: Snapshot) -> None:
+    def report(self, report: EpochResult, snapshot: Snapshot) -> None:
         keep_checkpoint(self.store, report, snapshot)
         print(report.line(), flush=True)  # into the worker's log, which the dashboard shows
-        ray.train.report(report.named())
+        ray.train.report(report.to_dict())
         if self.reports is not None:
             sent = report.sent.line() if report.sent else None
-            self.reports.put({"line": report.line(), "sent": sent, "scalars": report.named()})
+            self.reports.put({"line": report.line(), "sent": sent, "scalars": report.to_dict()})
 
 
-def keep_checkpoint(store: CheckpointStore, report: EpochReport, snapshot: Snapshot) -> None:
+def keep_checkpoint(store: CheckpointStore, report: EpochResult, snapshot: Snapshot) -> None:
     """Has an epoch's checkpoint written beside the training, the last one before the training ends."""
     store.write(report.epoch, report.best_epoch, snapshot())
     if report.finished:

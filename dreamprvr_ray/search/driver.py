@@ -31,7 +31,7 @@ from dreamprvr_ray.search.finalists import candidates_of, final_checkpoint, run_
 from dreamprvr_ray.search.layout import BEST, FINAL_RUNS, JOURNAL, RUNS, SEARCH
 from dreamprvr_ray.search.plan import TrialPlan, plan_trials
 from dreamprvr_ray.search.progress import SearchProgress
-from dreamprvr_ray.search.ray_tune import Began, KeepUp, StudyScheduler, StudySearcher, run_tuner
+from dreamprvr_ray.search.ray_tune import StudyScheduler, StudySearcher, SyncCallback, TrialStarted, run_tuner
 from dreamprvr_ray.search.results import Entry, FinalResult
 from dreamprvr_ray.search.retention import Leaderboard
 from dreamprvr_ray.search.space import CHANGEABLE, Search
@@ -40,7 +40,7 @@ from dreamprvr_ray.search.trial import SHARE, TrialJob, run_trial
 from dreamprvr_ray.search.working_copy import WorkingCopy, working_copy
 from dreamprvr_ray.storage.files import copy_files, write_text, writing
 from dreamprvr_ray.storage.location import Storage, absolute
-from dreamprvr_ray.training.loop import fitted
+from dreamprvr_ray.training.loop import with_feature_sizes
 
 Result = TypeVar("Result")
 
@@ -60,11 +60,11 @@ def run_search(search: Search, *, resume: bool, say: Callable[[str], None]) -> O
 
     Raises `UserError` where the shards are missing or the directory is in the way, `KeyboardInterrupt` where it was interrupted.
     """
-    out, shards = Storage.of(search.file.out), absolute(search.file.shards)
-    search = _fitted(search)
+    out, shards = Storage.of(search.settings.out), absolute(search.settings.shards)
+    search = _with_feature_sizes(search)
     _check(out, search, resume)
     with (
-        out.held(),
+        out.lock(),
         working_copy(out, say) as copy,
         ray_session(dashboard=True) as dashboard,
         Gauges(out.name) as gauges,
@@ -74,7 +74,7 @@ def run_search(search: Search, *, resume: bool, say: Callable[[str], None]) -> O
                 f"Ray dashboard: {dashboard} (it asks for a token, which `{Path(sys.executable).parent / 'ray'} get-auth-token` prints)"
             )
         plan = plan_trials(search, say)
-        say(f"search {search.name}: {search.file.trials} trials, {plan}")
+        say(f"search {search.name}: {search.settings.trials} trials, {plan}")
         if plan.group.workers > 1:
             _check_state_api()
         _check_store(
@@ -89,14 +89,14 @@ def run_search(search: Search, *, resume: bool, say: Callable[[str], None]) -> O
             missing_ok=True
         )  # of a killed driver: Optuna would wait half a minute for it
         study = SearchStudy(search, copy.path, str(out))
-        leaderboard = Leaderboard(study, search.file.keep, out / RUNS)
+        leaderboard = Leaderboard(study, search.settings.keep, out / RUNS)
         leaderboard.sweep()
         if not study.is_done():
             _run_trials(study, leaderboard, _trainable(search, plan, out, RUNS), plan, copy, gauges, say)
             leaderboard.sweep()
         entries = leaderboard.entries()
         if any(entry.state in ("running", "waiting") for entry in entries) or not (
-            study.is_done() or search.file.hours
+            study.is_done() or search.settings.hours
         ):
             raise KeyboardInterrupt
         winner = next((entry for entry in entries if entry.checkpoint), None)
@@ -104,7 +104,7 @@ def run_search(search: Search, *, resume: bool, say: Callable[[str], None]) -> O
         if winner is None or kept is None:
             reasons = sorted({entry.error for entry in entries if entry.error})
             raise Failure(f"{out}: no trial left a checkpoint: " + "; ".join(reasons))
-        if search.file.final is None:
+        if search.settings.final is None:
             best = _keep_best(kept, winner.values, out)
             return Outcome(entries, None, best, _computed(plan, test_once, best, shards))
         trained = run_final(
@@ -116,13 +116,13 @@ def run_search(search: Search, *, resume: bool, say: Callable[[str], None]) -> O
         return Outcome(entries, final, _keep_best(chosen, final.candidates[0].values, out), final.chosen.test)
 
 
-def _fitted(search: Search) -> Search:
+def _with_feature_sizes(search: Search) -> Search:
     """The search with its shards' feature sizes. Raises `UserError` where a choice does not go with them."""
-    manifest = read_manifest(search.file.shards)
+    manifest = read_manifest(search.settings.shards)
     for space in search.ranges:
         for choice in space.choices or ():
-            fitted(search.experiment.with_values({space.key: choice}), manifest)
-    return replace(search, experiment=fitted(search.experiment, manifest))
+            with_feature_sizes(search.experiment.with_values({space.key: choice}), manifest)
+    return replace(search, experiment=with_feature_sizes(search.experiment, manifest))
 
 
 def _trainable(search: Search, plan: TrialPlan, out: Storage, room: str) -> Any:
@@ -130,11 +130,11 @@ def _trainable(search: Search, plan: TrialPlan, out: Storage, room: str) -> Any:
     group = plan.group
     job = TrialJob(
         search.experiment.model_dump(),
-        absolute(search.file.shards),
+        absolute(search.settings.shards),
         group,
         out.location,
         room,
-        search.file.against == "encode_ms",
+        search.settings.against == "encode_ms",
     )
 
     def resources(values: dict[str, Any]) -> ray.tune.PlacementGroupFactory:
@@ -177,7 +177,7 @@ def _run_trials(
         trainable,
         searcher,
         StudyScheduler(study, records, searcher),
-        [progress, Began(records), KeepUp(copy)],
+        [progress, TrialStarted(records), SyncCallback(copy)],
         copy,
     )
     if searcher.store_lost:
@@ -215,8 +215,10 @@ def _keep_best(checkpoint: Storage, values: dict[str, Any], out: Storage) -> Sto
 
 def _recorded(search: Search) -> str:
     """What search.yaml holds: no keys that stand in the locations, which may change."""
-    file = search.file.model_copy(update={"out": shown(search.file.out), "shards": shown(search.file.shards)})
-    return replace(search, file=file).to_yaml()
+    settings = search.settings.model_copy(
+        update={"out": shown(search.settings.out), "shards": shown(search.settings.shards)}
+    )
+    return replace(search, settings=settings).to_yaml()
 
 
 def _check_shared(out: Storage) -> None:
@@ -230,7 +232,7 @@ def _check_shared(out: Storage) -> None:
         if node["Alive"] and node["Resources"].get("CPU") and node["NodeID"] != here
     ]
     on_each = [NodeAffinitySchedulingStrategy(node, soft=False) for node in others]
-    check = ray.remote(num_cpus=0)(Storage.check_seen)
+    check = ray.remote(num_cpus=0)(Storage.check_visible)
     try:
         ray.get([check.options(scheduling_strategy=node).remote(out, SEARCH) for node in on_each])
     except ray.exceptions.RayTaskError as error:
@@ -264,10 +266,10 @@ def _changes(key: str, was: Any, now: Any) -> list[str]:
 
 def _check_store(search: Search, directory: Path) -> None:
     """Raises `UserError` where the search's database cannot be used."""
-    if search.file.store is not None:
+    if search.settings.store is not None:
         with writing(directory):
             directory.mkdir(parents=True, exist_ok=True)  # the database may be a file in it
-        open_storage(search.file.store, directory)
+        open_storage(search.settings.store, directory)
 
 
 def _check_state_api() -> None:

@@ -32,7 +32,7 @@ from dreamprvr_ray.search.comparison import compared
 from dreamprvr_ray.search.epoch_log import Records
 from dreamprvr_ray.search.layout import CHECKPOINTS, FINAL, FINAL_RUNS, trial_name
 from dreamprvr_ray.search.plan import TrialPlan
-from dreamprvr_ray.search.ray_tune import GO_ON, NO_MORE, Began, KeepUp, StatelessSearcher, run_tuner
+from dreamprvr_ray.search.ray_tune import GO_ON, NO_MORE, StatelessSearcher, SyncCallback, TrialStarted, run_tuner
 from dreamprvr_ray.search.results import Candidate, Comparison, Entry, FinalResult, FinalRun
 from dreamprvr_ray.search.space import Search
 from dreamprvr_ray.search.trial import FAILURE, RUN, TRIAL_NUMBER, run_name
@@ -44,9 +44,9 @@ from dreamprvr_ray.training.reporter import duration
 
 def training_values(search: Search, candidate: Candidate, seed: int) -> dict[str, Any]:
     """The values by dotted key of one training of a candidate."""
-    assert search.file.final
+    assert search.settings.final
     values = candidate.values | {"training.seed": seed}
-    if search.file.final.with_val:  # as long as val said is best, when it could still be asked
+    if search.settings.final.with_val:  # as long as val said is best, when it could still be asked
         values |= {"training.with_val": True, "training.epochs": candidate.best_epoch}
     return values
 
@@ -56,18 +56,18 @@ def candidates_of(search: Search, entries: Sequence[Entry]) -> list[Candidate]:
 
     A key that has the paper's value anyway is not ablated.
     """
-    assert search.file.final
+    assert search.settings.final
     others = [entry for entry in entries if entry.number != 0 and entry.best_sumr is not None]
     finished = [entry for entry in others if entry.state == "finished"] or others
     chosen = [
         Candidate(f"trial {entry.number}", entry.number, entry.values, entry.best_epoch or 1)
-        for entry in finished[: search.file.final.top]
+        for entry in finished[: search.settings.final.top]
     ]
     papers = search.experiment.flat()
     ablated = [
         replace(best, name=f"{best.name} with the paper's {key}", values=best.values | {key: papers[key]}, ablated=key)
         for best in chosen[:1]
-        for key in search.file.final.ablate
+        for key in search.settings.final.ablate
         if best.values.get(key, papers[key]) != papers[key]
     ]
     own = next(entry for entry in entries if entry.number == 0)
@@ -91,11 +91,11 @@ def run_final(
 
     Raises `Failure` where one cannot be trained.
     """
-    assert search.file.final
-    left = set(search.file.final.ablate) - {each.ablated for each in candidates}
+    assert search.settings.final
+    left = set(search.settings.final.ablate) - {each.ablated for each in candidates}
     if left:
         say(f"final: not ablated, the best trial has the paper's value: {', '.join(sorted(left))}")
-    jobs = {_run_name(each, seed): (each, seed) for each in candidates for seed in range(search.file.final.seeds)}
+    jobs = {_run_name(each, seed): (each, seed) for each in candidates for seed in range(search.settings.final.seeds)}
     runs = copy.storage / FINAL_RUNS
     waiting = [name for name in jobs if not _is_finished(runs / name)]
     if waiting:
@@ -109,7 +109,13 @@ def run_final(
         queue = FinalQueue(values, waiting)
         records = Records(copy.path / FINAL_RUNS, gauges)
         run_tuner(
-            search, plan, trainable, queue, FinalScheduler(records, queue, say), [Began(records), KeepUp(copy)], copy
+            search,
+            plan,
+            trainable,
+            queue,
+            FinalScheduler(records, queue, say),
+            [TrialStarted(records), SyncCallback(copy)],
+            copy,
         )
         if queue.failures:
             raise Failure(
@@ -122,15 +128,15 @@ def run_final(
 
 def test_candidates(search: Search, candidates: Sequence[Candidate], trained: Storage, shards: str) -> FinalResult:
     """Evaluates the best checkpoint of every training in `trained` on test, unless that is recorded already."""
-    assert search.file.final
+    assert search.settings.final
     tested, ranks = [], {}
     for each in candidates:
-        runs = [_tested(trained / _run_name(each, seed), seed, shards) for seed in range(search.file.final.seeds)]
+        runs = [_tested(trained / _run_name(each, seed), seed, shards) for seed in range(search.settings.final.seeds)]
         sumr = [run.test["SumR"] for run in runs]
         std = float(np.std(sumr, ddof=1)) if len(sumr) > 1 else float("nan")
         tested.append(replace(each, runs=runs, mean=float(np.mean(sumr)), std=std))
         ranks[each.name] = np.array([recorded_ranks(final_checkpoint(trained, each, run)) for run in runs])
-    if not search.file.final.with_val:  # else it was learnt from: the search's order stands
+    if not search.settings.final.with_val:  # else it was learnt from: the search's order stands
         tested.sort(key=lambda each: -each.val_mean)
     owner = local_shards(shards).split("test").owner
 
@@ -141,7 +147,7 @@ def test_candidates(search: Search, candidates: Sequence[Candidate], trained: St
     found = next((each for each in tested if each is not paper), None)
     whole = {each.trial: each for each in tested if each.ablated is None}
     ablations = [against(whole[each.trial], each) for each in tested if each.ablated is not None]
-    return FinalResult(tested, against(found, paper) if found else None, ablations, search.file.final.with_val)
+    return FinalResult(tested, against(found, paper) if found else None, ablations, search.settings.final.with_val)
 
 
 def final_checkpoint(trained: Storage, candidate: Candidate, run: FinalRun) -> Storage:
@@ -151,7 +157,7 @@ def final_checkpoint(trained: Storage, candidate: Candidate, run: FinalRun) -> S
 
 def write_final(result: FinalResult, manifest: Manifest, directory: Path) -> None:
     """Writes what came out into final.json, with what it takes to repeat it."""
-    values = {"split": "test", "collection": manifest.collection, "protocol": manifest.protocol} | result.named()
+    values = {"split": "test", "collection": manifest.collection, "protocol": manifest.protocol} | result.to_dict()
     versions = {
         "dreamprvr_ray": dreamprvr_ray.__version__,
         "torch": torch.__version__,

@@ -14,7 +14,7 @@ from dreamprvr_ray.runtime.train_run import WorkerGroup, plan_group
 from dreamprvr_ray.search.space import Search, TrialResources
 from dreamprvr_ray.training.cost import Cost, estimate
 
-MOST_AT_A_TIME = 4  # more trials at a time, and the sampler proposes them knowing too little
+MAX_CONCURRENT_TRIALS = 4  # more trials at a time, and the sampler proposes them knowing too little
 USABLE_MEMORY = 0.9  # of a GPU's
 GPU_CONTEXT = 2**30  # bytes that every process on a GPU holds besides its tensors
 
@@ -44,18 +44,18 @@ def plan_trials(search: Search, say: Callable[[str], None] | None = None) -> Tri
 
     `say` hears what it waits for; without it, as in a dry run, no machine is asked for that is not there.
     """
-    wanted, there = search.file.trial, machines()
+    wanted, there = search.settings.trial, machines()
     memory = 0
     if "auto" in (wanted.workers, wanted.gpus_per_worker) and 0 < there.gpus < min(
-        wanted.at_a_time or MOST_AT_A_TIME, search.file.trials
+        wanted.at_a_time or MAX_CONCURRENT_TRIALS, search.settings.trials
     ):
         come = "GPU" in ray.cluster_resources()
         if say and not come:
             say("asking for a machine with a GPU, to see how many trials its memory holds")
         there = replace(there, gpu_memory=_gpu_memory() if say or come else None)
         memory = _largest_memory(search)
-    workers, gpus_each, at_a_time = divided(wanted, search.file.trials, there, memory)
-    if workers > 1 and search.file.against == "encode_ms":
+    workers, gpus_each, at_a_time = allocate(wanted, search.settings.trials, there, memory)
+    if workers > 1 and search.settings.against == "encode_ms":
         raise UserError("against: encode_ms is measured in trials of one worker: set trial.workers to 1")
     cpus_each = wanted.cpus_per_worker or there.cpus_each(workers * at_a_time, gpus_each)
     group = plan_group(workers, cpus_each, gpus_each)
@@ -64,12 +64,12 @@ def plan_trials(search: Search, say: Callable[[str], None] | None = None) -> Tri
     return TrialPlan(group, max(1, min(at_a_time, fits)), most_cpus)
 
 
-def divided(wanted: TrialResources, trials: int, there: Machines, memory: int) -> tuple[int, float, int]:
+def allocate(wanted: TrialResources, trials: int, there: Machines, memory: int) -> tuple[int, float, int]:
     """Workers of a trial, GPUs of a worker, and trials at a time; `memory` is what a trial may need of a GPU, in bytes.
 
     Few GPUs are shared by trials, as many as their memory allows; many go to several workers a trial.
     """
-    most = wanted.at_a_time or MOST_AT_A_TIME
+    most = wanted.at_a_time or MAX_CONCURRENT_TRIALS
     workers = wanted.workers if wanted.workers != "auto" else max(1, int(there.gpus) // min(most, trials))
     gpus_each = wanted.gpus_per_worker
     if gpus_each is None:
@@ -81,7 +81,7 @@ def divided(wanted: TrialResources, trials: int, there: Machines, memory: int) -
             on_one = max(1, min(math.ceil(min(most, trials) / there.gpus), room))
             gpus_each = math.floor(1e4 / on_one) / 1e4  # Ray counts GPUs to four places
     places = int(there.gpus / gpus_each + 1e-6) if gpus_each else there.cpus
-    return workers, gpus_each, min(wanted.at_a_time or max(1, min(MOST_AT_A_TIME, places // workers)), trials)
+    return workers, gpus_each, min(wanted.at_a_time or max(1, min(MAX_CONCURRENT_TRIALS, places // workers)), trials)
 
 
 def _gpu_memory() -> int | None:
@@ -113,7 +113,7 @@ def _largest_memory(search: Search) -> int:
 
 def plan_lines(search: Search, plan: TrialPlan) -> tuple[list[str], Cost]:
     """The plan in lines for a person, and the cost of the first trial's values."""
-    file, cost = search.file, estimate(search.experiment)
+    file, cost = search.settings, estimate(search.experiment)
     rungs = file.pruning.rungs(search.experiment.training.epochs)
     pruning = "none"
     if file.against:

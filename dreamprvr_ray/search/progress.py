@@ -33,7 +33,7 @@ class SearchProgress(Callback):
     ) -> None:
         self.study, self.say = study, say
         self.gauges, self.kept_bytes = gauges, kept_bytes
-        self.name, self.trials = study.search.name, study.search.file.trials
+        self.name, self.trials = study.search.name, study.search.settings.trials
         self.keys = [space.key for space in study.search.ranges]
         self.started = self.printed = time.monotonic()
         self.measured = -math.inf

@@ -54,7 +54,7 @@ class StudySearcher(StatelessSearcher):
         self.errors: dict[str, str] = {}  # why a trial was lost, by Ray Tune's name of it
         self.store_lost: str | None = None  # what the search's store said instead of an answer
         self._numbers: dict[str, int] = {}
-        hours = study.search.file.hours
+        hours = study.search.settings.hours
         self._no_more_after = time.monotonic() + hours * 3600 if hours else None
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
@@ -74,10 +74,15 @@ class StudySearcher(StatelessSearcher):
         number, result = self._numbers[trial_id], result or {}
         reason = self.errors.get(trial_id, "lost") if error else result.get(FAILURE)
         if error and reason and f"{StoreError.__name__}:" in reason:
-            self.study.hand_back(number)
+            self.study.release(number)
             self.store_lost = reason.partition(f"{StoreError.__name__}: ")[2]
             return
-        if reason and result.get(OUT_OF_MEMORY) and self.can_have_more and self.study.again_with_more(number, reason):
+        if (
+            reason
+            and result.get(OUT_OF_MEMORY)
+            and self.can_have_more
+            and self.study.retry_with_more_memory(number, reason)
+        ):
             self.say(f"trial {number} ran out of memory: it will run again with the resources of two trials ({reason})")
             return
         if reason:
@@ -114,7 +119,7 @@ class StudyScheduler(FIFOScheduler):
         self.records.close(run_name(trial.config))
 
 
-class Began(Callback):
+class TrialStarted(Callback):
     """Tells the records when a trial has what it asked for and runs: nodes may come minutes after it was handed out."""
 
     def __init__(self, records: Records) -> None:
@@ -124,7 +129,7 @@ class Began(Callback):
         self.records.begin(run_name(trial.config))
 
 
-class KeepUp(Callback):
+class SyncCallback(Callback):
     """Has the search's store know of every epoch before its trial goes on."""
 
     def __init__(self, copy: WorkingCopy) -> None:
@@ -167,7 +172,7 @@ def run_tuner(
                 name=copy.storage.name,
                 storage_path=folder,
                 verbose=0,
-                callbacks=[*callbacks, *trackers(search.file.trackers, copy.storage.name, copy.path)],
+                callbacks=[*callbacks, *trackers(search.settings.trackers, copy.storage.name, copy.path)],
                 failure_config=ray.tune.FailureConfig(max_failures=search.experiment.training.max_failures),
             ),
         ).fit()

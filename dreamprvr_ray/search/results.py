@@ -159,7 +159,7 @@ class FinalResult:
             lines.append("val prefers the paper's setting to what the search found")
         return lines
 
-    def named(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """By the names of `final.json`."""
         return {
             "candidates": [asdict(each) for each in self.candidates],

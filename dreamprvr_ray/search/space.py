@@ -125,7 +125,7 @@ class SourceTree(Section):
         return f"python -m dreamprvr_ray.convert --source {self.directory} --collection {self.collection}{features} --out {shards}"
 
 
-class SearchFile(Section):
+class SearchSettings(Section):
     """The keys of a search's YAML file."""
 
     config: str
@@ -208,7 +208,7 @@ class Search:
     experiment: Experiment
     ranges: tuple[Range, ...]
     constraints: tuple[Condition, ...]
-    file: SearchFile
+    settings: SearchSettings
 
     @property
     def paper_setting(self) -> dict[str, Any]:
@@ -232,7 +232,7 @@ class Search:
 
     def to_yaml(self) -> str:
         """Everything that decides the search's result, to compare with when it is resumed."""
-        search = self.file.model_dump(mode="json")
+        search = self.settings.model_dump(mode="json")
         return yaml.safe_dump(
             {"name": self.name, "experiment": self.experiment.model_dump(), "search": search}, sort_keys=False
         )
@@ -260,7 +260,7 @@ def load_search(path: Path, overrides: Mapping[str, Any] | None = None) -> Searc
     mistakes += more
     file = experiment = None
     try:
-        file = validated(SearchFile, values, where)
+        file = validated(SearchSettings, values, where)
         experiment = load_experiment(file.config)
     except UserError as error:
         mistakes += error.mistakes
@@ -295,7 +295,7 @@ def search_keys() -> list[str]:
     }
     nested = [f"{name}.{key}" for name, section in sections.items() for key in section.model_fields]
     return [
-        key for key in SearchFile.model_fields if key not in {*sections, "space", "constraints"} or key == "final"
+        key for key in SearchSettings.model_fields if key not in {*sections, "space", "constraints"} or key == "final"
     ] + nested
 
 

@@ -55,20 +55,22 @@ class SearchStudy:
         self.owner = owner or str(
             out
         )  # of the trials that this driver runs: the search's directory, where `out` is a working copy of it
-        self.storage = open_storage(search.file.store, out)
+        self.storage = open_storage(search.settings.store, out)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        objectives = ["SumR"] + ([search.file.against] if search.file.against else [])
+        objectives = ["SumR"] + ([search.settings.against] if search.settings.against else [])
         self.study = optuna.create_study(
             study_name=search.name,
             storage=self.storage,
-            sampler=NumberedSampler(search.file.sampler, conditional=any(space.when for space in search.ranges)),
+            sampler=NumberedSampler(search.settings.sampler, conditional=any(space.when for space in search.ranges)),
             directions=[StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE][: len(objectives)],
             load_if_exists=True,
         )
         self.study.set_user_attr("objectives", objectives)
         self._handed_out: set[int] = set()  # by this process, and not ended
         self._pruned: set[int] = set()
-        self._rungs = [] if search.file.against else search.file.pruning.rungs(search.experiment.training.epochs)
+        self._rungs = (
+            [] if search.settings.against else search.settings.pruning.rungs(search.experiment.training.epochs)
+        )
 
     def trials(self) -> list[FrozenTrial]:
         """All trials but proposals that were refused."""
@@ -84,7 +86,7 @@ class SearchStudy:
             ):
                 return proposal
         trials = self.trials()
-        if len(trials) >= self.search.file.trials:
+        if len(trials) >= self.search.settings.trials:
             return None
         for _ in range(MOST_REFUSALS):
             if not trials and not self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
@@ -99,7 +101,7 @@ class SearchStudy:
     def is_done(self) -> bool:
         """Whether every trial of this driver has ended and there are enough."""
         trials = self.trials()
-        return len(trials) >= self.search.file.trials and not any(
+        return len(trials) >= self.search.settings.trials and not any(
             trial.state == TrialState.RUNNING and self._is_ours(trial) for trial in trials
         )
 
@@ -117,7 +119,7 @@ class SearchStudy:
         return Proposal(number, values, trial.user_attrs.get("share", 1))
 
     def _is_ours(self, trial: FrozenTrial) -> bool:
-        if self.search.file.store is None:
+        if self.search.settings.store is None:
             return True
         owner = trial.user_attrs.get("out")
         if owner is None:  # its driver was killed between two writes, or is about to write its name
@@ -129,7 +131,7 @@ class SearchStudy:
         """Takes a finished epoch of a trial. The step is our own count of epochs, which goes on where a trial is resumed."""
         trial = self._trial(number)
         epoch, sumr = result["epoch"], result["SumR"]
-        if self.search.file.against is None and epoch not in trial.intermediate_values:
+        if self.search.settings.against is None and epoch not in trial.intermediate_values:
             self.storage.set_trial_intermediate_value(trial._trial_id, epoch, sumr)
 
     def should_prune(self, number: int, epoch: int) -> bool:
@@ -142,7 +144,7 @@ class SearchStudy:
         bests = {trial.number: _best_until(trial, epoch) for trial in self.trials() if trial.state != TrialState.FAIL}
         own = bests[number]
         others = [best for other, best in bests.items() if best is not None and other != number]
-        places = math.ceil((len(others) + 1) / self.search.file.pruning.reduction_factor)
+        places = math.ceil((len(others) + 1) / self.search.settings.pruning.reduction_factor)
         if own is None or sum(best > own for best in others) < places:
             return False
         self._pruned.add(number)
@@ -161,7 +163,7 @@ class SearchStudy:
                     trial._trial_id, {"epoch": "epochs", "time_total_s": "seconds"}.get(name, name), result[name]
                 )
         values = [result["best_SumR"]]
-        if self.search.file.against:
+        if self.search.settings.against:
             values.append(self._second_objective(trial, result))
         # Not by `tell`, which gives a pruned trial the value of its last epoch.
         self.storage.set_trial_state_values(
@@ -170,7 +172,7 @@ class SearchStudy:
         return True
 
     def _second_objective(self, trial: FrozenTrial, result: Mapping[str, Any]) -> float:
-        if self.search.file.against == "encode_ms":
+        if self.search.settings.against == "encode_ms":
             return float(result["encode_ms"])
         return specified_gflop(self.search.experiment.with_values(trial.params, f"trial {trial.number}"))
 
@@ -180,11 +182,11 @@ class SearchStudy:
         self.storage.set_trial_user_attr(self._trial(number)._trial_id, "reason", reason)
         self.study.tell(number, state=TrialState.FAIL)
 
-    def hand_back(self, number: int) -> None:
+    def release(self, number: int) -> None:
         """Takes that a trial could not go on for a reason of its surroundings: it stays open, for when the search is taken up again."""
         self._handed_out.discard(number)
 
-    def again_with_more(self, number: int, reason: str) -> bool:
+    def retry_with_more_memory(self, number: int, reason: str) -> bool:
         """Has a trial that ran out of memory run once more, with the resources of two; False where it has had that."""
         trial = self._trial(number)
         if trial.user_attrs.get("share", 1) > 1:

@@ -27,7 +27,7 @@ from dreamprvr_ray.runtime.train_run import WorkerGroup, keep_checkpoint, run_co
 from dreamprvr_ray.search.layout import CHECKPOINTS, SEARCH, trial_name
 from dreamprvr_ray.storage.location import Storage
 from dreamprvr_ray.training.loop import fit
-from dreamprvr_ray.training.reporter import EpochReport, Snapshot
+from dreamprvr_ray.training.reporter import EpochResult, Snapshot
 
 # What stands among a trial's values beside the configuration's keys.
 TRIAL_NUMBER = "trial_number"  # Optuna's number of it, from 0
@@ -86,7 +86,7 @@ def _report_failure(error: BaseException, out_of_memory: bool = False) -> None:
 
 def _train(values: dict[str, Any], job: TrialJob) -> None:
     out, name = Storage(job.out), run_name(values)
-    out.check_seen(SEARCH)
+    out.check_visible(SEARCH)
     settings = {key: value for key, value in values.items() if key not in (TRIAL_NUMBER, SHARE, RUN)}
     experiment = Experiment.model_validate(job.experiment).with_values(settings, name)
     run = out / job.room / name
@@ -143,11 +143,11 @@ class TuneReporter:
     def first_step(self) -> None:
         pass
 
-    def report(self, report: EpochReport, snapshot: Snapshot) -> None:
+    def report(self, report: EpochResult, snapshot: Snapshot) -> None:
         keep_checkpoint(self.store, report, snapshot)
         self.store.wait()  # the report may stop this trial, and with it what runs beside it
         print(report.line(), flush=True)  # into the process's log, which the dashboard shows
-        self.send(report.named())
+        self.send(report.to_dict())
 
     def send(self, metrics: dict[str, Any]) -> None:
         """Reports an epoch's metrics; with the last ones, if asked for, how long the best model takes to encode a video."""

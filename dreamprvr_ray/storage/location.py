@@ -94,7 +94,7 @@ class Storage:
         return str(self).rstrip("/").rpartition("/")[2]
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Keeps other commands of this machine from writing there while the block runs.
 
         Raises `UserError` where one is at work. A killed command holds nothing: the kernel has let go of its lock.
@@ -237,7 +237,7 @@ class Storage:
                 filesystem.delete_file(f"{path}/{name}/{first}")
             filesystem.delete_dir(f"{path}/{name}")
 
-    def check_seen(self, name: str) -> None:
+    def check_visible(self, name: str) -> None:
         """Raises `UserError` where a file that another node wrote is not seen from this one: nobody would look here for what it writes."""
         if not self.exists(name):
             raise UserError(

@@ -30,7 +30,7 @@ class Cost:
     )
     memory: int  # of a worker, in bytes
 
-    def named(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """By the names of the commands' JSON."""
         return {
             "parameters": self.parameters,

@@ -61,7 +61,7 @@ class Check:
         """Whether the deviation is a number within the tolerance."""
         return self.deviation <= self.tolerance
 
-    def named(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The row as `--json` prints it; a deviation that is no finite number is null."""
         deviation = self.deviation if math.isfinite(self.deviation) else None
         return {

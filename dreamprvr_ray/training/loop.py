@@ -35,7 +35,7 @@ from dreamprvr_ray.training.gradient_step import GradientPass
 from dreamprvr_ray.training.losses import Losses
 from dreamprvr_ray.training.objective import StepRandomness, stream_seed
 from dreamprvr_ray.training.optimizer import PartwiseAdam, build_optimizer
-from dreamprvr_ray.training.reporter import EpochReport, Reporter, Sent
+from dreamprvr_ray.training.reporter import EpochResult, Reporter, Sent
 
 
 class TrainingDiverged(Failure):
@@ -65,7 +65,7 @@ class Progress:
         )
 
 
-def fitted(experiment: Experiment, manifest: Manifest) -> Experiment:
+def with_feature_sizes(experiment: Experiment, manifest: Manifest) -> Experiment:
     """The experiment with the feature sizes of the shards that it is to be trained on. Raises `UserError` where it does not go with them."""
     video_size, text_size = manifest.video_size, manifest.text_size
     if experiment.model.initialization == "aligned" and video_size != text_size:
@@ -82,7 +82,7 @@ def fit(
     reporter: Reporter,
     workers: Workers | None = None,
     device: torch.device | None = None,
-) -> EpochReport | None:
+) -> EpochResult | None:
     """Trains to the end or until patience is used up, from the reporter's latest checkpoint if it has one.
 
     Returns the last epoch's report; None where the checkpoint was of a finished training.
@@ -90,7 +90,7 @@ def fit(
     """
     workers = workers or Workers()
     device = device or best_device()
-    experiment = fitted(experiment, shards.manifest)
+    experiment = with_feature_sizes(experiment, shards.manifest)
     training = experiment.training
     train = shards.joined("train", "val") if training.with_val else shards.split("train")
     val = shards.split("val")
@@ -136,11 +136,11 @@ def fit(
         progress = progress.after(retrieval.recall.sumr, experiment)
         now = time.perf_counter()
         per_epoch = (now - started) / (progress.epoch - first_epoch)
-        report = EpochReport(
+        report = EpochResult(
             epoch=progress.epoch,
             epochs=training.epochs,
             losses=epoch.losses,
-            metrics=retrieval.named(),
+            metrics=retrieval.to_dict(),
             sumr=retrieval.recall.sumr,
             best_sumr=progress.best_sumr,
             best_epoch=progress.best_epoch,
@@ -235,11 +235,11 @@ def _snapshot(
     optimizer: PartwiseAdam,
     experiment: Experiment,
     progress: Progress,
-    report: EpochReport,
+    report: EpochResult,
     manifest: Manifest,
 ) -> Callable[[Path], None]:
     """Copies the state of the training to the CPU's memory; the result writes its checkpoint into a directory."""
-    metrics: dict[str, Any] = report.named() | {"collection": manifest.collection, "protocol": manifest.protocol}
+    metrics: dict[str, Any] = report.to_dict() | {"collection": manifest.collection, "protocol": manifest.protocol}
     weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
     state = {
         "progress": asdict(progress),

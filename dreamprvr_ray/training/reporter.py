@@ -29,7 +29,7 @@ class Sent:
 
 
 @dataclass(frozen=True)
-class EpochReport:
+class EpochResult:
     """One finished epoch. `epoch` counts finished epochs, from 1; SumR and recall are of the val split, in percent."""
 
     epoch: int
@@ -48,7 +48,7 @@ class EpochReport:
     sent: Sent | None  # None: one worker, which sends nothing
     finished: bool  # the last epoch: all are done, or patience is used up
 
-    def named(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Flat metrics for Ray, TensorBoard and `metrics.json`."""
         recall = {key: self.metrics[key] for key in ("R@1", "R@5", "R@10", "R@100", "median_rank", "ties")}
         return {
@@ -93,7 +93,7 @@ class Reporter(Protocol):
     def first_step(self) -> None:
         """Hears that everything is ready and the first step begins."""
 
-    def report(self, report: EpochReport, snapshot: Snapshot) -> None:
+    def report(self, report: EpochResult, snapshot: Snapshot) -> None:
         """Takes an epoch's report; training goes on when this returns, so `snapshot()` is to be called here, if at all."""
 
 
@@ -103,7 +103,7 @@ class DirectoryReporter:
     def __init__(self, directory: Path, say: Callable[[str], None] | None = None) -> None:
         self.last, self.best = directory / "last", directory / "best"
         self.say = say
-        self.reports: list[EpochReport] = []
+        self.reports: list[EpochResult] = []
 
     def latest_checkpoint(self) -> AbstractContextManager[Path | None]:
         return nullcontext(self.last if self.last.exists() else None)
@@ -111,7 +111,7 @@ class DirectoryReporter:
     def first_step(self) -> None:
         pass
 
-    def report(self, report: EpochReport, snapshot: Snapshot) -> None:
+    def report(self, report: EpochResult, snapshot: Snapshot) -> None:
         with replacing(self.last) as directory:
             snapshot()(directory)
         if report.best_epoch == report.epoch:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import small_models as tiny
+from support import small_models
 
 from dreamprvr_ray.checkpoints import checkpoint as checkpoints
 from dreamprvr_ray.checkpoints.checkpoint import (
@@ -37,14 +37,14 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "model" / "authors_format.ckpt"
 
 def experiment(**model: object) -> Experiment:
     values = load_experiment("demo").model_dump()
-    values["model"] = tiny.model_config(**model).model_dump()
-    values["data"] = {"video_size": tiny.VIDEO_SIZE, "text_size": tiny.TEXT_SIZE}
+    values["model"] = small_models.model_config(**model).model_dump()
+    values["data"] = {"video_size": small_models.VIDEO_SIZE, "text_size": small_models.TEXT_SIZE}
     return Experiment.model_validate(values)
 
 
 def write(directory: Path, state: dict[str, Any] | None) -> DreamPRVR:
     directory.mkdir()
-    model = tiny.build().float()
+    model = small_models.build().float()
     checkpoints.write_checkpoint(directory, model.state_dict(), experiment(), {"epoch": 2, "SumR": 12.5}, state)
     return model
 

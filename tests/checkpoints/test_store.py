@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import small_models as tiny
+from support import small_models
 from support.object_store import S3
 
 from dreamprvr_ray.checkpoints.checkpoint import read_state, read_weights, write_checkpoint
@@ -208,7 +208,7 @@ def test_a_kill_at_any_moment_leaves_whole_checkpoints(tmp_path: Path) -> None:
 
 
 def test_a_model_checkpoint_can_be_kept_elsewhere(s3: S3) -> None:
-    store, model = CheckpointStore(Storage.of(s3.uri("run"))), tiny.build().float()
+    store, model = CheckpointStore(Storage.of(s3.uri("run"))), small_models.build().float()
     metrics = {"epoch": 1, "best_epoch": 1}
     store.write(1, 1, lambda directory: write_checkpoint(directory, model.state_dict(), EXPERIMENT, metrics, None))
     with store.best() as best:

@@ -8,8 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from support import reference_model as plain_model
-from support import small_models as tiny
+from support import reference_model, small_models
 from torch import Tensor
 
 from dreamprvr_ray.evaluation import retrieval
@@ -61,7 +60,7 @@ def test_ranks_by_hand(scores: list[float], rank: int, tied: bool) -> None:
 def test_recall_by_hand() -> None:
     recall = Recall.of(np.array([1, 2, 5, 6, 10, 11, 100, 101]))
     assert recall.queries == 8 and recall.at == {1: 12.5, 5: 37.5, 10: 62.5, 100: 87.5} and recall.sumr == 200.0
-    assert recall.named() == {"R@1": 12.5, "R@5": 37.5, "R@10": 62.5, "R@100": 87.5, "SumR": 200.0}
+    assert recall.to_dict() == {"R@1": 12.5, "R@5": 37.5, "R@10": 62.5, "R@100": 87.5, "SumR": 200.0}
     assert Recall.of(np.array([], dtype=np.int64)) == Recall(0, {1: 0.0, 5: 0.0, 10: 0.0, 100: 0.0}, 0.0)
 
 
@@ -75,7 +74,7 @@ def test_summary_by_hand() -> None:
         250, Recall(4, {1: 25.0, 5: 50.0, 10: 75.0, 100: 75.0}, 225.0), 4.5, 3, None, np.array([1, 2, 7, 200])
     )
     assert summarise(ranks_of(9, 1, 4), 9).median_rank == 4.0
-    assert list(summary.named()) == [
+    assert list(summary.to_dict()) == [
         "videos",
         "queries",
         "R@1",
@@ -87,7 +86,7 @@ def test_summary_by_hand() -> None:
         "ties",
         "by_moment",
     ]
-    assert summary.named()["queries"] == 4 and summary.named()["by_moment"] is None
+    assert summary.to_dict()["queries"] == 4 and summary.to_dict()["by_moment"] is None
 
 
 def test_groups_by_moment_are_closed_above_and_leave_out_what_is_unknown() -> None:
@@ -99,7 +98,7 @@ def test_groups_by_moment_are_closed_above_and_leave_out_what_is_unknown() -> No
         "0.2-0.4": (2, 50.0, 100.0),
         "0.4-1": (2, 50.0, 50.0),
     }
-    named = summary.named()["by_moment"]["0.4-1"]
+    named = summary.to_dict()["by_moment"]["0.4-1"]
     assert named == {"queries": 2, "R@1": 50.0, "R@5": 50.0, "R@10": 50.0, "R@100": 100.0, "SumR": 250.0}
 
 
@@ -110,7 +109,7 @@ def test_no_groups_where_no_moment_is_known() -> None:
 
 
 def test_a_group_without_queries_has_no_recall() -> None:
-    named = json.loads(json.dumps(summarise(ranks_of(1, 2), 5, np.array([0.9, NAN])).named()["by_moment"]))
+    named = json.loads(json.dumps(summarise(ranks_of(1, 2), 5, np.array([0.9, NAN])).to_dict()["by_moment"]))
     assert (
         named["0-0.2"]
         == named["0.2-0.4"]
@@ -138,7 +137,7 @@ def test_token_scores_are_those_of_loops(given: torch.dtype, computed: torch.dty
     queries, tokens = random_scores_input(given)
     with torch.autocast("cpu", dtype=torch.bfloat16):  # which must not reach the scores
         scores, cosines = token_scores(queries, tokens), best_cosines(queries, tokens)
-    cosine, dot = tiny.best_tokens(queries.to(computed), tokens.to(computed))
+    cosine, dot = small_models.best_tokens(queries.to(computed), tokens.to(computed))
     assert torch.equal(cosines, scores.cosine)
     torch.testing.assert_close(scores.cosine, cosine, rtol=0, atol=tolerance)
     torch.testing.assert_close(scores.dot, dot, rtol=0, atol=tolerance * 10)
@@ -192,18 +191,20 @@ def test_gradients_of_zero_rows_are_finite() -> None:
     assert queries.grad.isfinite().all() and tokens.grad.isfinite().all()
 
 
-SPLIT = tiny.MemorySplit([2, 1, 4, 1, 3, 2, 1])
+SPLIT = small_models.MemorySplit([2, 1, 4, 1, 3, 2, 1])
 
 
 @pytest.fixture(scope="module")
 def expected() -> Retrieval:
     """The split's retrieval in one batch by the plain model, loops and a sort."""
-    model, batch = tiny.build(), SPLIT.whole()
+    model, batch = small_models.build(), SPLIT.whole()
     with torch.no_grad():
-        weights = plain_model.plain_weights(model)
-        queries = plain_model.encode_queries(weights, model.config, batch.tokens, batch.token_mask)
-        encoding = plain_model.encode_videos(weights, model.config, batch.clips, batch.frames, batch.frame_mask)
-        clip, frame = (tiny.best_tokens(queries, tokens)[0] for tokens in (encoding.clip_tokens, encoding.frame_tokens))
+        weights = reference_model.plain_weights(model)
+        queries = reference_model.encode_queries(weights, model.config, batch.tokens, batch.token_mask)
+        encoding = reference_model.encode_videos(weights, model.config, batch.clips, batch.frames, batch.frame_mask)
+        clip, frame = (
+            small_models.best_tokens(queries, tokens)[0] for tokens in (encoding.clip_tokens, encoding.frame_tokens)
+        )
     fused = 0.7 * clip + 0.3 * frame
     rank = [naive_rank(row.tolist(), video) for row, video in zip(fused, SPLIT.owner, strict=True)]
     assert len(set(rank)) > 4  # else the test could not tell one order from another
@@ -216,19 +217,19 @@ def test_evaluation_equals_one_batch(
 ) -> None:
     monkeypatch.setattr(retrieval, "QUERY_BLOCK", query_block)
     monkeypatch.setattr(retrieval, "VIDEO_BLOCK", video_block)
-    assert evaluate(tiny.build().float(), SPLIT, 0.7) == expected  # type: ignore[arg-type]
+    assert evaluate(small_models.build().float(), SPLIT, 0.7) == expected  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_evaluation_has_no_dropout_and_leaves_the_mode(training: bool, expected: Retrieval) -> None:
-    model = tiny.build(dropout=0.5, input_dropout=0.5).float().train(training)
+    model = small_models.build(dropout=0.5, input_dropout=0.5).float().train(training)
     assert evaluate(model, SPLIT, 0.7) == expected  # type: ignore[arg-type]
     assert model.training is training and model.clip_fusion.training is training
 
 
 def test_evaluation_leaves_the_mode_when_it_fails() -> None:
-    model = tiny.build().float().train()
-    broken = tiny.MemorySplit([1, 1])
+    model = small_models.build().float().train()
+    broken = small_models.MemorySplit([1, 1])
     broken._tokens = []
     with pytest.raises((RuntimeError, ValueError)):
         evaluate(model, broken, 0.5)  # type: ignore[arg-type]
@@ -236,13 +237,13 @@ def test_evaluation_leaves_the_mode_when_it_fails() -> None:
 
 
 def test_evaluation_reads_float16_features_under_bf16() -> None:
-    split = tiny.MemorySplit([2, 1, 2])
+    split = small_models.MemorySplit([2, 1, 2])
     split._clips, split._frames, split._tokens = (
         split._clips.half(),
         [f.half() for f in split._frames],
         [t.half() for t in split._tokens],
     )
-    model = tiny.build().float()
+    model = small_models.build().float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = retrieval._split_scores(model.eval(), split, 0.5, retrieval.Workers())  # type: ignore[arg-type]
     full = retrieval._split_scores(model.eval(), split, 0.5, retrieval.Workers())  # type: ignore[arg-type]

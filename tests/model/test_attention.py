@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from support import reference_model as plain_model
+from support import reference_model
 from torch import Tensor, nn
 
 from dreamprvr_ray.config import ModelConfig
@@ -89,7 +89,7 @@ def test_gaussian_factors_are_the_pages(length: int) -> None:
     torch.testing.assert_close(factors[0], torch.full((length, length + 3), 0.25))
     torch.testing.assert_close(factors[:, :, length:], torch.full((8, length, 3), 0.25))
     for branch, width in enumerate([0.25, 0.5, 1, 2, 4, 8, 16], start=1):
-        torch.testing.assert_close(factors[branch, :, :length], plain_model.gaussian(width, length).float() / 4)
+        torch.testing.assert_close(factors[branch, :, :length], reference_model.gaussian(width, length).float() / 4)
 
 
 def test_stacked_parts_equal_single_ones() -> None:
@@ -134,7 +134,7 @@ def test_cross_attention_equals_the_block_that_projects_its_tokens() -> None:
             f"{theirs}.{kind}": getattr(getattr(block.feed_forward, ours), kind)[0] for kind in ("weight", "bias")
         }
     weights = {f"block.{name}": weight for name, weight in weights.items()}
-    plain = plain_model.attention_block(
+    plain = reference_model.attention_block(
         weights, "block", SETTING, queries, tokens, None, mask[:, None, :].expand(-1, 4, -1)
     )
     fast = block(queries, tokens, additive_mask(mask).double())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import reference_model as plain_model
+from support import reference_model
 from torch import Tensor
 
 from dreamprvr_ray.config import ModelConfig, load_experiment
@@ -51,7 +51,7 @@ def queries(count: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Ten
     return torch.randn(count, 7, TEXT_SIZE, dtype=dtype), mask
 
 
-def parts(encoding: VideoEncoding | plain_model.PlainEncoding) -> dict[str, Tensor]:
+def parts(encoding: VideoEncoding | reference_model.PlainEncoding) -> dict[str, Tensor]:
     return {name: value for name, value in vars(encoding).items() if value is not None}
 
 
@@ -73,11 +73,11 @@ def test_equals_the_plain_model_in_value_and_gradient(changes: dict[str, int]) -
 
     def run(plain: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         if plain:
-            weights = plain_model.plain_weights(model)
-            encoding = plain_model.encode_videos(weights, model.config, *video_batch)
-            outputs = parts(encoding) | {"queries": plain_model.encode_queries(weights, model.config, *query_batch)}
+            weights = reference_model.plain_weights(model)
+            encoding = reference_model.encode_videos(weights, model.config, *video_batch)
+            outputs = parts(encoding) | {"queries": reference_model.encode_queries(weights, model.config, *query_batch)}
             if encoding.mu is not None and encoding.condition is not None:
-                outputs["errors"] = plain_model.denoising_errors(
+                outputs["errors"] = reference_model.denoising_errors(
                     weights, model.config, start, encoding.mu, encoding.condition
                 )
         else:

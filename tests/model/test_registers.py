@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from support import reference_model as plain_model
+from support import reference_model
 
 from dreamprvr_ray.model.registers import (
     DiffusionSchedule,
@@ -21,7 +21,7 @@ from dreamprvr_ray.model.registers import (
 
 @pytest.mark.parametrize("steps", [1, 2, 10, 50])
 def test_schedule_is_the_pages(steps: int) -> None:
-    levels, betas = plain_model.schedule(steps)
+    levels, betas = reference_model.schedule(steps)
     schedule = DiffusionSchedule.cosine(steps)
     for t in range(steps):
         before = levels[t - 1] if t else 1.0
@@ -80,7 +80,7 @@ def test_sorted_pooling_weighs_ranks_not_positions() -> None:
     state = {f"gpo.gru.{name}": value for name, value in pooling.gru.named_parameters()} | {
         "gpo.linear.weight": pooling.score.weight
     }
-    torch.testing.assert_close(pooled, plain_model.sorted_pooling(state, "gpo", tokens))
+    torch.testing.assert_close(pooled, reference_model.sorted_pooling(state, "gpo", tokens))
 
 
 def test_mu_has_unit_length() -> None:

@@ -7,21 +7,21 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from support.searches import made_search
+from support.searches import make_search_settings
 
 from dreamprvr_ray.errors import NotWritable, UserError
 from dreamprvr_ray.search import driver as run
 from dreamprvr_ray.search.space import Search
 
 
-class Began(Exception):
+class TrialStarted(Exception):
     """The search has come to its study."""
 
 
 @pytest.fixture(autouse=True)
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     def begin(*_: object) -> None:
-        raise Began
+        raise TrialStarted
 
     monkeypatch.setattr(run, "ray_session", lambda **_: nullcontext())
     monkeypatch.setattr(run, "Gauges", lambda _: nullcontext())
@@ -38,14 +38,14 @@ def test_a_store_that_cannot_be_used_leaves_nothing_that_is_in_the_way(demo_shar
     out = tmp_path / "out"
     for store in ("foo", "postgresql://127.0.0.1:1/studies", "sqlite:////nowhere/at/all.db"):
         with pytest.raises(UserError, match="cannot be used"):
-            begin(made_search(tmp_path, shards=str(demo_shards), store=store))
+            begin(make_search_settings(tmp_path, shards=str(demo_shards), store=store))
         assert not list(out.iterdir())
     out.rmdir()
-    search = made_search(
+    search = make_search_settings(
         tmp_path, shards=str(demo_shards), store=f"sqlite:///{out / 'studies.db'}"
     )  # in the directory itself
     out.rmdir()
-    with pytest.raises(Began):
+    with pytest.raises(TrialStarted):
         begin(search)
     assert {path.name for path in out.iterdir()} == {"search.yaml", "studies.db"}
 
@@ -53,4 +53,4 @@ def test_a_store_that_cannot_be_used_leaves_nothing_that_is_in_the_way(demo_shar
 def test_a_directory_that_cannot_be_written_is_named(demo_shards: Path, tmp_path: Path) -> None:
     for store in (None, "sqlite://"):
         with pytest.raises(NotWritable, match=r"^/proc/x: cannot be written"):
-            begin(made_search(tmp_path, shards=str(demo_shards), out="/proc/x", store=store))
+            begin(make_search_settings(tmp_path, shards=str(demo_shards), out="/proc/x", store=store))

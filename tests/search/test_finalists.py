@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.searches import made_search
+from support.searches import make_search_settings
 
 from dreamprvr_ray.search.comparison import compared
 from dreamprvr_ray.search.finalists import candidates_of, training_values
@@ -57,7 +57,7 @@ def test_an_interval_covers_the_truth_as_often_as_it_says() -> None:
 
 
 def test_candidates_are_the_best_finished_trials_and_the_papers_setting(tmp_path: Path) -> None:
-    search = made_search(tmp_path, final={"top": 2})
+    search = make_search_settings(tmp_path, final={"top": 2})
     entries = [
         Entry(4, "pruned", 90.0, 2, 2, {"model.registers": 1}),
         Entry(0, "finished", 80.0, 9, 9, search.paper_setting),
@@ -72,7 +72,7 @@ def test_candidates_are_the_best_finished_trials_and_the_papers_setting(tmp_path
 
 
 def test_ablated_candidates_are_the_best_trials_with_one_value_of_the_papers(tmp_path: Path) -> None:
-    search = made_search(tmp_path, final={"top": 2, "ablate": ["optimizer.learning_rate", "model.registers"]})
+    search = make_search_settings(tmp_path, final={"top": 2, "ablate": ["optimizer.learning_rate", "model.registers"]})
     entries = [
         Entry(2, "finished", 70.0, 9, 9, {"model.registers": 2, "optimizer.learning_rate": 1e-3}),
         Entry(0, "finished", 65.0, 9, 9, search.paper_setting),
@@ -93,7 +93,7 @@ def test_ablated_candidates_are_the_best_trials_with_one_value_of_the_papers(tmp
 
 
 def test_with_val_a_training_is_as_long_as_val_said_was_best(tmp_path: Path) -> None:
-    search = made_search(tmp_path, final={"with_val": True})
+    search = make_search_settings(tmp_path, final={"with_val": True})
     found = candidates_of(
         search,
         [

@@ -1,4 +1,4 @@
-"""How machines are divided among trials."""
+"""How machines are allocate among trials."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from dreamprvr_ray.runtime.resources import Machines, Node
 from dreamprvr_ray.runtime.train_run import WorkerGroup
-from dreamprvr_ray.search.plan import TrialPlan, divided
+from dreamprvr_ray.search.plan import TrialPlan, allocate
 from dreamprvr_ray.search.space import TrialResources
 
 GIB = 2**30
@@ -39,21 +39,21 @@ AUTO = TrialResources(workers="auto")
 def test_auto_bounds_the_trials_at_a_time_and_gives_them_the_gpus(
     machines: Machines, memory: int, wanted: tuple[int, float, int]
 ) -> None:
-    assert divided(AUTO, 40, machines, memory) == wanted
+    assert allocate(AUTO, 40, machines, memory) == wanted
 
 
 def test_what_the_file_asks_for_is_kept() -> None:
     one = of(16, 1, 80 * GIB)
-    assert divided(TrialResources(), 40, one, 0) == (1, 1.0, 1)
-    assert divided(TrialResources(workers=1, gpus_per_worker="auto", at_a_time=8), 40, one, 8 * GIB) == (1, 0.125, 8)
-    assert divided(TrialResources(workers=2), 40, of(32, 8), 0) == (2, 1.0, 4)
-    assert divided(TrialResources(workers=2), 40, one, 0) == (2, 0.0, 4)  # too few GPUs: on the CPUs
-    assert divided(TrialResources(gpus_per_worker=0.5), 40, one, 0) == (1, 0.5, 2)
-    assert divided(AUTO, 2, of(64, 16, 80 * GIB), 0) == (8, 1.0, 2)  # no more at a time than there are
+    assert allocate(TrialResources(), 40, one, 0) == (1, 1.0, 1)
+    assert allocate(TrialResources(workers=1, gpus_per_worker="auto", at_a_time=8), 40, one, 8 * GIB) == (1, 0.125, 8)
+    assert allocate(TrialResources(workers=2), 40, of(32, 8), 0) == (2, 1.0, 4)
+    assert allocate(TrialResources(workers=2), 40, one, 0) == (2, 0.0, 4)  # too few GPUs: on the CPUs
+    assert allocate(TrialResources(gpus_per_worker=0.5), 40, one, 0) == (1, 0.5, 2)
+    assert allocate(AUTO, 2, of(64, 16, 80 * GIB), 0) == (8, 1.0, 2)  # no more at a time than there are
 
 
 def test_thirds_of_a_gpu_fit_three_times() -> None:
-    _, each, at_a_time = divided(AUTO.model_copy(update={"at_a_time": 3}), 40, of(16, 1, 80 * GIB), GIB)
+    _, each, at_a_time = allocate(AUTO.model_copy(update={"at_a_time": 3}), 40, of(16, 1, 80 * GIB), GIB)
     assert 3 * each <= 1 and at_a_time == 3
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from optuna.trial import TrialState
-from support.searches import made_search, result
+from support.searches import make_search_settings, result
 
 from dreamprvr_ray.search.ray_tune import NO_MORE, StudySearcher
 from dreamprvr_ray.search.study import SearchStudy
@@ -17,7 +17,7 @@ def searcher_of(study: SearchStudy) -> StudySearcher:
 
 
 def test_a_store_that_is_lost_ends_the_search_and_fails_no_trial(tmp_path: Path) -> None:
-    search = made_search(tmp_path)
+    search = make_search_settings(tmp_path)
     study = SearchStudy(search, tmp_path / "out")
     searcher = searcher_of(study)
     searcher.suggest("first")
@@ -35,7 +35,7 @@ def test_a_store_that_is_lost_ends_the_search_and_fails_no_trial(tmp_path: Path)
 
 
 def test_a_trial_that_was_lost_for_another_reason_has_failed(tmp_path: Path) -> None:
-    study = SearchStudy(made_search(tmp_path), tmp_path / "out")
+    study = SearchStudy(make_search_settings(tmp_path), tmp_path / "out")
     searcher = searcher_of(study)
     searcher.suggest("first")
     searcher.errors["first"] = "RuntimeError: broken"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from support.object_store import S3
-from support.searches import made_search, result
+from support.searches import make_search_settings, result
 
 from dreamprvr_ray.search.results import Entry, ranked, table
 from dreamprvr_ray.search.retention import Leaderboard
@@ -56,7 +56,9 @@ def kept(runs: Storage) -> set[str]:
 
 
 def test_the_best_of_all_trials_keep_one_checkpoint_each_and_the_others_none(tmp_path: Path, runs: Storage) -> None:
-    study = SearchStudy(made_search(tmp_path, pruning={"grace_epochs": 1, "reduction_factor": 2}), tmp_path / "out")
+    study = SearchStudy(
+        make_search_settings(tmp_path, pruning={"grace_epochs": 1, "reduction_factor": 2}), tmp_path / "out"
+    )
     board = Leaderboard(study, 2, runs)
     for sumr in (50.0, 60.0, 70.0):
         number = study.propose().number  # type: ignore[union-attr]

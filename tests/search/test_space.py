@@ -34,12 +34,12 @@ def test_every_shipped_space_searches_registers_steps_and_the_six_weights_around
     keys = {space.key for space in search.ranges}
     assert {"model.registers", "model.diffusion_steps", *(f"loss.weights.{weight}" for weight in WEIGHTS)} <= keys
     assert (
-        search.file.config == path.stem or path.stem == "one_encoder"
+        search.settings.config == path.stem or path.stem == "one_encoder"
     )  # that one is of no benchmark, and starts from TVR's setting
     assert all(space.contains(search.paper_setting[space.key]) for space in search.ranges)
-    assert search.file.source is not None and search.file.source.convert_command(search.file.shards).endswith(
-        f"--out {search.file.shards}"
-    )
+    assert search.settings.source is not None and search.settings.source.convert_command(
+        search.settings.shards
+    ).endswith(f"--out {search.settings.shards}")
 
 
 def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_search_key_that_does_not_exist_or_has_a_wrong_value_is_named(tmp_path
 def test_overrides_go_to_the_search_or_as_fixed_values_to_the_configuration(tmp_path: Path) -> None:
     path = write(tmp_path, {"model.registers": {"int": [0, 8]}, "model.dropout": {"float": [0.0, 0.5]}})
     search = load_search(path, {"trials": 2, "trial.workers": 3, "model.dropout": 0.0, "training.epochs": 2})
-    assert (search.file.trials, search.file.trial.workers) == (2, 3)
+    assert (search.settings.trials, search.settings.trial.workers) == (2, 3)
     assert search.experiment.model.dropout == 0.0 and search.experiment.training.epochs == 2
     assert [space.key for space in search.ranges] == ["model.registers"]
     assert mistakes(path, {"trial.wrokers": 3}) == ["--set: unknown key 'trial.wrokers'; did you mean 'trial.workers'?"]

@@ -13,14 +13,14 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
-from support.searches import made_search, result
+from support.searches import make_search_settings, result
 
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.search.study import SearchStudy
 
 
 def open_study(folder: Path, **keys: Any) -> SearchStudy:
-    return SearchStudy(made_search(folder, **keys), folder / "out")
+    return SearchStudy(make_search_settings(folder, **keys), folder / "out")
 
 
 def proposed(study: SearchStudy) -> int:
@@ -166,7 +166,7 @@ def test_trials_are_compared_by_their_best_so_far_with_those_that_came_as_far(tm
     ],
 )
 def test_rungs_lie_before_the_last_epoch(tmp_path: Path, pruning: dict[str, Any], rungs: list[int]) -> None:
-    assert made_search(tmp_path, pruning=pruning).file.pruning.rungs(9) == rungs
+    assert make_search_settings(tmp_path, pruning=pruning).settings.pruning.rungs(9) == rungs
 
 
 def test_a_trial_that_ran_out_of_memory_runs_once_more_with_that_of_two(tmp_path: Path) -> None:
@@ -174,10 +174,10 @@ def test_a_trial_that_ran_out_of_memory_runs_once_more_with_that_of_two(tmp_path
     first, second = study.propose(), study.propose()
     assert first is not None and second is not None and first.share == 1
     study.end(second.number, result(9, 5.0, finished=True))
-    assert study.again_with_more(first.number, "CUDA out of memory") and not study.is_done()
+    assert study.retry_with_more_memory(first.number, "CUDA out of memory") and not study.is_done()
     again = study.propose()
     assert again is not None and (again.number, again.values, again.share) == (first.number, first.values, 2)
-    assert not study.again_with_more(first.number, "CUDA out of memory")
+    assert not study.retry_with_more_memory(first.number, "CUDA out of memory")
     study.fail(first.number, "CUDA out of memory")
     assert study.is_done()
 
@@ -248,7 +248,7 @@ def database(tmp_path: Path) -> Iterator[str]:
 
 
 def test_two_drivers_share_a_database_and_leave_each_others_trials_alone(tmp_path: Path, database: str) -> None:
-    search = made_search(tmp_path, store=database, trials=4)
+    search = make_search_settings(tmp_path, store=database, trials=4)
     one, two = SearchStudy(search, tmp_path / "one"), SearchStudy(search, tmp_path / "two")
     numbers = [proposed(one), proposed(two), proposed(one), proposed(two)]
     assert numbers == [0, 1, 2, 3] and one.propose() is None and two.propose() is None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.object_store import S3
-from support.searches import made_search, result
+from support.searches import make_search_settings, result
 
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.search.layout import JOURNAL, SEARCH, read_epochs
@@ -102,7 +102,7 @@ def test_a_store_that_does_not_answer_is_made_up_for(s3: S3, tmp_path: Path) -> 
 
 
 def test_a_report_of_a_search_in_a_store(s3: S3, call: Call, tmp_path: Path) -> None:
-    location, search = s3.uri("out"), made_search(tmp_path)
+    location, search = s3.uri("out"), make_search_settings(tmp_path)
     missing = call("report", location)
     assert (
         missing.returncode == 2

@@ -111,7 +111,7 @@ def test_files_go_up_and_down(s3: S3, tmp_path: Path) -> None:
 def test_one_command_at_a_time(storage: Storage) -> None:
     script = f"""
         from dreamprvr_ray.storage.location import Storage
-        with Storage.of({storage.location!r}).held():
+        with Storage.of({storage.location!r}).lock():
             print("held", flush=True)
             input()
     """
@@ -119,17 +119,17 @@ def test_one_command_at_a_time(storage: Storage) -> None:
         [sys.executable, "-c", dedent(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
-        with pytest.raises(UserError) as error, storage.held():
+        with pytest.raises(UserError) as error, storage.lock():
             pass
         assert error.value.mistakes == (
             f"{storage}: process {other.pid} of this machine is at work there; wait for its end, or stop it",
         )
-        with (storage / "inner").held():
+        with (storage / "inner").lock():
             pass
         other.kill()
     left = set(Path(tempfile.gettempdir()).glob("dreamprvr-ray-*"))  # by the killed one
     for _ in range(2):
-        with storage.held():
+        with storage.lock():
             assert storage.names() == []
     assert len(left - set(Path(tempfile.gettempdir()).glob("dreamprvr-ray-*"))) >= 1
 
@@ -139,9 +139,9 @@ def test_what_another_node_does_not_see(storage: Storage) -> None:
         UserError,
         match="is not the same on all nodes; use a file system that they share, or a store as in s3://bucket/run",
     ):
-        storage.check_seen("search.yaml")
+        storage.check_visible("search.yaml")
     storage.write_text("search.yaml", "")
-    storage.check_seen("search.yaml")
+    storage.check_visible("search.yaml")
 
 
 def test_a_store_that_is_none() -> None:

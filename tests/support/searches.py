@@ -16,7 +16,7 @@ SPACE = {
 }
 
 
-def made_search(folder: Path, space: dict[str, Any] | None = None, **keys: Any) -> Search:
+def make_search_settings(folder: Path, space: dict[str, Any] | None = None, **keys: Any) -> Search:
     path = folder / "made.yaml"
     values = {"config": "demo", "shards": "shards", "out": str(folder / "out"), "trials": 8, "space": space or SPACE}
     path.write_text(yaml.safe_dump(values | keys))

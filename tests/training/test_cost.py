@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import reference_model as plain_model
+from support import reference_model
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,17 +19,21 @@ def counted_gflop(experiment: Experiment) -> float:
     model = DreamPRVR(config, data.video_size, data.text_size)
     clips, frames = torch.randn(1, CLIPS, data.video_size), torch.randn(1, FRAMES, data.video_size)
     tokens = torch.randn(QUERIES_PER_VIDEO, QUERY_TOKENS, data.text_size)
-    weights = plain_model.plain_weights(model)
+    weights = reference_model.plain_weights(model)
     with FlopCounterMode(display=False) as counter:
-        queries = plain_model.encode_queries(weights, config, tokens, torch.ones(tokens.shape[:2], dtype=torch.bool))
-        encoding = plain_model.encode_videos(weights, config, clips, frames, torch.ones(1, FRAMES, dtype=torch.bool))
+        queries = reference_model.encode_queries(
+            weights, config, tokens, torch.ones(tokens.shape[:2], dtype=torch.bool)
+        )
+        encoding = reference_model.encode_videos(
+            weights, config, clips, frames, torch.ones(1, FRAMES, dtype=torch.bool)
+        )
         loss = queries.sum() + encoding.clip_tokens.sum() + encoding.frame_tokens.sum()
         if encoding.mu is not None and encoding.logvar is not None and encoding.condition is not None:
             start = queries.mean(0).expand_as(encoding.condition)
             loss = (
                 loss
                 + encoding.logvar.sum()
-                + plain_model.denoising_errors(weights, config, start, encoding.mu, encoding.condition).sum()
+                + reference_model.denoising_errors(weights, config, start, encoding.mu, encoding.condition).sum()
             )
         loss.backward()
     return counter.get_total_flops() / 1e9
@@ -83,7 +87,7 @@ def test_what_is_computed_is_less_than_what_is_specified(tvr: Cost) -> None:
     assert tvr.gflop_per_video == specified_gflop(load_experiment("tvr"))
     assert 0.5 * tvr.gflop_per_video < tvr.executed_gflop_per_video < tvr.gflop_per_video
     assert tvr.memory > tvr.parameters * BYTES_PER_PARAMETER
-    assert tvr.named() == {
+    assert tvr.to_dict() == {
         "parameters": tvr.parameters,
         "gflop_per_video": round(tvr.gflop_per_video, 2),
         "executed_gflop_per_video": round(tvr.executed_gflop_per_video, 2),

@@ -100,8 +100,8 @@ def test_the_chains_that_are_compiled_for_a_gpu_are_the_plain_ones(
     plain = values(passes(batch, drawn(setting)))
     expected = gradients(model)
     used = []
-    monkeypatch.setattr(cpu, "suits", lambda x: False)
-    monkeypatch.setattr(fused, "suits", lambda x: True)
+    monkeypatch.setattr(cpu, "supports", lambda x: False)
+    monkeypatch.setattr(fused, "supports", lambda x: True)
     monkeypatch.setattr(fused, "_compiled", lambda function: used.append(function.__name__) or function)
     model, passes = build(setting, CPU, LONG)
     assert values(passes(batch, drawn(setting))) == pytest.approx(plain, rel=1e-5)

@@ -17,8 +17,8 @@ from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.evaluation.retrieval import evaluate
 from dreamprvr_ray.training import gradient_step as recorded
-from dreamprvr_ray.training.loop import Progress, TrainingDiverged, fit, fitted
-from dreamprvr_ray.training.reporter import DirectoryReporter, EpochReport, Snapshot
+from dreamprvr_ray.training.loop import Progress, TrainingDiverged, fit, with_feature_sizes
+from dreamprvr_ray.training.reporter import DirectoryReporter, EpochResult, Snapshot
 
 CPU = torch.device("cpu")
 TINY = {
@@ -47,7 +47,7 @@ def experiment(**changes: Any) -> Experiment:
     return load_experiment("demo", TINY | dotted)
 
 
-def without_times(reports: list[EpochReport]) -> list[EpochReport]:
+def without_times(reports: list[EpochResult]) -> list[EpochResult]:
     return [replace(report, **dict.fromkeys(TIMES, 0.0)) for report in reports]
 
 
@@ -80,7 +80,7 @@ def test_it_learns(shards: ShardSet, tmp_path: Path) -> None:
     best = evaluate(trained.model, shards.split("val"), 0.5)
     assert best.recall.sumr == reporter.reports[-1].best_sumr == trained.metrics["SumR"]
     assert trained.metrics["epoch"] == reporter.reports[-1].best_epoch
-    assert trained.experiment == fitted(easy, shards.manifest)
+    assert trained.experiment == with_feature_sizes(easy, shards.manifest)
 
 
 def test_reports_say_how_far_it_is(uninterrupted: DirectoryReporter) -> None:
@@ -116,7 +116,7 @@ def test_the_same_seed_repeats_and_another_does_not(
 class Stopping(DirectoryReporter):
     """Fails once the second epoch's checkpoint is written."""
 
-    def report(self, report: EpochReport, snapshot: Snapshot) -> None:
+    def report(self, report: EpochResult, snapshot: Snapshot) -> None:
         super().report(report, snapshot)
         if report.epoch == 2:
             raise ConnectionError("the node is gone")
@@ -272,15 +272,15 @@ def test_checkpoints_say_what_they_were_measured_on(uninterrupted: DirectoryRepo
 
 def test_sizes_come_from_the_shards(shards: ShardSet) -> None:
     wrong = experiment(data__video_size=7, data__text_size=9)
-    assert fitted(wrong, shards.manifest).data == load_experiment("demo").data
-    assert fitted(wrong, shards.manifest).model == wrong.model
+    assert with_feature_sizes(wrong, shards.manifest).data == load_experiment("demo").data
+    assert with_feature_sizes(wrong, shards.manifest).model == wrong.model
 
 
 def test_features_of_two_encoders_cannot_start_alike(shards: ShardSet) -> None:
     aligned = experiment(model__initialization="aligned")
     with pytest.raises(UserError, match="videos have 64 entries a row and their queries 48; use 'paper'"):
-        fitted(aligned, shards.manifest)
-    assert fitted(aligned, replace(shards.manifest, text_size=64)).model.initialization == "aligned"
+        with_feature_sizes(aligned, shards.manifest)
+    assert with_feature_sizes(aligned, replace(shards.manifest, text_size=64)).model.initialization == "aligned"
 
 
 def test_with_val_it_learns_from_train_and_val_to_the_last_epoch(shards: ShardSet, tmp_path: Path) -> None:

@@ -6,16 +6,15 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from support import reference_model as plain_model
-from support import small_models as tiny
+from support import reference_model, small_models
 from torch import Tensor
 
 from dreamprvr_ray.distributed import Division
 from dreamprvr_ray.training.losses import Losses
 from dreamprvr_ray.training.objective import StepRandomness, stream_seed, training_losses
 
-SPLIT = tiny.MemorySplit([2, 1, 3, 1])
-CONFIG = tiny.loss_config()
+SPLIT = small_models.MemorySplit([2, 1, 3, 1])
+CONFIG = small_models.loss_config()
 
 
 def drawn(step: int = 0, seed: int = 7, registers: int = 3) -> StepRandomness:
@@ -25,10 +24,10 @@ def drawn(step: int = 0, seed: int = 7, registers: int = 3) -> StepRandomness:
 @pytest.mark.parametrize("registers", [0, 3])
 @pytest.mark.parametrize("hard", [False, True])
 def test_losses_and_gradients_are_those_of_the_plain_parts(registers: int, hard: bool) -> None:
-    model, randomness = tiny.build(registers=registers), drawn(registers=registers)
+    model, randomness = small_models.build(registers=registers), drawn(registers=registers)
     fast = training_losses(model, SPLIT.whole(), CONFIG, hard_negatives=hard, randomness=randomness)
-    plain = plain_model.plain_losses(
-        plain_model.plain_weights(model), model.config, CONFIG, SPLIT.whole(), randomness, hard
+    plain = reference_model.plain_losses(
+        reference_model.plain_weights(model), model.config, CONFIG, SPLIT.whole(), randomness, hard
     )
     assert {field.name for field in fields(Losses)} == plain.keys()
     for name, value in plain.items():
@@ -43,7 +42,7 @@ def test_losses_and_gradients_are_those_of_the_plain_parts(registers: int, hard:
 
 
 def test_a_batch_alone_is_its_own_division() -> None:
-    model, batch = tiny.build(), SPLIT.whole()
+    model, batch = small_models.build(), SPLIT.whole()
     alone = training_losses(model, batch, CONFIG, hard_negatives=False, randomness=drawn())
     divided = training_losses(
         model, batch, CONFIG, hard_negatives=False, randomness=drawn(), division=Division.alone(batch.owner, 4)
@@ -52,7 +51,7 @@ def test_a_batch_alone_is_its_own_division() -> None:
 
 
 def test_hard_negatives_change_the_triplets_alone() -> None:
-    model, batch, config = tiny.build(), SPLIT.whole(), tiny.loss_config(hard_negative_pool=1)
+    model, batch, config = small_models.build(), SPLIT.whole(), small_models.loss_config(hard_negative_pool=1)
     easy, hard = (
         training_losses(model, batch, config, hard_negatives=hard, randomness=drawn()) for hard in (False, True)
     )
@@ -103,7 +102,7 @@ def test_streams_of_random_numbers_are_apart() -> None:
 
 
 def test_the_loss_draws_its_negatives_from_what_it_is_given() -> None:
-    model, batch = tiny.build(), SPLIT.whole()
+    model, batch = small_models.build(), SPLIT.whole()
     one, other = drawn(step=0), drawn(step=1)
     losses_of = [
         training_losses(model, batch, CONFIG, hard_negatives=False, randomness=replace(one, negatives=draws.negatives))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from dreamprvr_ray.training.reporter import DirectoryReporter, EpochReport, Sent, duration
+from dreamprvr_ray.training.reporter import DirectoryReporter, EpochResult, Sent, duration
 
-REPORT = EpochReport(
+REPORT = EpochResult(
     epoch=3,
     epochs=12,
     losses={"clip_nce": 2.0, "total": 1.23456},
@@ -37,7 +37,7 @@ def test_the_line_of_an_epoch() -> None:
 
 
 def test_names_of_the_metrics() -> None:
-    named = REPORT.named()
+    named = REPORT.to_dict()
     assert (
         named["epoch"] == 3
         and named["SumR"] == 150.04
@@ -57,7 +57,7 @@ def test_names_of_the_metrics() -> None:
     } <= named.keys()
     assert not any(isinstance(value, dict) for value in named.values())
     sending = replace(REPORT, sent=Sent(loss=1.9, gradients=140.2, video_tokens=63.0))
-    assert sending.named() == named | {"sent_MB/loss": 1.9, "sent_MB/gradients": 140.2, "sent_MB/video_tokens": 63.0}
+    assert sending.to_dict() == named | {"sent_MB/loss": 1.9, "sent_MB/gradients": 140.2, "sent_MB/video_tokens": 63.0}
     line = "a worker sends 1.9 MB a step for the loss (63.0 MB if video tokens were gathered) and 140.2 MB of gradients"
     assert sending.sent is not None and sending.sent.line() == line
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support import reference_model as plain_model
-from support import small_models as tiny
+from support import reference_model, small_models
 from torch import Tensor
 
 from dreamprvr_ray.checkpoints.checkpoint import load_model
@@ -27,7 +26,7 @@ from dreamprvr_ray.training.loop import fit
 from dreamprvr_ray.training.objective import StepRandomness, training_losses
 from dreamprvr_ray.training.reporter import DirectoryReporter
 
-SPLIT = tiny.MemorySplit([2, 1, 3, 1, 2, 1, 1, 2, 1])  # of 1, 2, 50, 127 and 128 frames
+SPLIT = small_models.MemorySplit([2, 1, 3, 1, 2, 1, 1, 2, 1])  # of 1, 2, 50, 127 and 128 frames
 
 
 def scored(model: DreamPRVR, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -44,15 +43,17 @@ def scored(model: DreamPRVR, batch: Batch) -> tuple[Tensor, Tensor]:
 
 def plain_scores(model: DreamPRVR) -> tuple[Tensor, Tensor]:
     """The same by the plain model, every video by itself and without any padding."""
-    weights, everything = plain_model.plain_weights(model), SPLIT.whole()
-    queries = plain_model.encode_queries(weights, model.config, everything.tokens, everything.token_mask)
+    weights, everything = reference_model.plain_weights(model), SPLIT.whole()
+    queries = reference_model.encode_queries(weights, model.config, everything.tokens, everything.token_mask)
     columns = []
     for video, count in enumerate(SPLIT.frame_counts):
         frames = everything.frames[video : video + 1, :count]
         mask = torch.ones(1, count, dtype=torch.bool)
-        encoding = plain_model.encode_videos(weights, model.config, everything.clips[video : video + 1], frames, mask)
+        encoding = reference_model.encode_videos(
+            weights, model.config, everything.clips[video : video + 1], frames, mask
+        )
         columns.append(
-            [tiny.best_tokens(queries, tokens)[0] for tokens in (encoding.clip_tokens, encoding.frame_tokens)]
+            [small_models.best_tokens(queries, tokens)[0] for tokens in (encoding.clip_tokens, encoding.frame_tokens)]
         )
     clip, frame = zip(*columns, strict=True)
     return torch.cat(clip, 1), torch.cat(frame, 1)
@@ -63,12 +64,12 @@ def test_the_split_has_short_and_long_videos() -> None:
 
 
 @pytest.mark.parametrize("registers", [3, 0])
-@pytest.mark.parametrize("suits", [True, False], ids=["on the CPU", "stacked"])
+@pytest.mark.parametrize("supports", [True, False], ids=["on the CPU", "stacked"])
 def test_a_videos_scores_are_its_own_whatever_is_beside_it(
-    registers: int, suits: bool, monkeypatch: pytest.MonkeyPatch
+    registers: int, supports: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpu, "suits", lambda x: suits)
-    model = tiny.build(trim_frames="batch", registers=registers)
+    monkeypatch.setattr(cpu, "supports", lambda x: supports)
+    model = small_models.build(trim_frames="batch", registers=registers)
     clip, frame = plain_scores(model)
     random = np.random.default_rng(0)
     for size in (1, 2, 2, 4, 9):
@@ -80,7 +81,7 @@ def test_a_videos_scores_are_its_own_whatever_is_beside_it(
 
 
 def test_more_padding_changes_nothing_and_without_any_both_ways_are_one() -> None:
-    model, exact = tiny.build(trim_frames="batch"), tiny.build()
+    model, exact = small_models.build(trim_frames="batch"), small_models.build()
     whole = SPLIT.whole()
     for ours, theirs in zip(scored(model, SPLIT.batch(np.arange(9), trimmed=True)), scored(model, whole), strict=True):
         torch.testing.assert_close(ours, theirs)
@@ -93,11 +94,13 @@ def test_more_padding_changes_nothing_and_without_any_both_ways_are_one() -> Non
 
 @pytest.mark.parametrize("hard", [False, True])
 def test_losses_and_gradients_ignore_what_a_batch_is_padded_to(hard: bool) -> None:
-    model, randomness = tiny.build(trim_frames="batch"), StepRandomness.draw(0, 0, 9, len(SPLIT.owner), 3, 16)
+    model, randomness = small_models.build(trim_frames="batch"), StepRandomness.draw(0, 0, 9, len(SPLIT.owner), 3, 16)
     results = []
     for trimmed in (True, False):
         batch = SPLIT.batch(np.arange(9), trimmed=trimmed)
-        total = training_losses(model, batch, tiny.loss_config(), hard_negatives=hard, randomness=randomness).total
+        total = training_losses(
+            model, batch, small_models.loss_config(), hard_negatives=hard, randomness=randomness
+        ).total
         results.append((total, *torch.autograd.grad(total, list(model.parameters()))))
     assert all(tensor.isfinite().all() for tensor in results[0])
     for ours, theirs in zip(*results, strict=True):
@@ -105,9 +108,9 @@ def test_losses_and_gradients_ignore_what_a_batch_is_padded_to(hard: bool) -> No
 
 
 def test_the_frame_losses_are_of_the_trimmed_scores() -> None:
-    model, batch = tiny.build(trim_frames="batch"), SPLIT.batch(np.arange(9), trimmed=True)
+    model, batch = small_models.build(trim_frames="batch"), SPLIT.batch(np.arange(9), trimmed=True)
     randomness = StepRandomness.draw(0, 0, 9, len(SPLIT.owner), 3, 16)
-    ours = training_losses(model, batch, tiny.loss_config(), hard_negatives=True, randomness=randomness)
+    ours = training_losses(model, batch, small_models.loss_config(), hard_negatives=True, randomness=randomness)
     encoding = model.encode_videos(batch.clips, batch.frames, batch.frame_mask)
     dots = token_scores(
         model.encode_queries(batch.tokens, batch.token_mask), encoding.frame_tokens, batch.frame_mask
@@ -119,7 +122,7 @@ def test_the_frame_losses_are_of_the_trimmed_scores() -> None:
 @pytest.mark.parametrize("block", [1, 2, 64])
 def test_evaluation_is_that_of_every_video_by_itself(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retrieval, "VIDEO_BLOCK", block)
-    model = tiny.build(trim_frames="batch")
+    model = small_models.build(trim_frames="batch")
     clip, frame = plain_scores(model)
     with torch.no_grad():
         scores = retrieval._split_scores(model.float().eval(), SPLIT, 0.7, retrieval.Workers())  # type: ignore[arg-type]
@@ -163,7 +166,7 @@ def test_padding_is_no_token_to_be_best() -> None:
 
 
 def test_what_padding_holds_changes_nothing() -> None:
-    model, batch = tiny.build(trim_frames="batch"), SPLIT.whole()
+    model, batch = small_models.build(trim_frames="batch"), SPLIT.whole()
     noise = torch.randn_like(batch.frames).masked_fill(batch.frame_mask.unsqueeze(-1), 0)
     for ours, theirs in zip(
         scored(model, batch), scored(model, replace(batch, frames=batch.frames + noise)), strict=True

@@ -26,7 +26,7 @@ def available() -> bool:
     return bool(has_triton()) and any(map(shutil.which, ("cc", "gcc", "clang")))
 
 
-def suits(x: Tensor) -> bool:
+def supports(x: Tensor) -> bool:
     """Whether these functions pay for a step that computes `x`: on a GPU, with gradients."""
     return x.is_cuda and torch.is_grad_enabled() and x.dtype != torch.float64 and available()
 

@@ -28,7 +28,7 @@ _INTEGER = {
 _keep_above = torch.ops.aten.threshold_backward.grad_input  # (x, y, t): x where y > t, else 0
 
 
-def suits(x: Tensor) -> bool:
+def supports(x: Tensor) -> bool:
     """Whether the functions here are for a step that computes `x`: on the CPU, unless it only pretends to compute (`cost`)."""
     return x.device.type == "cpu" and type(x) is Tensor
 

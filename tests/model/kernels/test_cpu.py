@@ -35,8 +35,8 @@ def test_branches_one_by_one_are_the_stacked_ones(registers: bool, monkeypatch: 
     given = (tokens, learned, factors, mask) if registers else (tokens, None, factors[:, :, :5], mask[:, :5])
     watched = [*block.parameters(), *(tensor for tensor in given[:2] if tensor is not None)]
     results = []
-    for suits in (True, False):
-        monkeypatch.setattr(cpu, "suits", lambda x, suits=suits: suits)
+    for supports in (True, False):
+        monkeypatch.setattr(cpu, "supports", lambda x, supports=supports: supports)
         out = block(*given)
         torch.manual_seed(2)
         results.append((out, *torch.autograd.grad((out * torch.randn_like(out)).sum(), watched)))
@@ -83,8 +83,8 @@ def test_dropout_in_the_block_is_that_of_the_stacked_one(monkeypatch: pytest.Mon
     tokens, registers, factors, _ = inputs(torch.float32)
     many = [tensor[:1].detach().expand(20_000, *tensor.shape[1:]) for tensor in (tokens, registers)]
     results = []
-    for suits in (True, False):
-        monkeypatch.setattr(cpu, "suits", lambda x, suits=suits: suits)
+    for supports in (True, False):
+        monkeypatch.setattr(cpu, "supports", lambda x, supports=supports: supports)
         out = block(*many, factors[:2], None)
         results.append((out.mean(1), out.std(1)))
     for ours, theirs in zip(*results, strict=True):
