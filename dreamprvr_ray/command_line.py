@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import dreamprvr_ray
-from dreamprvr_ray.errors import Failure, NotWritable, UserError
+from dreamprvr_ray.errors import Failure, NotWritableError, UserError
 
 
 class Parser(argparse.ArgumentParser):
@@ -51,7 +51,7 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
         for mistake in error.mistakes:
             print(f"error: {mistake}", file=sys.stderr)
         code = 2
-    except NotWritable as error:
+    except NotWritableError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
     except Failure as failure:

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from dreamprvr_ray.errors import UserError, near_miss
+from dreamprvr_ray.errors import UserError, did_you_mean
 
 FRAMES = 128  # rows of a video's frame axis (model page, section 1)
 CLIPS = 32  # rows of its clip axis
@@ -323,7 +323,7 @@ def _config_values(name: str | Path) -> tuple[str, dict[str, Any]]:
         return f"preset {name}", parse_yaml(text, f"preset {name}")
     if not path.suffix and not path.exists():
         raise UserError(
-            f"--config {name}: neither a file nor a preset ({', '.join(presets())}){near_miss(str(name), presets())}"
+            f"--config {name}: neither a file nor a preset ({', '.join(presets())}){did_you_mean(str(name), presets())}"
         )
     values = read_yaml(path)
     if "preset" not in values:
@@ -331,7 +331,7 @@ def _config_values(name: str | Path) -> tuple[str, dict[str, Any]]:
     base = values.pop("preset")
     if base not in presets():
         raise UserError(
-            f"{path}: preset = {_described(base)}: must be one of {', '.join(presets())}{near_miss(str(base), presets())}"
+            f"{path}: preset = {_described(base)}: must be one of {', '.join(presets())}{did_you_mean(str(base), presets())}"
         )
     _, base_values = _config_values(base)
     return str(path), merge(base_values, values)
@@ -352,7 +352,7 @@ def _mistakes(error: ValidationError, known: list[str]) -> Iterator[str]:
         key = ".".join(str(part) for part in mistake["loc"])
         kind, value = mistake["type"], mistake["input"]
         if kind in ("extra_forbidden", "invalid_key"):  # an invalid key is no text, as in `8: 3`
-            yield f"unknown key '{key}'{near_miss(key, set(known) | sections)}"
+            yield f"unknown key '{key}'{did_you_mean(key, set(known) | sections)}"
         elif kind == "missing":
             yield f"{key} is missing"
         elif kind == "value_error":

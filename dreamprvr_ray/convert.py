@@ -15,7 +15,7 @@ from pathlib import Path
 from dreamprvr_ray import command_line
 from dreamprvr_ray.data.conversion import Conversion, ConversionSettings, Progress, convert, has_finished_shards
 from dreamprvr_ray.data.source import Source
-from dreamprvr_ray.errors import NotWritable, UserError
+from dreamprvr_ray.errors import NotWritableError, UserError
 from dreamprvr_ray.storage.location import local_folder
 
 LINE_SECONDS = 5.0  # between two lines of progress where stderr is no terminal
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> None:
         )
         raise
     except OSError as error:
-        reason = str(error) if isinstance(error, NotWritable) else f"{options.out}: {error.strerror or error}"
+        reason = str(error) if isinstance(error, NotWritableError) else f"{options.out}: {error.strerror or error}"
         kept = "; finished shards are kept: run the same command again" if has_finished_shards(options.out) else ""
         raise UserError(reason + kept) from None
     print(_summary(options.out, conversion))

@@ -1,4 +1,4 @@
-"""What a user is told in one line without a traceback: their own mistakes (exit code 2), and failures that are nobody's (exit code 1)."""
+"""Errors that a command reports in one line instead of a traceback, and helpers to word them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from urllib.parse import urlsplit, urlunsplit
 
 
 class UserError(Exception):
-    """One or several mistakes of the user's.
+    """One or more mistakes in what the user supplied: an option, a file, a value. A command exits with code 2.
 
-    Each of `mistakes` is one line that names what is wrong, where, and what is allowed.
+    Each of `mistakes` is one line that says what is wrong, where, and what is allowed.
     """
 
     def __init__(self, *mistakes: str) -> None:
@@ -19,46 +19,53 @@ class UserError(Exception):
         self.mistakes = mistakes
 
     def __reduce__(self) -> tuple[type[UserError], tuple[str, ...]]:
+        # Exception's own version would pass the joined text as a single mistake.
         return type(self), self.mistakes
 
 
-class StoreError(UserError):
-    """An object store did not answer as it should: trying again may help."""
+class ObjectStoreError(UserError):
+    """A request to an object store failed. Unlike other user errors it may succeed when retried."""
 
 
-class NotWritable(OSError):
-    """A destination that cannot be written whatever is tried: the user's mistake, where nobody knows better."""
+class NotWritableError(OSError):
+    """A path that cannot be written and that a retry will not help: read-only, a parent that is a file, and the like.
+
+    A command treats it as a user's mistake (exit code 2) unless a caller handles it.
+    """
 
     def __str__(self) -> str:
         return f"{self.filename}: cannot be written: {self.strerror}"
 
 
 class Failure(Exception):
-    """Something outside the program went wrong while it ran (a full disk, a lost machine, a loss that diverged); the message is one line."""
+    """Something failed at run time through no fault of the user's: a full disk, a lost node, a loss that diverged.
+
+    The message is one line. A command exits with code 1.
+    """
 
 
-def near_miss(name: str, allowed: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the allowed name nearest to `name`, else an empty string."""
+def did_you_mean(name: str, allowed: Iterable[str]) -> str:
+    """Return `; did you mean 'x'?` for the allowed name closest to `name`, or an empty string if none is close."""
     allowed = list(allowed)
     close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.6)
-    if not close:  # a key written without its section: 'registers' for 'model.registers'
+    if not close:  # a key given without its section, as 'registers' for 'model.registers'
         close = [full for full in allowed if full.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]][:1]
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
-def without_password(url: str) -> str:
-    """A database's URL as it may be shown and passed on."""
+def redact_password(url: str) -> str:
+    """Return a URL with its password replaced by `***`, safe to print and to store."""
     parts = urlsplit(url)
     if parts.password is None:
         return url
     return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")))
 
 
-def shown(text: str) -> str:
-    """A text with the URIs in it as they may be shown and kept: without passwords and without options, among which keys may stand."""
-    return re.sub(r"[A-Za-z][A-Za-z0-9+.-]*://\S+", lambda match: without_password(match[0]).partition("?")[0], text)
+def redact(text: str) -> str:
+    """Return `text` with the passwords and the query strings (which may hold access keys) of its URIs removed."""
+    return re.sub(r"[A-Za-z][A-Za-z0-9+.-]*://\S+", lambda match: redact_password(match[0]).partition("?")[0], text)
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or the name of its type where the message is empty."""
+    """Return the first line of an error's message, or the name of its type if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -9,7 +9,7 @@ from importlib import import_module
 
 from dreamprvr_ray.command_line import Parser, print_json, run
 from dreamprvr_ray.config import WorkerCount, load_experiment, parse_overrides
-from dreamprvr_ray.errors import UserError, shown
+from dreamprvr_ray.errors import UserError, redact
 
 
 def main(arguments: list[str]) -> None:
@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> None:
                 experiment, options.shards, options.out, workers, resume=options.resume, say=say, began=began
             )
         except KeyboardInterrupt:
-            say(f"to go on, add --resume to the same command (the run is in {shown(options.out)})")
+            say(f"to go on, add --resume to the same command (the run is in {redact(options.out)})")
             raise
     best = f"{options.out.rstrip('/')}/best"
     print(f"best epoch {metrics['best_epoch']}: val SumR {metrics['best_SumR']:.1f}, checkpoint {best}")

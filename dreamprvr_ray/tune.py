@@ -8,7 +8,7 @@ from typing import Any
 
 from dreamprvr_ray.command_line import Parser, print_json, run
 from dreamprvr_ray.config import parse_overrides
-from dreamprvr_ray.errors import UserError, shown
+from dreamprvr_ray.errors import UserError, redact
 from dreamprvr_ray.search.space import Search, load_search
 
 
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> None:
     try:
         outcome = run_search(search, resume=options.resume, say=say)
     except KeyboardInterrupt:
-        say(f"to go on, add --resume to the same command (the search is in {shown(search.settings.out)})")
+        say(f"to go on, add --resume to the same command (the search is in {redact(search.settings.out)})")
         raise
     from dreamprvr_ray.evaluation.test_record import described
     from dreamprvr_ray.search.results import table
@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> None:
         model = f"{candidate.name}, seed {run.seed}"
     print(f"the chosen model: {outcome.best} ({model})")
     print("\n".join(described(outcome.test)))
-    print(f"what was found, with pictures: python -m dreamprvr_ray.report {shown(search.settings.out)}")
+    print(f"what was found, with pictures: python -m dreamprvr_ray.report {redact(search.settings.out)}")
     if options.json:
         states = [entry.state for entry in outcome.entries]
         counts = {state: states.count(state) for state in ("finished", "pruned", "failed")}

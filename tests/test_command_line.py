@@ -15,7 +15,7 @@ import pytest
 
 import dreamprvr_ray
 from dreamprvr_ray.command_line import Parser, print_json
-from dreamprvr_ray.errors import UserError, near_miss
+from dreamprvr_ray.errors import UserError, did_you_mean
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(file for package in ("dreamprvr_ray", "benchmarks") for file in (ROOT / package).rglob("*.py"))
@@ -155,7 +155,7 @@ def test_user_errors_survive_pickling() -> None:
 
 
 def test_near_miss() -> None:
-    assert near_miss("model.registres", ["model.registers", "model.heads"]) == "; did you mean 'model.registers'?"
-    assert near_miss("seed", ["training.seed", "sampler.seed"]) == "; did you mean 'training.seed'?"
-    assert near_miss("zzz", ["training.seed"]) == ""
-    assert near_miss("zzz", iter(())) == ""
+    assert did_you_mean("model.registres", ["model.registers", "model.heads"]) == "; did you mean 'model.registers'?"
+    assert did_you_mean("seed", ["training.seed", "sampler.seed"]) == "; did you mean 'training.seed'?"
+    assert did_you_mean("zzz", ["training.seed"]) == ""
+    assert did_you_mean("zzz", iter(())) == ""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamprvr_ray.checkpoints.checkpoint import METRICS
-from dreamprvr_ray.errors import Failure, StoreError
+from dreamprvr_ray.errors import Failure, ObjectStoreError
 from dreamprvr_ray.storage.files import parse_json
 from dreamprvr_ray.storage.location import Storage
 
@@ -99,7 +99,7 @@ class CheckpointStore:
         self._pending = self._writer.submit(self._write, epoch, best_epoch, write)
 
     def wait(self) -> None:
-        """Until the last checkpoint is written. Raises `Failure` where it could not be, `StoreError` where trying again may help."""
+        """Until the last checkpoint is written. Raises `Failure` where it could not be, `ObjectStoreError` where trying again may help."""
         pending, self._pending = self._pending, None
         if pending:
             pending.result()
@@ -116,7 +116,7 @@ class CheckpointStore:
             kept = self.epochs()
             last = f"the last good one is of epoch {kept[-1]}" if kept else "there is none yet"
             told = f"{self.storage}: the checkpoint of epoch {epoch} could not be written: {reason}; {last}"
-            raise (Failure if self.storage.directory else StoreError)(told) from None
+            raise (Failure if self.storage.directory else ObjectStoreError)(told) from None
         names = self.storage.names()  # also what killed writers left behind
         # After the names were listed: whoever takes over from here on finds our checkpoint, and what it writes is not among them.
         self._check_owner()

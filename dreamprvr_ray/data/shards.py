@@ -36,7 +36,7 @@ import pyarrow as pa
 import torch
 
 from dreamprvr_ray.config import CLIPS
-from dreamprvr_ray.errors import UserError, near_miss
+from dreamprvr_ray.errors import UserError, did_you_mean
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -169,7 +169,9 @@ class ShardSet:
         record = self.manifest.splits.get(name)
         if record is None:
             known = list(self.manifest.splits)
-            raise UserError(f"{self.directory}: no split '{name}'; there is {', '.join(known)}{near_miss(name, known)}")
+            raise UserError(
+                f"{self.directory}: no split '{name}'; there is {', '.join(known)}{did_you_mean(name, known)}"
+            )
         return Split(name, [_MappedShard(self.directory, stem) for stem in record.shards])
 
     def joined(self, first: str, second: str) -> Split:

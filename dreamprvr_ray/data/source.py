@@ -26,7 +26,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from dreamprvr_ray.errors import UserError, near_miss
+from dreamprvr_ray.errors import UserError, did_you_mean
 
 SPLITS = ("train", "val", "test")
 _CAPTIONS = ".caption.txt"
@@ -300,7 +300,7 @@ def _collection_folder(directory: Path, collection: str) -> Path:
         if not (folder / "TextData").is_dir():
             found = sorted(entry.name for entry in directory.iterdir() if (entry / "TextData").is_dir())
             raise UserError(
-                f"{directory}: no collection '{collection}'; there is {_listed(found)}{near_miss(collection, found)}"
+                f"{directory}: no collection '{collection}'; there is {_listed(found)}{did_you_mean(collection, found)}"
             )
     for part in ("TextData", "FeatureData"):
         if not (folder / part).is_dir():
@@ -318,7 +318,7 @@ def _caption_files(folder: Path, collection: str) -> dict[str, Path]:
     if files or not found or collection in found:
         raise UserError(f"{folder / f'{collection}train{_CAPTIONS}'}: no such file: there is no train split")
     raise UserError(
-        f"{folder}: no captions of collection '{collection}'; there is {_listed(found)}{near_miss(collection, found)}"
+        f"{folder}: no captions of collection '{collection}'; there is {_listed(found)}{did_you_mean(collection, found)}"
     )
 
 
@@ -348,7 +348,7 @@ def _feature_folder(folder: Path, features: str | None) -> Path:
         raise UserError(f"{folder}: no folder with a feature.hdf5 or feature.bin")
     if features is None:
         raise UserError(f"{folder}: several features, choose one by --features: {_listed(found)}")
-    raise UserError(f"{folder}: no features '{features}'; there is {_listed(found)}{near_miss(features, found)}")
+    raise UserError(f"{folder}: no features '{features}'; there is {_listed(found)}{did_you_mean(features, found)}")
 
 
 def _read_captions(path: Path) -> list[Caption]:

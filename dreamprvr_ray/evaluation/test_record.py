@@ -11,7 +11,7 @@ from dreamprvr_ray.checkpoints.checkpoint import load_model
 from dreamprvr_ray.data.cache import local_shards
 from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.device import best_device
-from dreamprvr_ray.errors import StoreError, UserError
+from dreamprvr_ray.errors import ObjectStoreError, UserError
 from dreamprvr_ray.evaluation.retrieval import evaluate
 from dreamprvr_ray.search.layout import TEST_RECORD
 from dreamprvr_ray.storage.files import parse_json
@@ -50,7 +50,7 @@ def evaluate_checkpoint(
         if len(readings) == 1:
             storage.write_text(TEST_RANKS, json.dumps(retrieval.ranks.tolist()) + "\n")
         storage.write_text(TEST_RECORD, json.dumps({"readings": readings}, indent=1) + "\n")
-    except (OSError, StoreError) as error:  # a full disk, too: the numbers have taken their time
+    except (OSError, ObjectStoreError) as error:  # a full disk, too: the numbers have taken their time
         if unrecorded is None:
             raise
         unrecorded(str(error).splitlines()[0])

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dreamprvr_ray.config import CLIPS, FRAMES, QUERY_TOKENS, Experiment, ModelConfig, build_experiment
-from dreamprvr_ray.errors import UserError, near_miss
+from dreamprvr_ray.errors import UserError, did_you_mean
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 
 PATIENCE = 10  # where their settings have no `max_es_cnt`
@@ -96,7 +96,7 @@ def weights_from_authors(tensors: Mapping[str, Tensor], experiment: Experiment, 
     names = authors_names(experiment.model)
     with torch.device("meta"):  # shapes alone: neither memory nor a draw of the global generator
         shapes = DreamPRVR(experiment.model, experiment.data.video_size, experiment.data.text_size).state_dict()
-    mistakes = [f"{where}: unknown tensor '{name}'{near_miss(name, names)}" for name in tensors if name not in names]
+    mistakes = [f"{where}: unknown tensor '{name}'{did_you_mean(name, names)}" for name in tensors if name not in names]
     parts: dict[str, dict[int | None, Tensor]] = {}
     for theirs, (ours, index) in names.items():
         expected = shapes[ours].shape if index is None else shapes[ours].shape[1:]

@@ -21,7 +21,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from dreamprvr_ray.config import flatten, read_yaml
-from dreamprvr_ray.errors import UserError, without_password
+from dreamprvr_ray.errors import UserError, redact_password
 from dreamprvr_ray.search.layout import FINAL, JOURNAL, LEADERBOARD, RUNS, STATES, read_epochs, trial_name
 
 PAPER_PRESETS = ("tvr", "activitynet", "charades")
@@ -320,7 +320,7 @@ def _open_study(directory: Path, store: str | None, name: str | None) -> optuna.
             name = names[0]
         if name not in names:
             raise UserError(
-                f"{directory}: nothing to report yet: no study '{name}' in {without_password(store) if store else JOURNAL}"
+                f"{directory}: nothing to report yet: no study '{name}' in {redact_password(store) if store else JOURNAL}"
             )
         study = optuna.load_study(study_name=name, storage=storage)
         if not any(trial.state != TrialState.WAITING for trial in study.get_trials(deepcopy=False)):
@@ -333,9 +333,9 @@ def _open_study(directory: Path, store: str | None, name: str | None) -> optuna.
     ) as error:  # a journal that is none, a server that does not answer: SQLAlchemy's and json's types and Optuna's own
         line = (str(error).splitlines() or [type(error).__name__])[0]
         if store:
-            line = line.replace(store, without_password(store))
+            line = line.replace(store, redact_password(store))
         raise UserError(
-            f"{without_password(store) if store else directory / JOURNAL}: the study cannot be read: {line}"
+            f"{redact_password(store) if store else directory / JOURNAL}: the study cannot be read: {line}"
         ) from None
 
 
@@ -469,4 +469,4 @@ def _relative(path: str | None, directory: Path) -> str | None:
 
 
 def _without_password(settings: dict[str, Any]) -> dict[str, Any]:
-    return settings | {"store": without_password(settings["store"])} if settings.get("store") else settings
+    return settings | {"store": redact_password(settings["store"])} if settings.get("store") else settings

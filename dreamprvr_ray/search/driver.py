@@ -21,7 +21,7 @@ from ray.util.state import list_placement_groups
 from dreamprvr_ray.checkpoints.checkpoint import METRICS
 from dreamprvr_ray.config import parse_yaml
 from dreamprvr_ray.data.cache import read_manifest
-from dreamprvr_ray.errors import Failure, UserError, shown
+from dreamprvr_ray.errors import Failure, UserError, redact
 from dreamprvr_ray.evaluation.test_record import test_once
 from dreamprvr_ray.runtime.metrics import Gauges
 from dreamprvr_ray.runtime.session import ray_session
@@ -216,7 +216,7 @@ def _keep_best(checkpoint: Storage, values: dict[str, Any], out: Storage) -> Sto
 def _recorded(search: Search) -> str:
     """What search.yaml holds: no keys that stand in the locations, which may change."""
     settings = search.settings.model_copy(
-        update={"out": shown(search.settings.out), "shards": shown(search.settings.shards)}
+        update={"out": redact(search.settings.out), "shards": redact(search.settings.shards)}
     )
     return replace(search, settings=settings).to_yaml()
 
@@ -254,7 +254,7 @@ def _check(storage: Storage, search: Search, resume: bool) -> None:
         if key not in CHANGEABLE
     ]
     if changes := [change for key, was, value in kept for change in _changes(key, was, value)]:
-        raise UserError(*(shown(f"{storage}: cannot resume: {change}") for change in changes))
+        raise UserError(*(redact(f"{storage}: cannot resume: {change}") for change in changes))
 
 
 def _changes(key: str, was: Any, now: Any) -> list[str]:

@@ -25,7 +25,7 @@ import dreamprvr_ray
 from dreamprvr_ray.checkpoints.store import CheckpointStore
 from dreamprvr_ray.data.cache import local_shards
 from dreamprvr_ray.data.shards import Manifest
-from dreamprvr_ray.errors import Failure, shown
+from dreamprvr_ray.errors import Failure, redact
 from dreamprvr_ray.evaluation.test_record import recorded_ranks, recorded_test, test_once
 from dreamprvr_ray.runtime.metrics import Gauges
 from dreamprvr_ray.search.comparison import compared
@@ -245,4 +245,4 @@ def _tested(run: Storage, seed: int, shards: str) -> FinalRun:
 
 
 def _command() -> str:
-    return shown(" ".join(["python", "-m", "dreamprvr_ray.tune", *sys.argv[1:]]))
+    return redact(" ".join(["python", "-m", "dreamprvr_ray.tune", *sys.argv[1:]]))

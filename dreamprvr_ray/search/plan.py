@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import ray
 
-from dreamprvr_ray.errors import UserError, shown
+from dreamprvr_ray.errors import UserError, redact
 from dreamprvr_ray.runtime.resources import Machines, machines
 from dreamprvr_ray.runtime.train_run import WorkerGroup, plan_group
 from dreamprvr_ray.search.space import Search, TrialResources
@@ -129,8 +129,8 @@ def plan_lines(search: Search, plan: TrialPlan) -> tuple[list[str], Cost]:
         final = f"{best} and the paper's, trained with {file.final.seeds} seeds each{' on train and val' if file.final.with_val else ''}, tested once"
     lines = [
         f"search {search.name}: {file.trials} trials of at most {search.experiment.training.epochs} epochs, config {file.config}",
-        f"shards: {shown(file.shards)}",
-        f"out: {shown(file.out)}",
+        f"shards: {redact(file.shards)}",
+        f"out: {redact(file.out)}",
         f"objective: {objective}; sampler: {file.sampler.kind}",
         f"resources: {plan}",
         f"pruning: {pruning}",

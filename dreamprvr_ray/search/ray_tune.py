@@ -15,7 +15,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from dreamprvr_ray.errors import StoreError
+from dreamprvr_ray.errors import ObjectStoreError
 from dreamprvr_ray.search.epoch_log import Records
 from dreamprvr_ray.search.plan import TrialPlan
 from dreamprvr_ray.search.space import Search
@@ -73,9 +73,9 @@ class StudySearcher(StatelessSearcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         number, result = self._numbers[trial_id], result or {}
         reason = self.errors.get(trial_id, "lost") if error else result.get(FAILURE)
-        if error and reason and f"{StoreError.__name__}:" in reason:
+        if error and reason and f"{ObjectStoreError.__name__}:" in reason:
             self.study.release(number)
-            self.store_lost = reason.partition(f"{StoreError.__name__}: ")[2]
+            self.store_lost = reason.partition(f"{ObjectStoreError.__name__}: ")[2]
             return
         if (
             reason

@@ -37,7 +37,7 @@ from dreamprvr_ray.config import (
     read_yaml,
     validated,
 )
-from dreamprvr_ray.errors import UserError, near_miss
+from dreamprvr_ray.errors import UserError, did_you_mean
 from dreamprvr_ray.search.conditions import Condition
 
 FIXED_BEFORE_TRAINING = ("data.video_size", "data.text_size", "training.epochs")
@@ -253,7 +253,7 @@ def load_search(path: Path, overrides: Mapping[str, Any] | None = None) -> Searc
         elif key in search_keys():
             _put(values, key, value)
         else:
-            mistakes.append(f"--set: unknown key '{key}'{near_miss(key, [*known_keys(), *search_keys()])}")
+            mistakes.append(f"--set: unknown key '{key}'{did_you_mean(key, [*known_keys(), *search_keys()])}")
     space = values.get("space")
     ranges, fixed, more = _read_space(space, where) if isinstance(space, dict) else ([], {}, [])
     ranges = [each for each in ranges if each.key not in settings]
@@ -313,7 +313,7 @@ def _read_space(space: dict[str, Any], where: str) -> tuple[list[Range], dict[st
     ranges, fixed, mistakes = [], {}, []
     for key, value in space.items():
         if key not in known_keys():
-            mistakes.append(f"{where}: space: unknown key '{key}'{near_miss(key, known_keys())}")
+            mistakes.append(f"{where}: space: unknown key '{key}'{did_you_mean(key, known_keys())}")
         elif not isinstance(value, dict):
             fixed[key] = value
         elif key in FIXED_BEFORE_TRAINING:
@@ -332,7 +332,7 @@ def _read_range(key: str, value: dict[str, Any]) -> Range:
     unknown = [name for name in value if name not in words]
     if unknown:
         raise ValueError(
-            f"unknown word '{unknown[0]}'; write int, float or choice, with log, step or when{near_miss(str(unknown[0]), words)}"
+            f"unknown word '{unknown[0]}'; write int, float or choice, with log, step or when{did_you_mean(str(unknown[0]), words)}"
         )
     if len(kinds) != 1:
         raise ValueError("write one of int: [low, high], float: [low, high], choice: [...]")
@@ -374,7 +374,7 @@ def _read_condition(text: Any) -> Condition:
     condition = Condition.parse(text)
     for key in condition.keys:
         if key not in known_keys():
-            raise ValueError(f"unknown key '{key}' in '{text}'{near_miss(key, known_keys())}")
+            raise ValueError(f"unknown key '{key}' in '{text}'{did_you_mean(key, known_keys())}")
     return condition
 
 
@@ -424,7 +424,7 @@ def _with_fixed(experiment: Experiment, fixed: dict[str, Any], where: str) -> tu
 def _check_ablated(final: Final | None, ranges: list[Range], where: str) -> list[str]:
     searched = [space.key for space in ranges]
     unknown = [key for key in (final.ablate if final else ()) if key not in searched]
-    return [f"{where}: final: ablate: '{key}' is not a searched key{near_miss(key, searched)}" for key in unknown]
+    return [f"{where}: final: ablate: '{key}' is not a searched key{did_you_mean(key, searched)}" for key in unknown]
 
 
 def _check_range(space: Range, experiment: Experiment, where: str) -> list[str]:

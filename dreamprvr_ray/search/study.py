@@ -24,7 +24,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from dreamprvr_ray.errors import UserError, without_password
+from dreamprvr_ray.errors import UserError, redact_password
 from dreamprvr_ray.search.layout import JOURNAL
 from dreamprvr_ray.search.space import Sampler, Search
 from dreamprvr_ray.training.cost import specified_gflop
@@ -207,10 +207,10 @@ def open_storage(store: str | None, out: Path) -> BaseStorage:
     try:
         return RDBStorage(store)
     except Exception as error:  # SQLAlchemy's, the driver's and Optuna's own
-        reason = (str(error).splitlines() or [type(error).__name__])[0].replace(store, without_password(store))
+        reason = (str(error).splitlines() or [type(error).__name__])[0].replace(store, redact_password(store))
         if isinstance(error.__cause__, ModuleNotFoundError) and (module := error.__cause__.name):
             reason = f"this kind of database needs one more package: pip install {DRIVERS.get(module, module)}"
-        raise UserError(f"store = {without_password(store)}: cannot be used: {reason}") from None
+        raise UserError(f"store = {redact_password(store)}: cannot be used: {reason}") from None
 
 
 class NumberedSampler(BaseSampler):

@@ -21,7 +21,7 @@ from dreamprvr_ray.checkpoints.store import CheckpointStore
 from dreamprvr_ray.config import CLIPS, FRAMES, Experiment
 from dreamprvr_ray.data.cache import local_shards
 from dreamprvr_ray.device import best_device
-from dreamprvr_ray.errors import Failure, StoreError, UserError
+from dreamprvr_ray.errors import Failure, ObjectStoreError, UserError
 from dreamprvr_ray.runtime.ray_internals import Trainer
 from dreamprvr_ray.runtime.train_run import WorkerGroup, keep_checkpoint, run_config, run_group, train_worker
 from dreamprvr_ray.search.layout import CHECKPOINTS, SEARCH, trial_name
@@ -64,7 +64,7 @@ def run_trial(values: dict[str, Any], job: TrialJob) -> None:
     """
     try:
         _train(values, job)
-    except StoreError:
+    except ObjectStoreError:
         raise
     except (UserError, Failure) as error:
         _report_failure(error)

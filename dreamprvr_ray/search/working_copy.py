@@ -73,7 +73,7 @@ def downloaded(storage: Storage) -> Iterator[Path]:
 def working_copy(storage: Storage, say: Callable[[str], None]) -> Iterator[WorkingCopy]:
     """The working copy of a search for the length of the block, up to date in the store when it ends.
 
-    One that the store did not take stays on this machine's disk. Raises `StoreError` then, where the block ended well.
+    One that the store did not take stays on this machine's disk. Raises `ObjectStoreError` then, where the block ended well.
     """
     if storage.directory is not None:
         yield WorkingCopy(storage, storage.directory, say)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dreamprvr_ray.errors import NotWritable, UserError, first_line
+from dreamprvr_ray.errors import NotWritableError, UserError, first_line
 
 # Of the place and not of the moment, as a full disk is.
 _OF_THE_PLACE = (
@@ -30,13 +30,13 @@ _OF_THE_PLACE = (
 
 @contextmanager
 def writing(destination: Path) -> Iterator[None]:
-    """Raises `NotWritable`, which names `destination` and no temporary name beside it, where the block cannot write there."""
+    """Raises `NotWritableError`, which names `destination` and no temporary name beside it, where the block cannot write there."""
     try:
         yield
     except OSError as error:
         if error.errno not in _OF_THE_PLACE:
             raise
-        raise NotWritable(error.errno, error.strerror, str(destination)) from error
+        raise NotWritableError(error.errno, error.strerror, str(destination)) from error
 
 
 _AT_WORKING_DIRECTORY, _RENAME_EXCHANGE = -100, 2  # AT_FDCWD of fcntl.h, RENAME_EXCHANGE of linux/fs.h
@@ -81,7 +81,7 @@ def _exchange(one: Path, other: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a small file whole or not at all. Raises `NotWritable` where there is no place for it."""
+    """Writes a small file whole or not at all. Raises `NotWritableError` where there is no place for it."""
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}-{os.getpid()}")

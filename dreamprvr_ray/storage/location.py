@@ -23,7 +23,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.fs
 
-from dreamprvr_ray.errors import StoreError, UserError, first_line, shown
+from dreamprvr_ray.errors import ObjectStoreError, UserError, first_line, redact
 from dreamprvr_ray.storage.files import replacing, write_text
 
 _CONNECTIONS = 8
@@ -43,7 +43,7 @@ def local_folder(location: str) -> Path:
     """The path of a folder that a command writes on this machine alone. Raises `UserError` for a URI."""
     if is_uri(location):
         raise UserError(
-            f"{shown(location)}: this is written to a folder of this machine, which you then copy to the store"
+            f"{redact(location)}: this is written to a folder of this machine, which you then copy to the store"
         )
     return Path(location)
 
@@ -67,7 +67,7 @@ class Storage:
             ValueError,
             OSError,
         ) as error:  # OSError: S3 does not know in which region that bucket would be
-            raise UserError(f"{shown(text)}: no storage that can be used: {shown(first_line(error))}") from None
+            raise UserError(f"{redact(text)}: no storage that can be used: {redact(first_line(error))}") from None
         return cls(text)
 
     @property
@@ -86,7 +86,7 @@ class Storage:
         return Storage(f"{path.rstrip('/')}/{name}{mark}{query}")
 
     def __str__(self) -> str:
-        return shown(self.location) if is_uri(self.location) else self.location
+        return redact(self.location) if is_uri(self.location) else self.location
 
     @property
     def name(self) -> str:
@@ -253,4 +253,4 @@ def _readable(storage: Storage) -> Iterator[None]:
     except FileNotFoundError as error:
         raise UserError(f"{storage}: {first_line(error)}") from None
     except OSError as error:
-        raise StoreError(f"{storage}: the store does not answer as it should: {first_line(error)}") from None
+        raise ObjectStoreError(f"{storage}: the store does not answer as it should: {first_line(error)}") from None

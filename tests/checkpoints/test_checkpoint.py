@@ -27,7 +27,7 @@ from dreamprvr_ray.checkpoints.checkpoint import (
     read_state,
 )
 from dreamprvr_ray.config import Experiment, load_experiment
-from dreamprvr_ray.errors import NotWritable, UserError
+from dreamprvr_ray.errors import NotWritableError, UserError
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.storage import files
 from dreamprvr_ray.storage.files import read_json, replacing, write_text
@@ -264,10 +264,10 @@ def test_a_place_that_cannot_be_written_is_named_and_no_temporary_name(tmp_path:
         (tmp_path / "file" / "run" / "a.json", tmp_path / "file" / "run", "Not a directory"),
         (tmp_path, tmp_path, "Is a directory"),
     ):
-        with pytest.raises(NotWritable) as caught:
+        with pytest.raises(NotWritableError) as caught:
             write_text(path, "")
         assert str(caught.value) == f"{named}: cannot be written: {reason}"
-    with pytest.raises(NotWritable) as caught, replacing(Path("/proc/x")):
+    with pytest.raises(NotWritableError) as caught, replacing(Path("/proc/x")):
         pass
     assert str(caught.value) == "/proc/x: cannot be written: No such file or directory"
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)  # noqa: S301

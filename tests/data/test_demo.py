@@ -10,7 +10,7 @@ from dreamprvr_ray.data import demo
 from dreamprvr_ray.data.conversion import ConversionSettings, convert
 from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.data.source import Source
-from dreamprvr_ray.errors import NotWritable, UserError
+from dreamprvr_ray.errors import NotWritableError, UserError
 
 SMALL = {"train": 12, "val": 4, "test": 6}
 
@@ -58,9 +58,9 @@ def test_an_existing_demo_is_kept(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(NotWritable, match=r"/file: cannot be written: Not a directory$"):
+    with pytest.raises(NotWritableError, match=r"/file: cannot be written: Not a directory$"):
         demo.write_demo(tmp_path / "file", 0, SMALL)
-    with pytest.raises(NotWritable, match=r"^/proc/x: cannot be written: No such file or directory$"):
+    with pytest.raises(NotWritableError, match=r"^/proc/x: cannot be written: No such file or directory$"):
         demo.write_demo(Path("/proc/x"), 0, SMALL)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from dreamprvr_ray.config import load_experiment
 from dreamprvr_ray.data.shards import ShardSet
-from dreamprvr_ray.errors import NotWritable, UserError
+from dreamprvr_ray.errors import NotWritableError, UserError
 from dreamprvr_ray.evaluation.test_record import described, evaluate_checkpoint, recorded_test
 from dreamprvr_ray.storage.location import Storage
 from dreamprvr_ray.training.loop import fit
@@ -54,7 +54,7 @@ def test_a_reading_of_test_that_cannot_be_recorded_is_said_and_its_result_printe
     warning = f"warning: later readings of test will not count this one, which could not be recorded: {reason}\n"
     assert (done.returncode, done.stderr) == (0, warning)
     assert json.loads(done.stdout.splitlines()[-1])["split"] == "test" and "SumR" in done.stdout.splitlines()[1]
-    with pytest.raises(NotWritable):  # a search reads test once, or not at all
+    with pytest.raises(NotWritableError):  # a search reads test once, or not at all
         evaluate_checkpoint(Storage.of(model), ShardSet.open(demo_shards), "test")
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from support.searches import make_search_settings
 
-from dreamprvr_ray.errors import NotWritable, UserError
+from dreamprvr_ray.errors import NotWritableError, UserError
 from dreamprvr_ray.search import driver as run
 from dreamprvr_ray.search.space import Search
 
@@ -52,5 +52,5 @@ def test_a_store_that_cannot_be_used_leaves_nothing_that_is_in_the_way(demo_shar
 
 def test_a_directory_that_cannot_be_written_is_named(demo_shards: Path, tmp_path: Path) -> None:
     for store in (None, "sqlite://"):
-        with pytest.raises(NotWritable, match=r"^/proc/x: cannot be written"):
+        with pytest.raises(NotWritableError, match=r"^/proc/x: cannot be written"):
             begin(make_search_settings(tmp_path, shards=str(demo_shards), out="/proc/x", store=store))

@@ -23,7 +23,7 @@ def test_a_store_that_is_lost_ends_the_search_and_fails_no_trial(tmp_path: Path)
     searcher.suggest("first")
     searcher.suggest("second")
     searcher.errors["first"] = (
-        "dreamprvr_ray.errors.StoreError: s3://bucket/run: the store does not answer as it should: timeout"
+        "dreamprvr_ray.errors.ObjectStoreError: s3://bucket/run: the store does not answer as it should: timeout"
     )
     searcher.on_trial_complete("first", error=True)
     assert searcher.store_lost == "s3://bucket/run: the store does not answer as it should: timeout"
