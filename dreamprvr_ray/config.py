@@ -1,7 +1,9 @@
-"""The typed, frozen configuration of one experiment: load, override, validate.
+"""The typed, frozen configuration of one experiment: load it, override keys, validate it.
 
-A configuration is a preset (`tvr`, `activitynet`, `charades`: the paper's settings, `demo`), a YAML file, or a YAML file that
-starts from a preset (`preset: tvr`) and names only what differs. `override` applies dotted keys (`model.registers=6`).
+A configuration is a preset (`tvr`, `activitynet` and `charades` hold the paper's settings; `demo` is small), a YAML
+file, or a YAML file that starts from a preset (`preset: tvr`) and gives only the keys that differ. Overrides use dotted
+keys (`model.registers=6`). Every key carries its documentation: `docs/configuration.md` and `--help` are generated from
+it.
 
     experiment = load_experiment("tvr", overrides={"model.registers": 6})
 """
@@ -13,16 +15,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dreamprvr_ray.errors import UserError, did_you_mean
+from dreamprvr_ray.yaml_files import describe, flatten, merge, nested, parse_yaml, read_yaml
 
-FRAMES = 128  # rows of a video's frame axis (model page, section 1)
-CLIPS = 32  # rows of its clip axis
-QUERY_TOKENS = 30  # a query is cut to so many tokens
+FRAMES = 128  # rows on a video's frame axis (docs/model.md, section 1)
+CLIPS = 32  # rows on a video's clip axis
+QUERY_TOKENS = 30  # longer queries are truncated to this many tokens
 CHANGEABLE = ("training.max_failures",)  # keys that do not decide what a training results in
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -32,7 +35,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
-    """A part of the configuration: frozen, of exact types, and closed to unknown keys."""
+    """Base class of configuration sections: frozen, without type coercion, unknown keys rejected."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -41,23 +44,49 @@ Initialization = Literal["paper", "aligned"]
 
 
 class ModelConfig(Section):
-    """The network (model page, section 2).
+    """The network (docs/model.md, section 2)."""
 
-    `initialization` is `paper`, all linear weights N(0, 0.02); or `aligned`, for features of which one encoder (CLIP, a sentence encoder) made
-    both the queries' and the videos': their input layers start from one orthogonal projection, and so compare queries and frames before
-    the first step as that encoder does. What is computed is the same.
-    """
-
-    registers: Annotated[int, Field(ge=0, le=64)]
-    diffusion_steps: Annotated[int, Field(ge=1, le=1000)]
-    hidden_size: Annotated[int, Field(ge=8)] = 384
-    heads: Count = 4
-    branches: Annotated[int, Field(ge=1, le=16)] = 8
-    denoiser_layers: Count = 2
-    dropout: Fraction
-    input_dropout: Fraction
-    fusion_temperature: Positive
-    initialization: Initialization = "paper"
+    registers: int = Field(
+        ge=0,
+        le=64,
+        description="Number of registers per video, K in the paper. 0 disables registers: fusion blocks then see "
+        "tokens only, and the variational and denoising losses are 0.",
+    )
+    diffusion_steps: int = Field(
+        ge=1,
+        le=1000,
+        description="Number of denoising steps that produce the registers, T in the paper. Each step is one pass of "
+        "the denoiser, in training and in encoding.",
+    )
+    hidden_size: int = Field(
+        default=384,
+        ge=8,
+        description="Width of every token and embedding, D in the paper. Must be even and divisible by model.heads.",
+    )
+    heads: Count = Field(default=4, description="Attention heads per block, H in the paper.")
+    branches: int = Field(
+        default=8,
+        ge=1,
+        le=16,
+        description="Parallel attention branches in each fusion block, N in the paper: one without a Gaussian width, "
+        "the others with widths 1/4, 1/2, 1, 2, ...",
+    )
+    denoiser_layers: Count = Field(default=2, description="Residual layers of the denoiser.")
+    dropout: Fraction = Field(
+        description="Dropout in the attention blocks, the fusion blocks and the registers' input layer."
+    )
+    input_dropout: Fraction = Field(description="Dropout in the input layers of queries, clips and frames.")
+    fusion_temperature: Positive = Field(
+        description="Temperature of the softmax that weights the branches at each position; lower values favour a "
+        "single branch."
+    )
+    initialization: Initialization = Field(
+        default="paper",
+        description="Initial weights. paper: all linear weights are drawn from N(0, 0.02). aligned: the input layers "
+        "of queries, clips and frames start from one orthogonal projection, so that the untrained model "
+        "already compares queries and frames as their encoder does. Use aligned only if one encoder "
+        "(CLIP, a sentence encoder) produced both; video and query features must then have the same size.",
+    )
 
     @model_validator(mode="after")
     def _check_heads(self) -> ModelConfig:
@@ -70,73 +99,136 @@ S = TypeVar("S", bound=Section)
 
 
 class LossWeights(Section):
-    """Weights of the loss terms (model page, section 3); the two triplet terms have weight 1."""
+    """Weights of the loss terms (docs/model.md, section 3). The two triplet terms have weight 1."""
 
-    clip_nce: NonNegative
-    frame_nce: NonNegative
-    diversity: NonNegative
-    similarity: NonNegative
-    variational: NonNegative
-    denoising: NonNegative
+    clip_nce: NonNegative = Field(
+        description="Weight of the contrastive (InfoNCE) loss on clip scores, l_clip in docs/model.md."
+    )
+    frame_nce: NonNegative = Field(description="Weight of the contrastive (InfoNCE) loss on frame scores, l_frame.")
+    diversity: NonNegative = Field(
+        description="Weight of the diversity loss, which pushes queries of one video apart, l_div."
+    )
+    similarity: NonNegative = Field(
+        description="Weight of the query similarity loss, a supervised contrastive loss that pulls queries of one "
+        "video together, l_qsp."
+    )
+    variational: NonNegative = Field(
+        description="Weight of the KL divergence of the registers' initial distribution from N(0, 1), l_pvs. No "
+        "effect without registers."
+    )
+    denoising: NonNegative = Field(
+        description="Weight of the denoiser's loss on text-supervised diffusion, l_dre. No effect without registers."
+    )
 
 
 class LossConfig(Section):
-    """Loss weights, margins and negatives (model page, section 3)."""
+    """Loss weights, margins and negatives (docs/model.md, section 3)."""
 
     weights: LossWeights
-    margin: Positive
-    diversity_margin: Annotated[float, Field(ge=-1, le=1)]
-    diversity_scale: Positive
-    diversity_focus: NonNegative
-    similarity_temperature: Positive
-    hard_negative_start_epoch: Annotated[int, Field(ge=0)] = 20
-    hard_negative_pool: Count = 20
+    margin: Positive = Field(description="Margin of the two triplet losses, in cosine similarity, m in docs/model.md.")
+    diversity_margin: float = Field(
+        ge=-1, le=1, description="Margin delta of the diversity loss, added to the cosine of each pair of queries."
+    )
+    diversity_scale: Positive = Field(description="Steepness alpha of the diversity loss around its margin.")
+    diversity_focus: NonNegative = Field(
+        description="Exponent lambda of the diversity loss: higher values concentrate it on the most similar pairs."
+    )
+    similarity_temperature: Positive = Field(description="Temperature tau of the query similarity loss.")
+    hard_negative_start_epoch: int = Field(
+        default=20,
+        ge=0,
+        description="Number of epochs in which the triplet losses draw negatives uniformly; after that they use hard "
+        "negatives, and the loss jumps.",
+    )
+    hard_negative_pool: Count = Field(
+        default=20,
+        description="With hard negatives, each query's negative is drawn uniformly from this many highest-scoring "
+        "other videos.",
+    )
 
 
 class OptimizerConfig(Section):
-    """Adam with warm-up and linear decay (model page, section 4)."""
+    """Adam with linear warm-up and linear decay (docs/model.md, section 4)."""
 
-    learning_rate: Positive
-    warmup_fraction: Fraction = 0.01
-    weight_decay: NonNegative = 0.01
+    learning_rate: Positive = Field(
+        description="Peak learning rate, reached after the warm-up; it then decays linearly to 0."
+    )
+    warmup_fraction: Fraction = Field(default=0.01, description="Share of all training steps spent in linear warm-up.")
+    weight_decay: NonNegative = Field(
+        default=0.01,
+        description="Decoupled weight decay, multiplied by the current learning rate. Biases and the input layers' "
+        "norms are not decayed.",
+    )
 
 
 TrimFrames = Literal["exact", "batch"]
 
 
 class DataConfig(Section):
-    """What the shards hold, and how videos of fewer than 128 frames are padded.
+    """Feature sizes, and how videos with fewer than 128 frames are padded."""
 
-    Training reads both sizes from the shards' manifest; a preset's serve `--dry-run` only. `trim_frames` is `exact`, the paper's: always 128
-    rows, of which the padded ones take part in a video's mean and, as zero rows, in its best token; or `batch`: padding takes part in
-    nothing, and a batch is as long as its longest video.
-    """
-
-    video_size: Count
-    text_size: Count
-    trim_frames: TrimFrames = "exact"
+    video_size: Count = Field(
+        description="Size of one video feature vector, Dv in docs/model.md. Training reads it from the shards' "
+        "manifest; this value is used by --dry-run only."
+    )
+    text_size: Count = Field(
+        description="Size of one query token's feature vector, Dt in docs/model.md. Training reads it from the "
+        "shards' manifest; this value is used by --dry-run only."
+    )
+    trim_frames: TrimFrames = Field(
+        default="exact",
+        description="Padding of videos with fewer than 128 frames. exact: always 128 rows, as in the paper; padded "
+        "rows count in a video's mean and, as zero rows, in its maximum over tokens. batch: a batch is "
+        "only as long as its longest video, and padding never affects a result.",
+    )
 
 
 class TrainingConfig(Section):
-    """Epochs, batch and seed."""
+    """Epochs, batch, seed, precision and fault tolerance."""
 
-    epochs: Count
-    patience: Annotated[int, Field(ge=0)]
-    batch_videos: Count = 128
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    with_val: bool = False  # learn from val as well: the last epoch is then the best, for nothing is left to choose by
-    max_failures: Annotated[int, Field(ge=0)] = 3  # lost workers or nodes after which a training goes on by itself
+    epochs: Count = Field(description="Maximum number of epochs. The learning rate schedule always spans all of them.")
+    patience: int = Field(
+        ge=0, description="Training stops once more than this many epochs in a row have not improved the best val SumR."
+    )
+    batch_videos: Count = Field(
+        default=128,
+        description="Videos per training step over all workers, each with all its queries. The last batch may be "
+        "smaller.",
+    )
+    seed: int = Field(
+        default=0, ge=0, lt=2**31, description="Seed of the weights, the order of videos, dropout and all sampling."
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto",
+        description="Arithmetic of the matrix products. fp32: float32. bf16: bfloat16 autocast; scores, losses and "
+        "the diffusion stay in float32. auto: bf16 on devices with bfloat16 instructions, otherwise fp32,"
+        " so results may differ between machines.",
+    )
+    with_val: bool = Field(
+        default=False,
+        description="Train on the val split as well. No split is left to choose by, so the last epoch counts as the "
+        "best.",
+    )
+    max_failures: int = Field(
+        default=3,
+        ge=0,
+        description="Number of lost workers or nodes after which training restarts automatically from the latest "
+        "checkpoint.",
+    )
 
 
 class EvaluationConfig(Section):
-    """How scores are fused; the frame weight is 1 - `clip_weight`."""
+    """How clip and frame scores are combined."""
 
-    clip_weight: Annotated[float, Field(ge=0, le=1)]
+    clip_weight: float = Field(
+        ge=0,
+        le=1,
+        description="Weight of the clip score in the retrieval score, w_clip; the frame score gets 1 - clip_weight.",
+    )
 
 
 class Experiment(Section):
-    """Everything that decides what is trained, apart from the data and the machines."""
+    """Everything that determines the training result, apart from the data and the machine."""
 
     model: ModelConfig
     loss: LossConfig
@@ -146,15 +238,18 @@ class Experiment(Section):
     evaluation: EvaluationConfig
 
     def flat(self) -> dict[str, Any]:
-        """Every value by its dotted key."""
+        """Return every value by its dotted key."""
         return flatten(self.model_dump())
 
-    def with_values(self, overrides: Mapping[str, Any], where: str = "--set") -> Experiment:
-        """A copy with `{dotted key: value}` replaced. Raises `UserError` naming `where`, the key and what is allowed."""
+    def with_values(self, overrides: Mapping[str, Any], source: str = "--set") -> Experiment:
+        """Return a copy with `{dotted key: value}` replaced.
+
+        Raises `UserError` naming `source`, the key and what is allowed.
+        """
         values = self.model_dump()
         for key, value in overrides.items():
             values = merge(values, nested(key, value))
-        return build_experiment(values, where)
+        return build_experiment(values, source)
 
     def changes_from(self, before: Experiment) -> list[str]:
         """What decides the result of a training and is not as it was, a line each; how faults are met may change."""
@@ -166,7 +261,7 @@ class Experiment(Section):
         ]
 
     def to_yaml(self) -> str:
-        """The whole configuration as YAML that `load_experiment` reads."""
+        """Return the whole configuration as YAML that `load_experiment` can read."""
         return yaml.safe_dump(self.model_dump(), sort_keys=False)
 
 
@@ -190,180 +285,93 @@ class WorkerCount:
         )
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML that reads 3e-4 as a number (YAML 1.1 asks for a dot) and refuses a key given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: dict[Any, int] = {}
-        for key_node, _ in node.value:
-            if (
-                key_node.tag == "tag:yaml.org,2002:merge"
-            ):  # `<<: *anchor` is no key, and may stand beside one of the same name
-                continue
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
-            line = key_node.start_mark.line + 1
-            if isinstance(key, str) and key in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"key '{key}' is given twice (line {seen[key]} too)", problem_mark=key_node.start_mark
-                )
-            if isinstance(key, str):
-                seen[key] = line
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """The value of a YAML text. Raises `UserError` naming `where` and the line."""
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{where}{line}: {getattr(error, 'problem', None) or 'not valid YAML'}") from None
-    except ValueError as error:  # of a date that is none, as 2026-13-01
-        raise UserError(f"{where}: not valid YAML: {error}") from None
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises `UserError` where it is missing, unreadable or no mapping."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    values = parse_yaml(text, str(path))
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: must hold keys and values, not {_described(values)}")
-    return values
-
-
 def presets() -> list[str]:
-    """Names of the shipped presets."""
+    """Return the names of the shipped presets."""
     folder = resources.files("dreamprvr_ray") / "presets"
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
 def load_experiment(name: str | Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
-    """The experiment of a preset's name or a YAML file, with `overrides` by dotted key.
+    """Load a preset by name or a YAML file, and apply `overrides` by dotted key.
 
     Raises `UserError`: one line per mistake, naming the file, the key, the value and what is allowed.
     """
-    where, values = _config_values(name)
+    source, values = _load_values(name)
     if not overrides:
-        return build_experiment(values, where)
-    return build_experiment(values, where).with_values(overrides)
+        return build_experiment(values, source)
+    return build_experiment(values, source).with_values(overrides)
 
 
-def build_experiment(values: Mapping[str, Any], where: str) -> Experiment:
-    """An `Experiment` from nested values. Raises `UserError` with every mistake in them, each naming `where`."""
-    return validated(Experiment, values, where)
+def build_experiment(values: Mapping[str, Any], source: str) -> Experiment:
+    """Validate nested values as an `Experiment`. Raises `UserError` listing every mistake, each naming `source`."""
+    return validated(Experiment, values, source)
 
 
-def validated(section: type[S], values: Mapping[str, Any], where: str) -> S:
-    """A section from nested values. Raises `UserError` with every mistake in them, each naming `where`."""
+def validated(section: type[S], values: Mapping[str, Any], source: str) -> S:
+    """Validate nested values as a section. Raises `UserError` listing every mistake, each naming `source`."""
     try:
         return section.model_validate(dict(values))
     except ValidationError as error:
-        known = [key for key, _ in _known(section, "")]
-        raise UserError(*(f"{where}: {line}" for line in _mistakes(error, known))) from None
+        raise UserError(*(f"{source}: {line}" for line in _mistakes(error, list(_keys(section, ""))))) from None
 
 
 def known_keys() -> list[str]:
-    """Every dotted key of `Experiment`."""
-    return [key for key, _ in _known(Experiment, "")]
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"model": {"registers": 8}}` as `{"model.registers": 8}`."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def nested(key: str, value: Any) -> dict[str, Any]:
-    """`("model.registers", 8)` as `{"model": {"registers": 8}}`."""
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return cast(dict[str, Any], value)
-
-
-def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested `base` with the nested `changes` put in; neither is checked."""
-    merged = dict(base)
-    for key, value in changes.items():
-        inner = merged.get(key)
-        merged[key] = merge(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
-    return merged
+    """Return every dotted key of `Experiment`."""
+    return list(_keys(Experiment, ""))
 
 
 def parse_overrides(pairs: list[str]) -> dict[str, Any]:
-    """`["model.registers=6"]` as `{"model.registers": 6}`; values are YAML. Raises `UserError` where one has no `=`."""
-    mistakes = [
-        f"--set {pair}: write it as key=value" for pair in pairs if not pair.partition("=")[0] or "=" not in pair
-    ]
+    """Convert `["model.registers=6"]` to `{"model.registers": 6}`; values are parsed as YAML.
+
+    Raises `UserError` for a pair without a key or a `=`.
+    """
+    mistakes = [f"--set {pair}: must be KEY=VALUE" for pair in pairs if not pair.partition("=")[0] or "=" not in pair]
     if mistakes:
         raise UserError(*mistakes)
     return {key: parse_yaml(text, f"--set {key}") for key, _, text in (pair.partition("=") for pair in pairs)}
 
 
-def _config_values(name: str | Path) -> tuple[str, dict[str, Any]]:
-    """Where a configuration comes from, and its nested values."""
+def _load_values(name: str | Path) -> tuple[str, dict[str, Any]]:
+    """Return a configuration's name for messages, and its nested values, not yet validated."""
     path = Path(name)
     if str(name) in presets():
         text = (resources.files("dreamprvr_ray") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
         return f"preset {name}", parse_yaml(text, f"preset {name}")
     if not path.suffix and not path.exists():
-        raise UserError(
-            f"--config {name}: neither a file nor a preset ({', '.join(presets())}){did_you_mean(str(name), presets())}"
-        )
+        suggestion = did_you_mean(str(name), presets())
+        raise UserError(f"--config {name}: neither a file nor a preset ({', '.join(presets())}){suggestion}")
     values = read_yaml(path)
     if "preset" not in values:
         return str(path), values
-    base = values.pop("preset")
-    if base not in presets():
-        raise UserError(
-            f"{path}: preset = {_described(base)}: must be one of {', '.join(presets())}{did_you_mean(str(base), presets())}"
-        )
-    _, base_values = _config_values(base)
-    return str(path), merge(base_values, values)
+    preset = values.pop("preset")
+    if preset not in presets():
+        allowed = f"must be one of {', '.join(presets())}{did_you_mean(str(preset), presets())}"
+        raise UserError(f"{path}: preset = {describe(preset)}: {allowed}")
+    _, preset_values = _load_values(preset)
+    return str(path), merge(preset_values, values)
 
 
-def _known(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, Any]]:
+def _keys(section: type[BaseModel], prefix: str) -> Iterator[str]:
     for name, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _known(field.annotation, f"{prefix}{name}.")
+            yield from _keys(field.annotation, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", field
+            yield f"{prefix}{name}"
 
 
 def _mistakes(error: ValidationError, known: list[str]) -> Iterator[str]:
-    """One line for each mistake that pydantic found."""
+    """Yield one line for each mistake that pydantic found."""
     sections = {key.rsplit(".", 1)[0] for key in known}
     for mistake in error.errors():
         key = ".".join(str(part) for part in mistake["loc"])
         kind, value = mistake["type"], mistake["input"]
-        if kind in ("extra_forbidden", "invalid_key"):  # an invalid key is no text, as in `8: 3`
+        if kind in ("extra_forbidden", "invalid_key"):  # an invalid key is not a string, as in `8: 3`
             yield f"unknown key '{key}'{did_you_mean(key, set(known) | sections)}"
         elif kind == "missing":
             yield f"{key} is missing"
         elif kind == "value_error":
             yield f"{key}: {mistake['ctx']['error']}"
         elif kind == "model_type":
-            yield f"{key} = {_described(value)}: must hold keys and values"
+            yield f"{key} = {describe(value)}: must be a mapping of keys to values"
         else:
-            yield f"{key} = {_described(value)}: {mistake['msg'].replace('Input should be', 'must be')}"
-
-
-def _described(value: Any) -> str:
-    if value is None or isinstance(value, dict):
-        return "nothing" if value is None else "a mapping"
-    return repr(value) if isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
+            yield f"{key} = {describe(value)}: {mistake['msg'].replace('Input should be', 'must be')}"

@@ -169,7 +169,7 @@ def test_frozen() -> None:
         ("model: {registers: '6'}", "model.registers = '6': must be a valid integer"),
         ("model: {registers: 6.0}", "model.registers = 6.0: must be a valid integer"),
         ("model: {registers: yes}", "model.registers = True: must be a valid integer"),
-        ("model: {registers: }", "model.registers = nothing: must be a valid integer"),
+        ("model: {registers: }", "model.registers = null: must be a valid integer"),
         ("model: {registers: [6]}", "model.registers = a list: must be a valid integer"),
         ("model: {registers: {int: 6}}", "model.registers = a mapping: must be a valid integer"),
         ("model: {registers: 2026-01-01}", "model.registers = a date: must be a valid integer"),
@@ -183,12 +183,12 @@ def test_frozen() -> None:
         ("loss: {weights: {diversity: -1e-3}}", "loss.weights.diversity = -0.001: must be greater than or equal to 0"),
         ("training: {seed: 2147483648}", "training.seed = 2147483648: must be less than 2147483648"),
         ("training: {precision: fp16}", "training.precision = 'fp16': must be 'auto', 'fp32' or 'bf16'"),
-        ("training: {precision: }", "training.precision = nothing: must be 'auto', 'fp32' or 'bf16'"),
+        ("training: {precision: }", "training.precision = null: must be 'auto', 'fp32' or 'bf16'"),
         ("evaluation: {clip_weight: 1.5}", "evaluation.clip_weight = 1.5: must be less than or equal to 1"),
         ("model: {hidden_size: 30}", "model: hidden_size 30 must be even and divisible by heads 4"),
         ("model: {hidden_size: 9, heads: 3}", "model: hidden_size 9 must be even and divisible by heads 3"),
-        ("model:", "model = nothing: must hold keys and values"),
-        ("loss: {weights: 3}", "loss.weights = 3: must hold keys and values"),
+        ("model:", "model = null: must be a mapping of keys to values"),
+        ("loss: {weights: 3}", "loss.weights = 3: must be a mapping of keys to values"),
         ("training: {seed: 2026-13-01}", "not valid YAML: month must be in 1..12"),
     ],
 )
@@ -227,12 +227,12 @@ def test_without_a_preset_every_missing_key_is_named(mistakes: Callable[..., lis
     ("text", "expected"),
     [
         ("preset: tvrr\n", "preset = 'tvrr': must be one of activitynet, charades, demo, tvr; did you mean 'tvr'?"),
-        ("preset:\n", "preset = nothing: must be one of activitynet, charades, demo, tvr"),
+        ("preset:\n", "preset = null: must be one of activitynet, charades, demo, tvr"),
         ("preset: [tvr]\n", "preset = a list: must be one of activitynet, charades, demo, tvr; did you mean 'tvr'?"),
-        ("", "must hold keys and values, not nothing"),
-        ("- model\n", "must hold keys and values, not a list"),
-        ("tvr\n", "must hold keys and values, not 'tvr'"),
-        ("preset: tvr\nmodel:\n  heads: 4\n  heads: 8\n", ", line 4: key 'heads' is given twice (line 3 too)"),
+        ("", "must be a mapping of keys to values, not null"),
+        ("- model\n", "must be a mapping of keys to values, not a list"),
+        ("tvr\n", "must be a mapping of keys to values, not 'tvr'"),
+        ("preset: tvr\nmodel:\n  heads: 4\n  heads: 8\n", ", line 4: duplicate key 'heads' (first given on line 3)"),
         ("preset: tvr\nmodel: [1\n", ", line 3: expected ',' or ']', but got '<stream end>'"),
         ("preset: tvr\n\tmodel: 1\n", ", line 2: found character '\\t' that cannot start any token"),
         ("preset: tvr\nmodel: !!python/object/apply:os.getcwd []\n", ", line 2: could not determine a constructor for the tag "
@@ -268,9 +268,9 @@ def test_wrong_overrides_name_the_flag() -> None:
         "--set: unknown key 'model.registres'; did you mean 'model.registers'?"
     ]
     assert refused("demo", {"registers": 6}) == ["--set: unknown key 'registers'; did you mean 'model.registers'?"]
-    assert refused("demo", {"model": 6}) == ["--set: model = 6: must hold keys and values"]
+    assert refused("demo", {"model": 6}) == ["--set: model = 6: must be a mapping of keys to values"]
     assert refused("demo", {"model.registers": None, "training.epochs": 0, "x.y": 1}) == [
-        "--set: model.registers = nothing: must be a valid integer",
+        "--set: model.registers = null: must be a valid integer",
         "--set: training.epochs = 0: must be greater than or equal to 1",
         "--set: unknown key 'x'",
     ]
@@ -286,7 +286,7 @@ def test_pairs_are_parsed_as_yaml() -> None:
     }
     with pytest.raises(UserError) as error:
         parse_overrides(["model.registers", "=6", "model.heads=4"])
-    assert error.value.mistakes == ("--set model.registers: write it as key=value", "--set =6: write it as key=value")
+    assert error.value.mistakes == ("--set model.registers: must be KEY=VALUE", "--set =6: must be KEY=VALUE")
     with pytest.raises(UserError) as error:
         parse_overrides(["model.heads=[4"])
     assert error.value.mistakes[0].startswith("--set model.heads, line 1: expected ',' or ']'")

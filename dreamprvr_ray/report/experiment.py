@@ -20,9 +20,9 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from dreamprvr_ray.config import flatten, read_yaml
 from dreamprvr_ray.errors import UserError, redact_password
 from dreamprvr_ray.search.layout import FINAL, JOURNAL, LEADERBOARD, RUNS, STATES, read_epochs, trial_name
+from dreamprvr_ray.yaml_files import flatten, read_yaml
 
 PAPER_PRESETS = ("tvr", "activitynet", "charades")
 

@@ -10,9 +10,10 @@ from typing import Any
 import yaml
 
 import dreamprvr_ray
-from dreamprvr_ray.config import flatten, load_experiment
+from dreamprvr_ray.config import load_experiment
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.report.experiment import SearchRecord, Trial
+from dreamprvr_ray.yaml_files import flatten
 
 PACKAGES = ("torch", "ray", "optuna")
 SIZES = ("data.video_size", "data.text_size")

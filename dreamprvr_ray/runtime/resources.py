@@ -11,8 +11,8 @@ from typing import Any
 
 import ray
 
-from dreamprvr_ray.config import read_yaml
 from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.yaml_files import read_yaml
 
 # The file that `ray up` was given, as Ray keeps it on the head: ~/ray_bootstrap_config.yaml. Ray does not tell a driver how far it may grow.
 CLUSTER_FILE = "DREAMPRVR_RAY_CLUSTER_FILE"

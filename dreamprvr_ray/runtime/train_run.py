@@ -32,7 +32,7 @@ from tensorboardX import SummaryWriter
 
 from dreamprvr_ray.checkpoints.checkpoint import EXPERIMENT, METRICS
 from dreamprvr_ray.checkpoints.store import CheckpointStore
-from dreamprvr_ray.config import Experiment, WorkerCount, build_experiment, parse_yaml
+from dreamprvr_ray.config import Experiment, WorkerCount, build_experiment
 from dreamprvr_ray.data.cache import local_shards, read_manifest
 from dreamprvr_ray.distributed import Workers
 from dreamprvr_ray.errors import Failure, UserError
@@ -44,6 +44,7 @@ from dreamprvr_ray.storage.files import copy_files, read_json
 from dreamprvr_ray.storage.location import Storage, absolute
 from dreamprvr_ray.training.loop import TrainingDiverged, fit, with_feature_sizes
 from dreamprvr_ray.training.reporter import EpochResult, Snapshot
+from dreamprvr_ray.yaml_files import parse_yaml
 
 RESIZE_SECONDS = "DREAMPRVR_RAY_RESIZE_SECONDS"  # how often a running elastic group looks for room to grow
 

@@ -19,7 +19,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray.util.state import list_placement_groups
 
 from dreamprvr_ray.checkpoints.checkpoint import METRICS
-from dreamprvr_ray.config import parse_yaml
 from dreamprvr_ray.data.cache import read_manifest
 from dreamprvr_ray.errors import Failure, UserError, redact
 from dreamprvr_ray.evaluation.test_record import test_once
@@ -41,6 +40,7 @@ from dreamprvr_ray.search.working_copy import WorkingCopy, working_copy
 from dreamprvr_ray.storage.files import copy_files, write_text, writing
 from dreamprvr_ray.storage.location import Storage, absolute
 from dreamprvr_ray.training.loop import with_feature_sizes
+from dreamprvr_ray.yaml_files import parse_yaml
 
 Result = TypeVar("Result")
 

@@ -34,11 +34,11 @@ from dreamprvr_ray.config import (
     Section,
     known_keys,
     load_experiment,
-    read_yaml,
     validated,
 )
 from dreamprvr_ray.errors import UserError, did_you_mean
 from dreamprvr_ray.search.conditions import Condition
+from dreamprvr_ray.yaml_files import read_yaml
 
 FIXED_BEFORE_TRAINING = ("data.video_size", "data.text_size", "training.epochs")
 CHANGEABLE = (
