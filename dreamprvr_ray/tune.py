@@ -42,16 +42,16 @@ def main(arguments: list[str]) -> None:
         say(f"to go on, add --resume to the same command (the search is in {redact(search.settings.out)})")
         raise
     from dreamprvr_ray.evaluation.test_record import described
-    from dreamprvr_ray.search.results import table
+    from dreamprvr_ray.search.summary import describe_final, format_table
 
-    print("\n".join(table(outcome.entries, [space.key for space in search.ranges])))
+    print("\n".join(format_table(outcome.entries, [space.key for space in search.ranges])))
     for entry in outcome.entries:
         if entry.error:
             print(f"trial {entry.number} failed: {entry.error}")
     winner = outcome.entries[0]
     print(f"winner: trial {winner.number}, val SumR {winner.best_sumr:.1f} at epoch {winner.best_epoch}")
     if outcome.final:
-        print("\n".join(outcome.final.lines()))
+        print("\n".join(describe_final(outcome.final)))
     best: dict[str, Any] = {
         "trial": winner.number,
         "val_SumR": winner.best_sumr,
@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> None:
         best = {
             "trial": candidate.trial,
             "seed": run.seed,
-            "val_SumR": run.val_SumR,
+            "val_SumR": run.val_sumr,
             "epoch": run.best_epoch,
             "values": candidate.values,
         }

@@ -21,7 +21,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from dreamprvr_ray.errors import UserError, redact_password
-from dreamprvr_ray.search.layout import FINAL, JOURNAL, LEADERBOARD, RUNS, STATES, read_epochs, trial_name
+from dreamprvr_ray.search.layout import FINAL, JOURNAL, LEADERBOARD, RUNS, read_epochs, trial_name
+from dreamprvr_ray.search.results import STATES
 from dreamprvr_ray.yaml_files import flatten, read_yaml
 
 PAPER_PRESETS = ("tvr", "activitynet", "charades")
@@ -353,7 +354,7 @@ def _trial(frozen: FrozenTrial, directory: Path, board: Mapping[str, Any]) -> Tr
         best_epoch = max(curve, key=lambda point: (point[1], -point[0]))[0]
     return Trial(
         number=frozen.number,
-        state=STATES[frozen.state],
+        state=STATES[frozen.state.name],
         values=dict(frozen.params),
         sumr=sumr,
         best_epoch=best_epoch,

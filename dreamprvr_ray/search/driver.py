@@ -31,7 +31,7 @@ from dreamprvr_ray.search.layout import BEST, FINAL_RUNS, JOURNAL, RUNS, SEARCH
 from dreamprvr_ray.search.plan import TrialPlan, plan_trials
 from dreamprvr_ray.search.progress import SearchProgress
 from dreamprvr_ray.search.ray_tune import StudyScheduler, StudySearcher, SyncCallback, TrialStarted, run_tuner
-from dreamprvr_ray.search.results import Entry, FinalResult
+from dreamprvr_ray.search.results import FinalResult, TrialRecord
 from dreamprvr_ray.search.retention import Leaderboard
 from dreamprvr_ray.search.space import CHANGEABLE, Search
 from dreamprvr_ray.search.study import SearchStudy, open_storage
@@ -49,7 +49,7 @@ Result = TypeVar("Result")
 class Outcome:
     """A finished search: its trials, best first, the final trainings if there were any, the winner's checkpoint and its evaluation on test."""
 
-    entries: list[Entry]
+    entries: list[TrialRecord]
     final: FinalResult | None
     best: Storage
     test: dict[str, Any]

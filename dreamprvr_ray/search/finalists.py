@@ -28,12 +28,12 @@ from dreamprvr_ray.data.shards import Manifest
 from dreamprvr_ray.errors import Failure, redact
 from dreamprvr_ray.evaluation.test_record import recorded_ranks, recorded_test, test_once
 from dreamprvr_ray.runtime.metrics import Gauges
-from dreamprvr_ray.search.comparison import compared
+from dreamprvr_ray.search.comparison import compare_on_test
 from dreamprvr_ray.search.epoch_log import Records
-from dreamprvr_ray.search.layout import CHECKPOINTS, FINAL, FINAL_RUNS, trial_name
+from dreamprvr_ray.search.layout import CHECKPOINTS, FINAL, FINAL_RUNS
 from dreamprvr_ray.search.plan import TrialPlan
 from dreamprvr_ray.search.ray_tune import GO_ON, NO_MORE, StatelessSearcher, SyncCallback, TrialStarted, run_tuner
-from dreamprvr_ray.search.results import Candidate, Comparison, Entry, FinalResult, FinalRun
+from dreamprvr_ray.search.results import Candidate, Comparison, FinalRecord, FinalResult, FinalRun, TrialRecord
 from dreamprvr_ray.search.space import Search
 from dreamprvr_ray.search.trial import FAILURE, RUN, TRIAL_NUMBER, run_name
 from dreamprvr_ray.search.working_copy import WorkingCopy
@@ -51,7 +51,7 @@ def training_values(search: Search, candidate: Candidate, seed: int) -> dict[str
     return values
 
 
-def candidates_of(search: Search, entries: Sequence[Entry]) -> list[Candidate]:
+def candidates_of(search: Search, entries: Sequence[TrialRecord]) -> list[Candidate]:
     """The values to train anew: of the best trials, of those that were trained to their end if there are any, ablated, and the paper's.
 
     A key that has the paper's value anyway is not ablated.
@@ -95,7 +95,7 @@ def run_final(
     left = set(search.settings.final.ablate) - {each.ablated for each in candidates}
     if left:
         say(f"final: not ablated, the best trial has the paper's value: {', '.join(sorted(left))}")
-    jobs = {_run_name(each, seed): (each, seed) for each in candidates for seed in range(search.settings.final.seeds)}
+    jobs = {each.run_name(seed): (each, seed) for each in candidates for seed in range(search.settings.final.seeds)}
     runs = copy.storage / FINAL_RUNS
     waiting = [name for name in jobs if not _is_finished(runs / name)]
     if waiting:
@@ -131,33 +131,33 @@ def test_candidates(search: Search, candidates: Sequence[Candidate], trained: St
     assert search.settings.final
     tested, ranks = [], {}
     for each in candidates:
-        runs = [_tested(trained / _run_name(each, seed), seed, shards) for seed in range(search.settings.final.seeds)]
-        sumr = [run.test["SumR"] for run in runs]
-        std = float(np.std(sumr, ddof=1)) if len(sumr) > 1 else float("nan")
-        tested.append(replace(each, runs=runs, mean=float(np.mean(sumr)), std=std))
+        runs = [_tested(trained / each.run_name(seed), seed, shards) for seed in range(search.settings.final.seeds)]
+        tested.append(replace(each, runs=tuple(runs)))
         ranks[each.name] = np.array([recorded_ranks(final_checkpoint(trained, each, run)) for run in runs])
     if not search.settings.final.with_val:  # else it was learnt from: the search's order stands
-        tested.sort(key=lambda each: -each.val_mean)
+        tested.sort(key=lambda each: -(each.val_mean or 0.0))
     owner = local_shards(shards).split("test").owner
 
     def against(one: Candidate, other: Candidate) -> Comparison:
-        return compared(one.name, ranks[one.name], other.name, ranks[other.name], owner)
+        return compare_on_test(one.name, ranks[one.name], other.name, ranks[other.name], owner)
 
     paper = next(each for each in tested if each.name == "paper")
     found = next((each for each in tested if each is not paper), None)
     whole = {each.trial: each for each in tested if each.ablated is None}
-    ablations = [against(whole[each.trial], each) for each in tested if each.ablated is not None]
-    return FinalResult(tested, against(found, paper) if found else None, ablations, search.settings.final.with_val)
+    ablations = tuple(against(whole[each.trial], each) for each in tested if each.ablated is not None)
+    return FinalResult(
+        tuple(tested), against(found, paper) if found else None, ablations, search.settings.final.with_val
+    )
 
 
 def final_checkpoint(trained: Storage, candidate: Candidate, run: FinalRun) -> Storage:
     """The checkpoint of one of the trainings in `trained`."""
-    return CheckpointStore(trained / _run_name(candidate, run.seed) / CHECKPOINTS).at(run.best_epoch)
+    assert run.seed is not None and run.best_epoch is not None
+    return CheckpointStore(trained / candidate.run_name(run.seed) / CHECKPOINTS).at(run.best_epoch)
 
 
 def write_final(result: FinalResult, manifest: Manifest, directory: Path) -> None:
     """Writes what came out into final.json, with what it takes to repeat it."""
-    values = {"split": "test", "collection": manifest.collection, "protocol": manifest.protocol} | result.to_dict()
     versions = {
         "dreamprvr_ray": dreamprvr_ray.__version__,
         "torch": torch.__version__,
@@ -165,10 +165,8 @@ def write_final(result: FinalResult, manifest: Manifest, directory: Path) -> Non
         "optuna": optuna.__version__,
         "python": platform.python_version(),
     }
-    write_text(
-        directory / FINAL,
-        json.dumps(values | {"versions": versions, "commands": [_command()]}, indent=1, default=str) + "\n",
-    )
+    record = FinalRecord("test", manifest.collection, manifest.protocol, result, versions, (_command(),))
+    write_text(directory / FINAL, json.dumps(record.to_dict(), indent=1, default=str) + "\n")
 
 
 class FinalQueue(StatelessSearcher):
@@ -218,11 +216,6 @@ class FinalScheduler(FIFOScheduler):
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
         self.queue.failures[run_name(trial.config)] = str(trial.get_error() or "lost").strip().splitlines()[-1]
         self.records.close(run_name(trial.config))
-
-
-def _run_name(candidate: Candidate, seed: int) -> str:
-    name = "paper" if candidate.name == "paper" else trial_name(candidate.trial)
-    return f"{name}{f'-paper_{candidate.ablated}' if candidate.ablated else ''}-seed_{seed}"
 
 
 def _is_finished(run: Storage) -> bool:

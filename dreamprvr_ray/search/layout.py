@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from optuna.trial import TrialState
-
 SEARCH = "search.yaml"  # what decides the result
 JOURNAL = "optuna.journal"  # the study
 WANDB = "wandb"  # W&B's own files, where that tracker is asked for
@@ -19,14 +17,6 @@ LEADERBOARD = "leaderboard.json"
 FINAL = "final.json"
 BEST = "best"  # the chosen checkpoint
 TEST_RECORD = "test.json"  # beside a checkpoint: every reading of test
-
-STATES = {
-    TrialState.COMPLETE: "finished",
-    TrialState.PRUNED: "pruned",
-    TrialState.FAIL: "failed",
-    TrialState.RUNNING: "running",
-    TrialState.WAITING: "waiting",
-}  # in the leaderboard's words
 
 
 def trial_name(number: int) -> str:

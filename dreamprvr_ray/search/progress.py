@@ -13,9 +13,9 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 from dreamprvr_ray.runtime.metrics import Gauges
-from dreamprvr_ray.search.layout import STATES
-from dreamprvr_ray.search.results import Entry, entry_of, ranked, table
+from dreamprvr_ray.search.results import STATES, TrialRecord, rank_trials
 from dreamprvr_ray.search.study import SearchStudy
+from dreamprvr_ray.search.summary import format_table
 from dreamprvr_ray.training.reporter import duration
 
 BETWEEN_TABLES = 20.0  # seconds, unless a trial ended
@@ -54,18 +54,18 @@ class SearchProgress(Callback):
         entries = self._entries()
         self.say("\n".join([self._summary(entries, trials), *("  " + line for line in current(entries, self.keys))]))
 
-    def _measure(self, entries: list[Entry]) -> None:
+    def _measure(self, entries: list[TrialRecord]) -> None:
         best = max(
             (entry.best_sumr for entry in entries if entry.best_sumr is not None and entry.state != "failed"),
             default=None,
         )
         self.gauges.search([entry.state for entry in entries], self.trials, best, self.kept_bytes(), STATES.values())
 
-    def _entries(self) -> list[Entry]:
-        return ranked(entry_of(trial) for trial in self.study.trials())
+    def _entries(self) -> list[TrialRecord]:
+        return rank_trials(TrialRecord.from_study(trial) for trial in self.study.trials())
 
-    def _summary(self, entries: list[Entry], trials: list[Trial]) -> str:
-        counts = Counter(entry.state for entry in entries)
+    def _summary(self, entries: list[TrialRecord], trials: list[Trial]) -> str:
+        counts: Counter[str] = Counter(entry.state for entry in entries)
         ended = sum(counts[state] for state in ENDED)
         best = entries[0] if entries else None
         said = (
@@ -90,10 +90,10 @@ class SearchProgress(Callback):
         return duration(max(0.0, whole * (self.trials - self.ended_before) / len(results) - elapsed))
 
 
-def current(entries: list[Entry], keys: list[str], width: int | None = None) -> list[str]:
+def current(entries: list[TrialRecord], keys: list[str], width: int | None = None) -> list[str]:
     """The table of the best few trials that have ended and of all others, best first; with their values where these fit into a line."""
     best = [entry.number for entry in entries if entry.state in ENDED][:BEST]
     shown = [entry for entry in entries if entry.state not in ENDED or entry.number in best]
-    lines = table(shown, keys)
+    lines = format_table(shown, keys)
     fits = len(lines[0]) + 2 <= (width or shutil.get_terminal_size((WIDTH, 24)).columns)
-    return lines if fits else table(shown, ())
+    return lines if fits else format_table(shown, ())

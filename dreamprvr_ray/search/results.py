@@ -1,168 +1,381 @@
-"""The records of a search: its trials, final trainings and comparisons. Imports no Ray."""
+"""The records of a search: its trials, the final runs, their comparisons, and what follows from them.
+
+This is the only schema of `leaderboard.json` and `final.json`: the search writes these records and the report reads
+them. Nothing here imports Ray, PyTorch or Optuna. SumR is the sum of R@1, R@5, R@10 and R@100 in percent, 0 to 400.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from optuna.trial import FrozenTrial, TrialState
 
-from dreamprvr_ray.search.layout import STATES
+from dreamprvr_ray.search.layout import trial_name
 
-RESAMPLES = 10_000
-CONFIDENCE = 0.95
-ENDED = ("finished", "pruned")  # states of trials that may have a checkpoint
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+State = Literal["finished", "pruned", "failed", "running", "waiting"]
+STATES: dict[str, State] = {  # by the name of Optuna's TrialState
+    "COMPLETE": "finished",
+    "PRUNED": "pruned",
+    "FAIL": "failed",
+    "RUNNING": "running",
+    "WAITING": "waiting",
+}
+PAPER = "paper"  # the name of the candidate with the configuration's own setting, which is trial 0
+Curve = tuple[tuple[int, float], ...]  # (epoch, val SumR), in order of epochs
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One trial. `number` counts from 0 in the order of proposal; SumR is of the val split."""
+class TrialRecord:
+    """One trial. `number` counts from 0 in the order of proposal; every SumR is of the val split."""
 
     number: int
-    state: str  # finished, pruned, failed, running, waiting
+    state: State
     best_sumr: float | None
     best_epoch: int | None
-    epochs: int
-    values: dict[str, Any]
+    epochs: int  # finished so far
+    values: dict[str, Any]  # proposed, by dotted key
     last_sumr: float | None = None
-    checkpoint: str | None = None
-    error: str | None = None
+    checkpoint: str | None = None  # of the best epoch, None if it was not kept
+    error: str | None = None  # why the trial failed
+    curve: Curve = ()
+    cost: float | None = None  # the value of the second objective
+    seconds: float | None = None  # of training
+    infeasible: bool = False  # breaks a constraint: proposed, but never trained
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether the trial finished or was pruned, which is when it may have a checkpoint."""
+        return self.state in ("finished", "pruned")
 
-def entry_of(trial: FrozenTrial) -> Entry:
-    """A trial as the study knows it."""
-    told, curve = trial.user_attrs, trial.intermediate_values
-    best_epoch = told.get("best_epoch") or max(curve, key=lambda epoch: curve[epoch], default=None)
-    best = told.get("best_SumR")
-    if best is None and best_epoch is not None:
-        best = curve[best_epoch]
-    epochs = told.get("epochs") or max(curve, default=0)
-    last = curve.get(epochs)
-    reason = told.get("reason") if trial.state == TrialState.FAIL else None
-    return Entry(trial.number, STATES[trial.state], best, best_epoch, epochs, dict(trial.params), last, error=reason)
+    def best_until(self, epoch: int) -> float | None:
+        """Return the best SumR up to an epoch, or None if no epoch up to it is recorded."""
+        return max((sumr for finished, sumr in self.curve if finished <= epoch), default=None)
 
+    @classmethod
+    def from_study(cls, trial: FrozenTrial, curve: Curve = ()) -> TrialRecord:
+        """Convert an Optuna trial.
 
-def ranked(entries: Iterable[Entry]) -> list[Entry]:
-    """Best val SumR first; failed trials and those without any last, the earlier proposed first among equals."""
-
-    def place(entry: Entry) -> tuple[bool, float, int]:
-        sumr = float("-inf") if entry.best_sumr is None else entry.best_sumr
-        return entry.state == "failed", -sumr, entry.number
-
-    return sorted(entries, key=place)
-
-
-def table(entries: Sequence[Entry], keys: Sequence[str]) -> list[str]:
-    """The lines of a table of trials, with a column for each searched key's last word."""
-    rows = [["trial", "state", "epochs", "SumR", "at", "last", *(key.rsplit(".", 1)[-1] for key in keys)]]
-    for entry in entries:
-        values = [_number(entry.values.get(key)) for key in keys]
-        rows.append(
-            [
-                str(entry.number),
-                entry.state,
-                str(entry.epochs),
-                _sumr(entry.best_sumr),
-                str(entry.best_epoch or "-"),
-                _sumr(entry.last_sumr),
-                *values,
-            ]
+        `curve` replaces the study's intermediate values; a study with two objectives has none.
+        """
+        attributes, objectives = trial.user_attrs, trial.values or []
+        curve = curve or finite_curve(trial.intermediate_values.items())
+        best_epoch, best_sumr = attributes.get("best_epoch"), _finite(attributes.get("best_SumR"))
+        if best_sumr is None and trial.state.name == "COMPLETE":
+            best_sumr = _finite(objectives[0])
+        if curve:
+            top_epoch, top_sumr = max(curve, key=lambda point: (point[1], -point[0]))
+            best_epoch = best_epoch or top_epoch
+            best_sumr = top_sumr if best_sumr is None else best_sumr
+        epochs = attributes.get("epochs") or (curve[-1][0] if curve else 0)
+        return cls(
+            number=trial.number,
+            state=STATES[trial.state.name],
+            best_sumr=best_sumr,
+            best_epoch=best_epoch,
+            epochs=epochs,
+            values=dict(trial.params),
+            last_sumr=dict(curve).get(epochs),
+            error=attributes.get("reason") if trial.state.name == "FAIL" else None,
+            curve=curve,
+            cost=_finite(objectives[1]) if len(objectives) > 1 else None,
+            seconds=_finite(attributes.get("seconds")),
+            infeasible=bool(attributes.get("infeasible")),
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [" | ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the trial's entry in `leaderboard.json`. The fields from `curve` on are not part of it."""
+        return {
+            "number": self.number,
+            "state": self.state,
+            "best_sumr": self.best_sumr,
+            "best_epoch": self.best_epoch,
+            "epochs": self.epochs,
+            "values": self.values,
+            "last_sumr": self.last_sumr,
+            "checkpoint": self.checkpoint,
+            "error": self.error,
+        }
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> TrialRecord:
+        """Read an entry of `leaderboard.json`. Keys that an earlier version did not write may be missing."""
+        return cls(
+            number=entry["number"],
+            state=entry["state"],
+            best_sumr=entry.get("best_sumr"),
+            best_epoch=entry.get("best_epoch"),
+            epochs=entry.get("epochs") or 0,
+            values=dict(entry.get("values") or {}),
+            last_sumr=entry.get("last_sumr"),
+            checkpoint=entry.get("checkpoint"),
+            error=entry.get("error"),
+        )
 
 
-def _sumr(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
+def rank_trials(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Sort by best SumR, highest first, and by number among equals. Trials that failed or have no SumR come last."""
+
+    def key(trial: TrialRecord) -> tuple[bool, float, int]:
+        return trial.state == "failed", math.inf if trial.best_sumr is None else -trial.best_sumr, trial.number
+
+    return sorted(trials, key=key)
 
 
-def _number(value: Any) -> str:
-    return "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+def best_trial(trials: Iterable[TrialRecord]) -> TrialRecord | None:
+    """Return the trial with the highest SumR, or None if no epoch has finished. Failed trials do not count."""
+    candidates = [trial for trial in trials if trial.best_sumr is not None and trial.state != "failed"]
+    return rank_trials(candidates)[0] if candidates else None
 
 
 @dataclass(frozen=True)
 class FinalRun:
-    """One training of a candidate: what val chose, and the one reading of test. SumR in percent, summed over four ranks."""
+    """One training of a candidate, and the result of its single evaluation on test."""
 
-    seed: int
-    val_SumR: float
-    best_epoch: int
-    checkpoint: str
-    test: dict[str, Any]
+    seed: int | None
+    val_sumr: float | None  # the best of its epochs
+    best_epoch: int | None
+    checkpoint: str | None  # of the best epoch
+    test: dict[str, Any]  # as `evaluate --json` prints it
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the run's entry in `final.json`."""
+        return {
+            "seed": self.seed,
+            "val_SumR": self.val_sumr,
+            "best_epoch": self.best_epoch,
+            "checkpoint": self.checkpoint,
+            "test": self.test,
+        }
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> FinalRun:
+        """Read a run's entry in `final.json`; only its seed and test result are required."""
+        return cls(
+            seed=entry["seed"],
+            val_sumr=entry.get("val_SumR"),
+            best_epoch=entry.get("best_epoch"),
+            checkpoint=entry.get("checkpoint"),
+            test=dict(entry["test"]),
+        )
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Values that were trained with several seeds; `mean` and `std` are of test SumR over the seeds."""
+    """A setting to retrain, and its runs: one for each seed."""
 
     name: str  # "trial 5", "trial 5 with the paper's model.registers", or "paper"
-    trial: int
+    trial: int | None  # None: the search's own checkpoint was tested and nothing was retrained
     values: dict[str, Any]
-    best_epoch: int  # of its trial in the search
-    runs: list[FinalRun] = field(default_factory=list)
-    mean: float = float("nan")
-    std: float = float("nan")
-    ablated: str | None = None  # the one key whose value is the paper's in place of the trial's
+    best_epoch: int | None  # of its trial in the search
+    runs: tuple[FinalRun, ...] = ()
+    ablated: str | None = None  # the one key that has the paper's value in place of the trial's
 
     @property
-    def val_mean(self) -> float:
-        """Mean over the seeds of the best val SumR: what chooses among candidates."""
-        return float(np.mean([run.val_SumR for run in self.runs]))
+    def is_paper(self) -> bool:
+        """Whether this is the configuration's own setting."""
+        return self.ablated is None and (self.trial == 0 or self.name == PAPER)
+
+    @property
+    def mean(self) -> float:
+        """Mean test SumR over the seeds; NaN before any run was tested."""
+        return self.mean_of("SumR") if self.runs else math.nan
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation of test SumR over the seeds, or None for fewer than two."""
+        if len(self.runs) < 2:
+            return None
+        return float(np.std([run.test["SumR"] for run in self.runs], ddof=1))
+
+    @property
+    def val_mean(self) -> float | None:
+        """Mean over the seeds of the best val SumR, by which candidates are ranked; None if it is not recorded."""
+        sumrs = [run.val_sumr for run in self.runs if run.val_sumr is not None]
+        return float(np.mean(sumrs)) if sumrs else None
+
+    def mean_of(self, metric: str) -> float:
+        """Return the mean of a test metric over the seeds."""
+        return float(np.mean([run.test[metric] for run in self.runs]))
+
+    def by_moment(self) -> dict[str, list[dict[str, Any]]]:
+        """Return the test results by moment length, one for each seed, for the groups that have queries."""
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for run in self.runs:
+            for name, group in (run.test.get("by_moment") or {}).items():
+                if group["queries"]:
+                    groups.setdefault(name, []).append(group)
+        return groups
+
+    def run_name(self, seed: int) -> str:
+        """Return the name of the directory of one of its trainings: `trial_005-seed_1`."""
+        name = PAPER if self.trial is None or self.name == PAPER else trial_name(self.trial)
+        return f"{name}{f'-paper_{self.ablated}' if self.ablated else ''}-seed_{seed}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the candidate's entry in `final.json`; the standard deviation of one seed is NaN there."""
+        return {
+            "name": self.name,
+            "trial": self.trial,
+            "values": self.values,
+            "best_epoch": self.best_epoch,
+            "runs": [run.to_dict() for run in self.runs],
+            "mean": self.mean,
+            "std": math.nan if self.std is None else self.std,
+            "ablated": self.ablated,
+        }
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> Candidate:
+        """Read a candidate's entry in `final.json`. Mean and standard deviation are computed from the runs again."""
+        return cls(
+            name=entry["name"],
+            trial=entry.get("trial"),
+            values=dict(entry.get("values") or {}),
+            best_epoch=entry.get("best_epoch"),
+            runs=tuple(FinalRun.from_dict(run) for run in entry["runs"]),
+            ablated=entry.get("ablated"),
+        )
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """By how much test SumR of one candidate exceeds another's, and the interval that resampled videos and seeds leave for it."""
+    """By how much one candidate's test SumR exceeds another's, with a bootstrap interval over videos and seeds."""
 
     better: str
     than: str
     difference: float
     interval: tuple[float, float]
-    confidence: float = CONFIDENCE
-    resamples: int = RESAMPLES
+    confidence: float
+    resamples: int
+
+    @property
+    def low(self) -> float:
+        """The lower end of the interval."""
+        return self.interval[0]
+
+    @property
+    def high(self) -> float:
+        """The upper end of the interval."""
+        return self.interval[1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the comparison's entry in `final.json`."""
+        return asdict(self) | {"interval": list(self.interval)}
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> Comparison:
+        """Read a comparison's entry in `final.json`."""
+        low, high = entry["interval"]
+        return cls(
+            better=entry["better"],
+            than=entry["than"],
+            difference=entry["difference"],
+            interval=(low, high),
+            confidence=entry["confidence"],
+            resamples=entry["resamples"],
+        )
 
 
 @dataclass(frozen=True)
 class FinalResult:
-    """All candidates, the one that val chose first.
+    """The tested candidates, the one with the best val SumR first.
 
-    `comparison` is of the best one found with the paper's setting, None where none was; `ablations` are of a trial with itself, ablated.
+    `comparison` compares the best candidate that the search found with the paper's setting; it is None if the search
+    found none. Each of `ablations` compares a trial with itself after one of its values was set back to the paper's.
     """
 
-    candidates: list[Candidate]
-    comparison: Comparison | None
-    ablations: list[Comparison] = field(default_factory=list)
-    with_val: bool = False  # val was learnt from: its SumR says nothing
+    candidates: tuple[Candidate, ...]
+    comparison: Comparison | None = None
+    ablations: tuple[Comparison, ...] = ()
+    with_val: bool = False  # the runs were trained on val too, so that their val SumR means nothing
+    retrained: bool = True  # False: only the search's own best checkpoint was tested
 
     @property
     def chosen(self) -> FinalRun:
-        """The first candidate's best training by val; its first one where val was learnt from."""
-        runs = self.candidates[0].runs
-        return runs[0] if self.with_val else max(runs, key=lambda run: run.val_SumR)
+        """The run whose model is kept in `best/`.
 
-    def lines(self) -> list[str]:
-        """For a person."""
-        lines = []
-        for each in self.candidates:
-            seeds = f"{len(each.runs)} seeds" if len(each.runs) > 1 else "1 seed"
-            val = "trained on val too" if self.with_val else f"val {each.val_mean:.1f}"
-            lines.append(f"{each.name}: test SumR {each.mean:.1f} (standard deviation {each.std:.1f}, {seeds}), {val}")
-        for told in ([self.comparison] if self.comparison else []) + self.ablations:
-            low, high = told.interval
-            lines.append(
-                f"{told.better} against {told.than}: {told.difference:+.1f} test SumR"
-                f" ({told.confidence:.0%} interval {low:+.1f} to {high:+.1f}, videos and seeds resampled)"
-            )
-        if self.candidates[0].name == "paper" and not self.with_val:
-            lines.append("val prefers the paper's setting to what the search found")
-        return lines
+        Of the first candidate's runs, it is the one with the best val SumR, or the first if val was trained on.
+        """
+        runs = self.candidates[0].runs
+        if self.with_val:
+            return runs[0]
+        return max(runs, key=lambda run: -math.inf if run.val_sumr is None else run.val_sumr)
+
+    @property
+    def paper(self) -> Candidate | None:
+        """The configuration's own setting."""
+        return next((candidate for candidate in self.candidates if candidate.is_paper), None)
+
+    @property
+    def comparisons(self) -> tuple[Comparison, ...]:
+        """All comparisons, that with the paper's setting first."""
+        return (*([self.comparison] if self.comparison else []), *self.ablations)
 
     def to_dict(self) -> dict[str, Any]:
-        """By the names of `final.json`."""
+        """Return the part of `final.json` that `tune --json` prints."""
         return {
-            "candidates": [asdict(each) for each in self.candidates],
-            "comparison": asdict(self.comparison) if self.comparison else None,
-            "ablations": [asdict(each) for each in self.ablations],
+            "candidates": [candidate.to_dict() for candidate in self.candidates],
+            "comparison": self.comparison.to_dict() if self.comparison else None,
+            "ablations": [comparison.to_dict() for comparison in self.ablations],
         }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], with_val: bool = False) -> FinalResult:
+        """Read `final.json`, which does not hold `with_val`. Candidates without runs are left out."""
+        comparison = values.get("comparison")
+        return cls(
+            candidates=tuple(Candidate.from_dict(entry) for entry in values["candidates"] if entry["runs"]),
+            comparison=Comparison.from_dict(comparison) if comparison else None,
+            ablations=tuple(Comparison.from_dict(entry) for entry in values.get("ablations") or ()),
+            with_val=with_val,
+        )
+
+
+@dataclass(frozen=True)
+class FinalRecord:
+    """The contents of `final.json`: the final result, what it was tested on, and what is needed to reproduce it."""
+
+    split: str
+    collection: str
+    protocol: str
+    result: FinalResult
+    versions: dict[str, str] = field(default_factory=dict)  # by package
+    commands: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `final.json` holds."""
+        return {
+            "split": self.split,
+            "collection": self.collection,
+            "protocol": self.protocol,
+            **self.result.to_dict(),
+            "versions": self.versions,
+            "commands": list(self.commands),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], with_val: bool = False) -> FinalRecord:
+        """Read `final.json`. Raises `KeyError`, `TypeError`, `ValueError` or `AttributeError` for anything else."""
+        return cls(
+            split=values["split"],
+            collection=values["collection"],
+            protocol=values["protocol"],
+            result=FinalResult.from_dict(values, with_val),
+            versions={name: str(version) for name, version in (values.get("versions") or {}).items()},
+            commands=tuple(values.get("commands") or ()),
+        )
+
+
+def finite_curve(points: Iterable[tuple[int, float]]) -> Curve:
+    """Return the points in order of epochs, without those whose SumR is not finite."""
+    return tuple(sorted((int(epoch), float(sumr)) for epoch, sumr in points if math.isfinite(sumr)))
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None

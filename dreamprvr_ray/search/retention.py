@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from dreamprvr_ray.checkpoints.checkpoint import METRICS
 from dreamprvr_ray.checkpoints.store import CheckpointStore
 from dreamprvr_ray.search.layout import CHECKPOINTS, LEADERBOARD, RUNS, trial_name
-from dreamprvr_ray.search.results import ENDED, Entry, entry_of, ranked
+from dreamprvr_ray.search.results import TrialRecord, rank_trials
 from dreamprvr_ray.search.study import SearchStudy
 from dreamprvr_ray.storage.files import write_text
 from dreamprvr_ray.storage.location import Storage
@@ -25,24 +25,24 @@ class Leaderboard:
         self._dropped: set[int] = set()  # trials that have no checkpoint any more
         self.kept_bytes = 0  # of the checkpoints, when they were looked at last
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[TrialRecord]:
         """All trials, best first, with the checkpoints that are kept."""
-        entries = ranked(entry_of(trial) for trial in self.study.trials())
+        entries = rank_trials(TrialRecord.from_study(trial) for trial in self.study.trials())
         return [
             replace(entry, checkpoint=str(kept)) if (kept := self.checkpoint(entry)) else entry for entry in entries
         ]
 
-    def checkpoint(self, entry: Entry) -> Storage | None:
+    def checkpoint(self, entry: TrialRecord) -> Storage | None:
         """The checkpoint of a trial's best epoch, None where it is not kept."""
-        if entry.state not in ENDED or entry.number in self._dropped or entry.best_epoch is None:
+        if not entry.is_trained or entry.number in self._dropped or entry.best_epoch is None:
             return None
         checkpoint = self._checkpoints(entry).at(entry.best_epoch)
         return checkpoint if checkpoint.exists(METRICS) else None
 
     def update(self) -> None:
         """Writes the file, and deletes the checkpoints that are not to be kept."""
-        entries = ranked(entry_of(trial) for trial in self.study.trials())
-        kept = [entry.number for entry in entries if entry.state in ENDED][: self.keep]
+        entries = rank_trials(TrialRecord.from_study(trial) for trial in self.study.trials())
+        kept = [entry.number for entry in entries if entry.is_trained][: self.keep]
         for entry in entries:
             if entry.number in kept:
                 self._keep_best(entry)
@@ -50,7 +50,7 @@ class Leaderboard:
                 (self.runs / trial_name(entry.number)).delete_directory(CHECKPOINTS)
                 self._dropped.add(entry.number)
         write_text(
-            self.study.out / LEADERBOARD, json.dumps([asdict(entry) for entry in self.entries()], indent=1) + "\n"
+            self.study.out / LEADERBOARD, json.dumps([entry.to_dict() for entry in self.entries()], indent=1) + "\n"
         )
         self.kept_bytes = sum(checkpoint.size() for checkpoint in map(self.checkpoint, entries) if checkpoint)
 
@@ -66,10 +66,10 @@ class Leaderboard:
                     runs.delete_directory(name)
         self.update()
 
-    def _keep_best(self, entry: Entry) -> None:
+    def _keep_best(self, entry: TrialRecord) -> None:
         checkpoints = self._checkpoints(entry)
         if entry.best_epoch is not None and entry.best_epoch in checkpoints.epochs():
             checkpoints.keep_only(entry.best_epoch)
 
-    def _checkpoints(self, entry: Entry) -> CheckpointStore:
+    def _checkpoints(self, entry: TrialRecord) -> CheckpointStore:
         return CheckpointStore(self.runs / trial_name(entry.number) / CHECKPOINTS)

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from dreamprvr_ray.search.progress import current
-from dreamprvr_ray.search.results import Entry, ranked
+from dreamprvr_ray.search.results import TrialRecord, rank_trials
 
 VALUES = {"model.registers": 4, "optimizer.learning_rate": 3e-4}
 ENDED = [
-    Entry(number, "pruned" if number % 2 else "finished", 200.0 + number, 2, 4, VALUES, 200.0) for number in range(8)
+    TrialRecord(number, "pruned" if number % 2 else "finished", 200.0 + number, 2, 4, VALUES, 200.0)
+    for number in range(8)
 ]
-OTHERS = [Entry(8, "running", 190.0, 1, 1, VALUES, 190.0), Entry(9, "waiting", None, None, 0, VALUES)]
+OTHERS = [TrialRecord(8, "running", 190.0, 1, 1, VALUES, 190.0), TrialRecord(9, "waiting", None, None, 0, VALUES)]
 
 
 def trials(lines: list[str]) -> list[int]:
@@ -15,11 +16,11 @@ def trials(lines: list[str]) -> list[int]:
 
 
 def test_while_a_search_runs_its_best_and_its_running_trials_are_shown() -> None:
-    assert trials(current(ranked(ENDED + OTHERS), list(VALUES))) == [7, 6, 5, 4, 3, 8, 9]
+    assert trials(current(rank_trials(ENDED + OTHERS), list(VALUES))) == [7, 6, 5, 4, 3, 8, 9]
 
 
 def test_values_are_shown_where_they_fit_into_a_line() -> None:
-    wide, narrow = (current(ranked(ENDED), list(VALUES), width) for width in (160, 60))
+    wide, narrow = (current(rank_trials(ENDED), list(VALUES), width) for width in (160, 60))
     assert "learning_rate" in wide[0] and "0.0003" in wide[1]
     assert narrow[0].split() == ["trial", "|", "state", "|", "epochs", "|", "SumR", "|", "at", "|", "last"] and all(
         len(line) < 60 for line in narrow
