@@ -9,12 +9,13 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray.train
 
-from dreamprvr_ray.checkpoints.checkpoint import EXPERIMENT
+from dreamprvr_ray.checkpoints.checkpoint import EXPERIMENT, Checkpoint
 from dreamprvr_ray.checkpoints.store import CheckpointStore
 from dreamprvr_ray.command_line import Parser, print_json, run
 from dreamprvr_ray.config import Experiment, load_experiment, parse_overrides
@@ -27,6 +28,18 @@ from dreamprvr_ray.training.loop import fit, with_feature_sizes
 from dreamprvr_ray.training.reporter import EpochResult, Snapshot
 
 
+@dataclass(frozen=True)
+class TimedCheckpoint(Checkpoint):
+    """A checkpoint that notes the processor time of its writing in `row`."""
+
+    row: dict[str, float]
+
+    def write(self, directory: Path) -> None:
+        started = time.thread_time()
+        super().write(directory)
+        self.row["writer_seconds"] = time.thread_time() - started
+
+
 class TimedReporter(RayTrainReporter):
     """Notes how long each report took, and how long its checkpoint's writing kept a processor busy."""
 
@@ -34,22 +47,16 @@ class TimedReporter(RayTrainReporter):
         super().__init__(store, None, 0.0)
         self.rows: list[dict[str, float]] = []
 
-    def report(self, report: EpochResult, snapshot: Snapshot) -> None:
-        row = {"epoch_seconds": report.seconds}
+    def report(self, result: EpochResult, snapshot: Snapshot) -> None:
+        row = {"epoch_seconds": result.seconds}
 
-        def timed() -> Any:
-            write = snapshot()
+        def timed_snapshot() -> Checkpoint:
+            checkpoint = snapshot()
             row["copied_after"] = time.perf_counter() - began
-
-            def write_timed(directory: Path) -> None:
-                started = time.thread_time()
-                write(directory)
-                row["writer_seconds"] = time.thread_time() - started
-
-            return write_timed
+            return TimedCheckpoint(**vars(checkpoint), row=row)
 
         began = time.perf_counter()
-        super().report(report, timed)
+        super().report(result, timed_snapshot)
         row["report_seconds"] = time.perf_counter() - began
         self.rows.append(row)
 

@@ -57,7 +57,7 @@ def test_an_export_evaluates_as_its_checkpoint_and_its_script_retrieves(
         assert len(set(found)) == 5 and set(found) <= set(test.videos)
 
     again = call("export", "--checkpoint", checkpoint, "--out", out)
-    assert again.returncode == 2 and "already there; choose another --out" in again.stderr
+    assert again.returncode == 2 and "already exists; choose another --out" in again.stderr
 
 
 def test_a_checkpoint_in_a_store_is_exported(checkpoint: Path, call: Call, s3: S3, tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_a_place_that_cannot_be_written_is_a_clear_mistake(
 def test_what_is_no_checkpoint_is_not_exported(call: Call, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for source, reason in (
-        (tmp_path / "none", "no such checkpoint"),
+        (tmp_path / "none", "checkpoint does not exist"),
         (tmp_path / "empty", "no checkpoint: it has no weights.safetensors"),
     ):
         done = call("export", "--checkpoint", source, "--out", tmp_path / "out")

@@ -1,7 +1,7 @@
 """Checkpoint directories: `weights.safetensors`, `state.pt`, `experiment.yaml`, `metrics.json`.
 
-They hold tensors and plain values: loading one never executes code. A directory is written under a temporary name and renamed when
-it is whole, so that one which exists can be loaded.
+They hold tensors and plain values only, so loading one never executes code. A directory is written under a temporary name and renamed
+once it is complete, so a directory that exists can be loaded.
 """
 
 from __future__ import annotations
@@ -32,52 +32,54 @@ WEIGHTS, STATE, EXPERIMENT, METRICS = "weights.safetensors", "state.pt", "experi
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model in evaluation mode with the experiment that trained it and what was measured then."""
+    """A model in evaluation mode, the experiment that trained it, and the metrics of its checkpoint."""
 
     model: DreamPRVR
     experiment: Experiment
     metrics: dict[str, Any]
 
 
-def write_checkpoint(
-    directory: Path,
-    weights: Mapping[str, torch.Tensor],
-    experiment: Experiment,
-    metrics: dict[str, Any],
-    state: dict[str, Any] | None,
-) -> None:
-    """Writes the files of a checkpoint into `directory`, which exists; `state` is what resuming needs besides the weights.
+@dataclass(frozen=True)
+class Checkpoint:
+    """The content of a checkpoint directory, in memory."""
 
-    Raises OSError where they cannot be written: both libraries would raise types of their own.
-    """
-    # Stacked branches may be views of one storage: safetensors wants each tensor by itself.
-    _write(directory / WEIGHTS, safetensors.torch.save({name: tensor.contiguous() for name, tensor in weights.items()}))
-    if state is not None:
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        _write(directory / STATE, buffer.getbuffer())
-    _write(directory / EXPERIMENT, experiment.to_yaml().encode())
-    _write(directory / METRICS, (json.dumps(metrics, indent=1) + "\n").encode())
+    weights: Mapping[str, torch.Tensor]
+    state: dict[str, Any] | None  # what resuming needs besides the weights; None if only evaluation matters
+    experiment: Experiment
+    metrics: dict[str, Any]
+
+    def write(self, directory: Path) -> None:
+        """Write the files into `directory`, which must exist. Raises OSError if they cannot be written."""
+        # Serialised in memory and written here: safetensors and torch raise types of their own for a full disk.
+        # safetensors wants each tensor in a storage of its own, and stacked branches may be views of one.
+        weights = {name: tensor.contiguous() for name, tensor in self.weights.items()}
+        _write(directory / WEIGHTS, safetensors.torch.save(weights))
+        if self.state is not None:
+            buffer = io.BytesIO()
+            torch.save(self.state, buffer)
+            _write(directory / STATE, buffer.getbuffer())
+        _write(directory / EXPERIMENT, self.experiment.to_yaml().encode())
+        _write(directory / METRICS, (json.dumps(self.metrics, indent=1) + "\n").encode())
 
 
 def _write(path: Path, data: bytes | memoryview) -> None:
     with path.open("wb") as file:
         file.write(data)
         file.flush()
-        os.fsync(file.fileno())  # or a machine that loses power may keep the name of an empty file
+        os.fsync(file.fileno())  # otherwise a power failure can leave the file's name without its content
 
 
 def read_state(directory: Path) -> dict[str, Any]:
-    """What resuming needs besides the weights. Raises `UserError` where it is missing or damaged."""
+    """Read what resuming needs besides the weights. Raises `UserError` if it is missing or damaged."""
     try:
         state: dict[str, Any] = torch.load(directory / STATE, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(
-            f"{directory}: has no {STATE}: it can be evaluated, but training cannot resume from it"
+            f"{directory}: has no {STATE}: the checkpoint can be evaluated, but training cannot resume from it"
         ) from None
-    except pickle.UnpicklingError:  # its text advises to load the file all the same
+    except pickle.UnpicklingError:  # torch's message suggests loading the file without this protection
         raise UserError(
-            f"{directory / STATE}: damaged, or holds more than tensors and plain values: not loaded"
+            f"{directory / STATE}: damaged, or contains objects other than tensors and plain values"
         ) from None
     except Exception as error:  # torch.load raises many types for damaged files
         raise UserError(f"{directory / STATE}: damaged: {first_line(error)}") from None
@@ -85,50 +87,52 @@ def read_state(directory: Path) -> dict[str, Any]:
 
 
 def read_weights(directory: Path) -> dict[str, torch.Tensor]:
-    """The weights of a checkpoint, on the CPU. Raises `UserError` where they are missing or damaged."""
+    """Read the weights of a checkpoint onto the CPU. Raises `UserError` if they are missing or damaged."""
     try:
         return safetensors.torch.load_file(directory / WEIGHTS)
     except FileNotFoundError:
-        raise UserError(f"{directory}: no checkpoint: it has no {WEIGHTS}") from None
+        raise UserError(f"{directory}: not a checkpoint: it has no {WEIGHTS}") from None
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"{directory / WEIGHTS}: damaged: {first_line(error)}") from None
 
 
 def load_model(path: Path) -> TrainedModel:
-    """The model of a checkpoint directory, or of a checkpoint file of the authors' release.
+    """Load the model of a checkpoint directory, or of a checkpoint file of the authors' release.
 
-    Raises `UserError` where the path is neither, where a file is damaged, or where weights do not fit the configuration.
+    Raises `UserError` if the path is neither, if a file is damaged, or if the weights do not fit the configuration.
     """
     if path.is_file():
-        theirs = read_authors_checkpoint(path)
-        experiment, weights, metrics = theirs.experiment, theirs.weights, {"epoch": theirs.epoch}
+        authors = read_authors_checkpoint(path)
+        experiment, weights, metrics = authors.experiment, authors.weights, {"epoch": authors.epoch}
     elif path.is_dir():
         weights = read_weights(path)
         experiment = load_experiment(path / EXPERIMENT)
         metrics = read_json(path / METRICS)
     else:
-        raise UserError(f"{path}: no such checkpoint")
-    with torch.random.fork_rng(devices=[]):  # the initial weights are replaced: leave the caller's generator alone
+        raise UserError(f"{path}: checkpoint does not exist")
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # initial weights are drawn and then replaced: keep the caller's generator as it is
         data = experiment.data
         model = DreamPRVR(experiment.model, data.video_size, data.text_size, data.trim_frames)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(
-            f"{path}: the weights do not fit its {EXPERIMENT}: {' '.join(str(error).split())[:300]}"
+            f"{path}: the weights do not match {EXPERIMENT}: {' '.join(str(error).split())[:300]}"
         ) from None
     return TrainedModel(model.eval(), experiment, metrics)
 
 
 def export_checkpoint(source: Path, target: Path) -> dict[str, Any]:
-    """Copies what evaluating a checkpoint needs into a new directory, with a script that retrieves with it; returns its metrics.
+    """Copy what evaluation needs of a checkpoint into a new directory, add a retrieval script, and return the metrics.
 
-    Raises `UserError` where `source` is no checkpoint that can be loaded, or `target` exists.
+    Raises `UserError` if `source` is not a checkpoint that can be loaded, or if `target` exists.
     """
     if target.exists():
-        raise UserError(f"{target}: already there; choose another --out")
+        raise UserError(f"{target} already exists; choose another --out")
     if not source.is_dir():
-        raise UserError(f"{source}: no such checkpoint")
+        raise UserError(f"{source}: checkpoint does not exist")
     metrics = load_model(source).metrics
     with replacing(target) as directory:
         for path in source.iterdir():
@@ -140,9 +144,9 @@ def export_checkpoint(source: Path, target: Path) -> dict[str, Any]:
 
 
 def copy_checkpoint(source: Path, target: Path) -> dict[str, Any]:
-    """Copies a checkpoint directory, whole or not at all; returns its metrics."""
+    """Copy a checkpoint directory atomically and return its metrics."""
     if not source.is_dir():
-        raise UserError(f"{source}: no such checkpoint")
+        raise UserError(f"{source}: checkpoint does not exist")
     with replacing(target) as directory:
         copy_files(source, directory)
     return read_json(target / METRICS)

@@ -1,7 +1,7 @@
-"""The checkpoints of one training, wherever they are kept: the best epoch's and the latest, written beside the training.
+"""The checkpoints of one training in a directory or an object store: the best and the latest, written in the background.
 
-STORE/epoch-0007/   as `checkpoints` describes it; one that has `metrics.json` is whole
-STORE/owner         whose writes count: workers of a killed driver write on for seconds, beside the run that goes on from their checkpoints
+STORE/epoch-0007/   one checkpoint, as `checkpoints.checkpoint` describes it; complete once it has `metrics.json`
+STORE/owner         the id of the current writer: workers of a killed driver can keep writing for seconds while the run is resumed
 """
 
 from __future__ import annotations
@@ -15,42 +15,43 @@ from pathlib import Path
 from typing import Any
 
 from dreamprvr_ray.checkpoints.checkpoint import METRICS
-from dreamprvr_ray.errors import Failure, ObjectStoreError
+from dreamprvr_ray.errors import Failure, ObjectStoreError, first_line
 from dreamprvr_ray.storage.files import parse_json
 from dreamprvr_ray.storage.location import Storage
 
-OWNER = "owner"
+WRITER = "owner"  # the file's name is that of earlier versions
 _NAME = re.compile(r"epoch-(\d+)")
 
 
 class CheckpointStore:
-    """Keeps the best and the latest checkpoint of a training in `storage`, for one owner at a time.
+    """Keeps the best and the latest checkpoint of a training in `storage`, for one writer at a time.
 
-    The latest to take it over is the owner, and the others' writes fail. A store takes over with its first write, unless `owner` says whom
-    it writes for.
+    The process group that claimed the store last is its writer; writes by earlier ones fail. Pass `writer`, the id that `claim` returned
+    elsewhere, to write on behalf of that group. Otherwise the store is claimed by the first write.
     """
 
-    def __init__(self, storage: Storage, owner: str | None = None) -> None:
+    def __init__(self, storage: Storage, writer: str | None = None) -> None:
         self.storage = storage
-        self.owner = owner
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self.writer = writer
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
     def epochs(self) -> list[int]:
-        """The epochs whose checkpoint is whole, ascending."""
-        found = (_NAME.fullmatch(name) for name in self.storage.names())
-        return sorted(int(match[1]) for match in found if match and self.storage.exists(f"{match[0]}/{METRICS}"))
+        """Return the epochs that have a complete checkpoint, ascending."""
+        matches = (_NAME.fullmatch(name) for name in self.storage.names())
+        return sorted(int(match[1]) for match in matches if match and self.storage.exists(f"{match[0]}/{METRICS}"))
 
     def metrics(self) -> dict[str, Any] | None:
-        """What was measured at the latest checkpoint; None where there is none."""
+        """Return `metrics.json` of the latest checkpoint, or None if there is no checkpoint."""
         epochs = self.epochs()
-        return (
-            parse_json(self.at(epochs[-1]).read_text(METRICS), f"{self.at(epochs[-1])}/{METRICS}") if epochs else None
-        )
+        if not epochs:
+            return None
+        latest = self.at(epochs[-1])
+        return parse_json(latest.read_text(METRICS), f"{latest}/{METRICS}")
 
     @contextmanager
     def latest(self) -> Iterator[Path | None]:
-        """The latest checkpoint as files on this machine; None where there is none."""
+        """Open the latest checkpoint as a local directory; None if there is no checkpoint."""
         epochs = self.epochs()
         if not epochs:
             yield None
@@ -60,7 +61,7 @@ class CheckpointStore:
 
     @contextmanager
     def best(self) -> Iterator[Path | None]:
-        """The checkpoint of the best epoch, as the latest one says; None where there is none."""
+        """Open the checkpoint of the best epoch as a local directory; None if there is no checkpoint."""
         metrics = self.metrics()
         if metrics is None:
             yield None
@@ -69,64 +70,67 @@ class CheckpointStore:
             yield directory
 
     def at(self, epoch: int) -> Storage:
-        """Where the checkpoint of this epoch is, if it is kept."""
+        """Return the location of this epoch's checkpoint, which may not exist."""
         return self.storage / _name(epoch)
 
     @contextmanager
     def opened(self, epoch: int) -> Iterator[Path]:
-        """The checkpoint of this epoch as files on this machine."""
+        """Open this epoch's checkpoint as a local directory."""
         with self.at(epoch).opened() as directory:
             yield directory
 
     def keep_only(self, epoch: int) -> None:
-        """Deletes the checkpoints of all other epochs."""
+        """Delete the checkpoints of all other epochs."""
         for name in self.storage.names():
-            if name not in (OWNER, _name(epoch)):
+            if name not in (WRITER, _name(epoch)):
                 self.storage.delete_directory(name, first=METRICS)
 
-    def take_over(self) -> str:
-        """Makes this store the owner, to be called before reading what to go on from; returns the `owner` for stores that write for it."""
-        self.owner = uuid.uuid4().hex
-        self.storage.write_text(OWNER, self.owner)
-        return self.owner
+    def claim(self) -> str:
+        """Make this store the writer and return its id. Call it before reading the checkpoint to resume from."""
+        self.writer = uuid.uuid4().hex
+        self.storage.write_text(WRITER, self.writer)
+        return self.writer
 
     def write(self, epoch: int, best_epoch: int, write: Callable[[Path], None]) -> None:
-        """Keeps a checkpoint, written in the background, and drops those that are neither it nor the best one's.
+        """Write a checkpoint in the background, then delete all but this one and the best epoch's.
 
-        Waits for the one before. Raises `Failure` where that one could not be written.
+        `write` writes the checkpoint's files into a directory. Waits for the previous checkpoint first and raises what `wait` raises.
         """
         self.wait()
-        self._pending = self._writer.submit(self._write, epoch, best_epoch, write)
+        self._pending = self._thread.submit(self._write, epoch, best_epoch, write)
 
     def wait(self) -> None:
-        """Until the last checkpoint is written. Raises `Failure` where it could not be, `ObjectStoreError` where trying again may help."""
+        """Wait until the last checkpoint is written.
+
+        Raises `Failure` if it could not be written, `ObjectStoreError` if a retry may help.
+        """
         pending, self._pending = self._pending, None
         if pending:
             pending.result()
 
     def _write(self, epoch: int, best_epoch: int, write: Callable[[Path], None]) -> None:
         try:
-            if self.owner is None:
-                self.take_over()
-            self._check_owner()
+            if self.writer is None:
+                self.claim()
+            self._check_writer()
             self.storage.write_directory(_name(epoch), write, last=METRICS)
         except OSError as error:
-            self._check_owner()  # a later one sweeps away what we are writing
-            reason = error.strerror or str(error).splitlines()[0]
-            kept = self.epochs()
-            last = f"the last good one is of epoch {kept[-1]}" if kept else "there is none yet"
-            told = f"{self.storage}: the checkpoint of epoch {epoch} could not be written: {reason}; {last}"
-            raise (Failure if self.storage.directory else ObjectStoreError)(told) from None
-        names = self.storage.names()  # also what killed writers left behind
-        # After the names were listed: whoever takes over from here on finds our checkpoint, and what it writes is not among them.
-        self._check_owner()
+            self._check_writer()  # a later writer deletes what this one has not finished
+            epochs = self.epochs()
+            latest = f"the latest checkpoint is of epoch {epochs[-1]}" if epochs else "no checkpoint exists yet"
+            reason = error.strerror or first_line(error)
+            message = f"{self.storage}: cannot write the checkpoint of epoch {epoch}: {reason}; {latest}"
+            raise (Failure if self.storage.directory else ObjectStoreError)(message) from None
+        names = self.storage.names()  # including incomplete checkpoints of killed writers
+        # Check after listing the names: a writer that claims the store from here on sees this checkpoint, and its own is not listed.
+        self._check_writer()
         for name in names:
-            if name not in (OWNER, _name(epoch), _name(best_epoch)):
+            if name not in (WRITER, _name(epoch), _name(best_epoch)):
                 self.storage.delete_directory(name, first=METRICS)
 
-    def _check_owner(self) -> None:
-        if self.storage.read_text(OWNER) != self.owner:
-            raise Failure(f"{self.storage}: a later run has taken this training over; this one stops")
+    def _check_writer(self) -> None:
+        if self.storage.read_text(WRITER) != self.writer:
+            raise Failure(f"{self.storage}: another run has resumed this training; this one stops")
 
 
 def _name(epoch: int) -> str:

@@ -42,7 +42,8 @@ from dreamprvr_ray.runtime.resources import machines
 from dreamprvr_ray.runtime.session import ray_session
 from dreamprvr_ray.storage.files import copy_files, read_json
 from dreamprvr_ray.storage.location import Storage, absolute
-from dreamprvr_ray.training.loop import TrainingDiverged, fit, with_feature_sizes
+from dreamprvr_ray.training.failure import TrainingDiverged
+from dreamprvr_ray.training.loop import fit, with_feature_sizes
 from dreamprvr_ray.training.reporter import EpochResult, Snapshot
 from dreamprvr_ray.yaml_files import parse_yaml
 
@@ -126,7 +127,7 @@ def train(
                 "experiment": experiment.model_dump(),
                 "shards": absolute(shards),
                 "run": storage.location,
-                "owner": store.take_over(),
+                "owner": store.claim(),
                 "reports": Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here}),
             }
             settings = run_config(storage, storage.name, experiment)
@@ -246,11 +247,11 @@ class Follower:
     def latest_checkpoint(self) -> AbstractContextManager[Path | None]:
         return nullcontext()
 
-    def first_step(self) -> None:
+    def on_training_start(self) -> None:
         pass
 
-    def report(self, report: EpochResult, snapshot: Snapshot) -> None:
-        ray.train.report(report.to_dict())
+    def report(self, result: EpochResult, snapshot: Snapshot) -> None:
+        ray.train.report(result.to_dict())
 
 
 class RayTrainReporter:
@@ -267,24 +268,24 @@ class RayTrainReporter:
     def latest_checkpoint(self) -> AbstractContextManager[Path | None]:
         return self.store.latest()
 
-    def first_step(self) -> None:
+    def on_training_start(self) -> None:
         if self.reports is not None:
             first = FirstStep(ray.train.get_context().get_world_size(), self.entered, time.time())
             self.reports.put({"first_step": asdict(first)})
 
-    def report(self, report: EpochResult, snapshot: Snapshot) -> None:
-        keep_checkpoint(self.store, report, snapshot)
-        print(report.line(), flush=True)  # into the worker's log, which the dashboard shows
-        ray.train.report(report.to_dict())
+    def report(self, result: EpochResult, snapshot: Snapshot) -> None:
+        keep_checkpoint(self.store, result, snapshot)
+        print(result.line(), flush=True)  # into the worker's log, which the dashboard shows
+        ray.train.report(result.to_dict())
         if self.reports is not None:
-            sent = report.sent.line() if report.sent else None
-            self.reports.put({"line": report.line(), "sent": sent, "scalars": report.to_dict()})
+            sent = result.traffic.line() if result.traffic else None
+            self.reports.put({"line": result.line(), "sent": sent, "scalars": result.to_dict()})
 
 
-def keep_checkpoint(store: CheckpointStore, report: EpochResult, snapshot: Snapshot) -> None:
+def keep_checkpoint(store: CheckpointStore, result: EpochResult, snapshot: Snapshot) -> None:
     """Has an epoch's checkpoint written beside the training, the last one before the training ends."""
-    store.write(report.epoch, report.best_epoch, snapshot())
-    if report.finished:
+    store.write(result.epoch, result.best_epoch, snapshot().write)
+    if result.finished:
         store.wait()
 
 

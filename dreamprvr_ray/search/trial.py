@@ -26,6 +26,7 @@ from dreamprvr_ray.runtime.ray_internals import Trainer
 from dreamprvr_ray.runtime.train_run import WorkerGroup, keep_checkpoint, run_config, run_group, train_worker
 from dreamprvr_ray.search.layout import CHECKPOINTS, SEARCH, trial_name
 from dreamprvr_ray.storage.location import Storage
+from dreamprvr_ray.training.failure import is_out_of_memory
 from dreamprvr_ray.training.loop import fit
 from dreamprvr_ray.training.reporter import EpochResult, Snapshot
 
@@ -74,11 +75,6 @@ def run_trial(values: dict[str, Any], job: TrialJob) -> None:
         _report_failure(error, out_of_memory=True)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU or this machine had no memory left: torch has no type for the latter."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
-
-
 def _report_failure(error: BaseException, out_of_memory: bool = False) -> None:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     tune.report({FAILURE: reason, OUT_OF_MEMORY: out_of_memory})
@@ -99,7 +95,7 @@ def _train(values: dict[str, Any], job: TrialJob) -> None:
         flush=True,
     )
     store = CheckpointStore(run / CHECKPOINTS)
-    owner = store.take_over()  # from a process of a killed driver's, which may write on for seconds
+    owner = store.claim()  # from a process of a killed driver's, which may write on for seconds
     reporter = TuneReporter(store, job.measure_encoding)
     reached = store.metrics()
     if reached:  # a kill may have come between the checkpoint and its report
@@ -140,14 +136,14 @@ class TuneReporter:
     def latest_checkpoint(self) -> AbstractContextManager[Path | None]:
         return self.store.latest()
 
-    def first_step(self) -> None:
+    def on_training_start(self) -> None:
         pass
 
-    def report(self, report: EpochResult, snapshot: Snapshot) -> None:
-        keep_checkpoint(self.store, report, snapshot)
+    def report(self, result: EpochResult, snapshot: Snapshot) -> None:
+        keep_checkpoint(self.store, result, snapshot)
         self.store.wait()  # the report may stop this trial, and with it what runs beside it
-        print(report.line(), flush=True)  # into the process's log, which the dashboard shows
-        self.send(report.to_dict())
+        print(result.line(), flush=True)  # into the process's log, which the dashboard shows
+        self.send(result.to_dict())
 
     def send(self, metrics: dict[str, Any]) -> None:
         """Reports an epoch's metrics; with the last ones, if asked for, how long the best model takes to encode a video."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, astuple, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -21,25 +20,22 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_map_only
 
-from dreamprvr_ray.checkpoints.checkpoint import EXPERIMENT, read_state, read_weights, write_checkpoint
+from dreamprvr_ray.checkpoints.checkpoint import EXPERIMENT, Checkpoint, read_state, read_weights
 from dreamprvr_ray.config import CLIPS, FRAMES, Experiment, load_experiment
 from dreamprvr_ray.data.batches import collate, plan_epoch, prefetch
 from dreamprvr_ray.data.resident import ResidentSplit
 from dreamprvr_ray.data.shards import Manifest, ShardSet, Split
 from dreamprvr_ray.device import autocast, best_device
 from dreamprvr_ray.distributed import Traffic, Workers, token_traffic
-from dreamprvr_ray.errors import Failure, UserError
+from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.evaluation.retrieval import evaluate
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
+from dreamprvr_ray.training.failure import TrainingDiverged
 from dreamprvr_ray.training.gradient_step import GradientPass
 from dreamprvr_ray.training.losses import Losses
 from dreamprvr_ray.training.objective import StepRandomness, stream_seed
 from dreamprvr_ray.training.optimizer import PartwiseAdam, build_optimizer
-from dreamprvr_ray.training.reporter import EpochResult, Reporter, Sent
-
-
-class TrainingDiverged(Failure):
-    """The loss is not a number any more."""
+from dreamprvr_ray.training.reporter import EpochResult, Reporter, StepTraffic
 
 
 @dataclass(frozen=True)
@@ -138,9 +134,11 @@ def fit(
         per_epoch = (now - started) / (progress.epoch - first_epoch)
         report = EpochResult(
             epoch=progress.epoch,
-            epochs=training.epochs,
+            planned_epochs=training.epochs,
             losses=epoch.losses,
-            metrics=retrieval.to_dict(),
+            recall=retrieval.recall.at,
+            median_rank=retrieval.median_rank,
+            ties=retrieval.ties,
             sumr=retrieval.recall.sumr,
             best_sumr=progress.best_sumr,
             best_epoch=progress.best_epoch,
@@ -150,7 +148,7 @@ def fit(
             seconds_left=0.0 if progress.finished else per_epoch * (training.epochs - progress.epoch),
             waited=epoch.waited / epoch.seconds,
             gpu_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
-            sent=epoch.sent,
+            traffic=epoch.sent,
             finished=progress.finished,
         )
         reporter.report(report, partial(_snapshot, model, optimizer, experiment, progress, report, shards.manifest))
@@ -163,7 +161,7 @@ class _Epoch:
     learning_rate: float
     seconds: float
     waited: float
-    sent: Sent | None
+    sent: StepTraffic | None
 
 
 def _train_epoch(
@@ -198,7 +196,7 @@ def _train_epoch(
         batch = next(batches).to(device)
         waited += time.perf_counter() - asked
         if waiting:
-            waiting.first_step()
+            waiting.on_training_start()
             waiting = None
         division = workers.division(queries_per_video[videos])
         token_bytes += token_traffic(division.videos, CLIPS + FRAMES, experiment.model.hidden_size)
@@ -225,9 +223,9 @@ def _train_epoch(
     return _Epoch(means, optimizer.param_groups[0]["lr"], time.perf_counter() - started, waited, sent)
 
 
-def _sent(traffic: Traffic, token_bytes: int, steps: int) -> Sent:
+def _sent(traffic: Traffic, token_bytes: int, steps: int) -> StepTraffic:
     megabytes = 1e6 * steps
-    return Sent(traffic.loss / megabytes, traffic.gradients / megabytes, token_bytes / megabytes)
+    return StepTraffic(traffic.loss / megabytes, traffic.gradients / megabytes, token_bytes / megabytes)
 
 
 def _snapshot(
@@ -237,15 +235,15 @@ def _snapshot(
     progress: Progress,
     report: EpochResult,
     manifest: Manifest,
-) -> Callable[[Path], None]:
-    """Copies the state of the training to the CPU's memory; the result writes its checkpoint into a directory."""
+) -> Checkpoint:
+    """Copy the state of the training to the CPU's memory."""
     metrics: dict[str, Any] = report.to_dict() | {"collection": manifest.collection, "protocol": manifest.protocol}
     weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
     state = {
         "progress": asdict(progress),
         "optimizer": tree_map_only(torch.Tensor, lambda t: t.to("cpu", copy=True), optimizer.state_dict()),
     }
-    return partial(write_checkpoint, weights=weights, experiment=experiment, metrics=metrics, state=state)
+    return Checkpoint(weights, state, experiment, metrics)
 
 
 def _restore(checkpoint: Path, model: DreamPRVR, optimizer: PartwiseAdam, experiment: Experiment) -> Progress:

@@ -1,128 +1,180 @@
-"""What the training loop tells of an epoch, and to whom: the loop knows a `Reporter` and neither Ray Train nor Ray Tune."""
+"""The result of an epoch and where it is reported. The training loop knows a `Reporter`; it knows neither Ray Train nor Ray Tune."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from dreamprvr_ray.checkpoints.checkpoint import copy_checkpoint
+from dreamprvr_ray.checkpoints.checkpoint import Checkpoint, copy_checkpoint
+from dreamprvr_ray.checkpoints.store import CheckpointStore
+from dreamprvr_ray.evaluation.retrieval import RECALL_RANKS
 from dreamprvr_ray.storage.files import replacing
+
+NAN = float("nan")
+LOSS, RECALL, TRAFFIC = "loss/", "R@", "sent_MB/"  # prefixes of keys in `EpochResult.to_dict`
 
 
 @dataclass(frozen=True)
-class Sent:
-    """Megabytes that the first worker sends to the others in a training step, on average."""
+class StepTraffic:
+    """Megabytes that the first worker sends to the others in a training step, averaged over an epoch."""
 
     loss: float  # query embeddings, score columns and their gradients
-    gradients: float  # the parameters'
-    video_tokens: float  # what gathering all video tokens, in place of `loss`, would take
+    gradients: float  # gradients of the parameters
+    video_tokens: float  # what gathering all video tokens would take instead of `loss`
 
     def line(self) -> str:
-        """The line that a person reads."""
+        """Return a one-line summary."""
         return (
-            f"a worker sends {self.loss:.1f} MB a step for the loss ({self.video_tokens:.1f} MB if video tokens were gathered)"
-            f" and {self.gradients:.1f} MB of gradients"
+            f"each worker sends {self.loss:.1f} MB per step for the loss"
+            f" ({self.video_tokens:.1f} MB if video tokens were gathered) and {self.gradients:.1f} MB of gradients"
         )
 
 
 @dataclass(frozen=True)
 class EpochResult:
-    """One finished epoch. `epoch` counts finished epochs, from 1; SumR and recall are of the val split, in percent."""
+    """The result of one finished epoch. SumR and recall are measured on the val split, in percent.
 
-    epoch: int
-    epochs: int
-    losses: dict[str, float]  # means over the epoch's batches, unweighted but `total`
-    metrics: dict[str, Any]  # of the val split, by the names of the commands' JSON
+    `to_dict` gives the flat metrics that lie in `metrics.json` and `epochs.jsonl` and go to TensorBoard and Ray; `from_dict` reads them.
+    """
+
+    epoch: int  # finished epochs, counted from 1
     sumr: float
     best_sumr: float
     best_epoch: int
+    recall: Mapping[int, float]  # by rank: 1, 5, 10, 100
+    median_rank: float
+    ties: int  # queries whose video has exactly the score of another one
+    losses: Mapping[str, float]  # means over the epoch's batches; all unweighted except `total`
     learning_rate: float
     videos_per_second: float
-    seconds: float  # of this epoch, evaluation included
-    seconds_left: float  # of this training, if it is not stopped early
-    waited: float  # share of the epoch's training time that was spent waiting for data
-    gpu_bytes: int | None  # the most that the first worker's tensors took of its GPU; None on the CPU
-    sent: Sent | None  # None: one worker, which sends nothing
-    finished: bool  # the last epoch: all are done, or patience is used up
+    seconds: float  # duration of this epoch, evaluation included
+    seconds_left: float  # estimated time until the last epoch ends, without early stopping
+    waited: float  # share of the epoch's training time spent waiting for data
+    finished: bool  # whether training is over: all epochs are done, or patience has run out
+    gpu_bytes: int | None = None  # peak memory of the first worker's tensors on its GPU; None on the CPU
+    traffic: StepTraffic | None = None  # None with a single worker
+    encode_ms: float | None = None  # time to encode a video; measured by searches that trade SumR against it
+    planned_epochs: int | None = None  # not stored: None for a result that was read
 
     def to_dict(self) -> dict[str, Any]:
-        """Flat metrics for Ray, TensorBoard and `metrics.json`."""
-        recall = {key: self.metrics[key] for key in ("R@1", "R@5", "R@10", "R@100", "median_rank", "ties")}
+        """Return flat metrics for Ray, TensorBoard, `metrics.json` and `epochs.jsonl`."""
+        traffic = asdict(self.traffic) if self.traffic else {}
         return {
             "epoch": self.epoch,
             "SumR": self.sumr,
             "best_SumR": self.best_sumr,
             "best_epoch": self.best_epoch,
-            **recall,
-            **{f"loss/{name}": value for name, value in self.losses.items()},
+            **{f"{RECALL}{rank}": value for rank, value in self.recall.items()},
+            "median_rank": self.median_rank,
+            "ties": self.ties,
+            **{f"{LOSS}{name}": value for name, value in self.losses.items()},
             "learning_rate": self.learning_rate,
             "videos_per_second": self.videos_per_second,
             "seconds": self.seconds,
             "seconds_left": self.seconds_left,
             "waited": self.waited,
             **({"gpu_bytes": self.gpu_bytes} if self.gpu_bytes is not None else {}),
-            **({f"sent_MB/{name}": value for name, value in asdict(self.sent).items()} if self.sent else {}),
+            **{f"{TRAFFIC}{name}": value for name, value in traffic.items()},
             "finished": self.finished,
+            **({"encode_ms": self.encode_ms} if self.encode_ms is not None else {}),
         }
 
+    @classmethod
+    def from_dict(cls, metrics: Mapping[str, Any]) -> EpochResult:
+        """Read what `to_dict` wrote, ignoring other keys such as those that Ray Tune adds.
+
+        Measurements that are missing are nan. Raises KeyError if `epoch`, `SumR`, `best_SumR` or `best_epoch` is missing.
+        """
+        traffic = _with_prefix(metrics, TRAFFIC)
+        return cls(
+            epoch=metrics["epoch"],
+            sumr=metrics["SumR"],
+            best_sumr=metrics["best_SumR"],
+            best_epoch=metrics["best_epoch"],
+            recall={rank: metrics.get(f"{RECALL}{rank}", NAN) for rank in RECALL_RANKS},
+            median_rank=metrics.get("median_rank", NAN),
+            ties=metrics.get("ties", 0),
+            losses=_with_prefix(metrics, LOSS),
+            learning_rate=metrics.get("learning_rate", NAN),
+            videos_per_second=metrics.get("videos_per_second", NAN),
+            seconds=metrics.get("seconds", NAN),
+            seconds_left=metrics.get("seconds_left", NAN),
+            waited=metrics.get("waited", NAN),
+            finished=bool(metrics.get("finished", False)),
+            gpu_bytes=metrics.get("gpu_bytes"),
+            traffic=StepTraffic(**traffic) if traffic else None,
+            encode_ms=metrics.get("encode_ms"),
+        )
+
     def line(self) -> str:
-        """The line that a person reads."""
-        recall = " ".join(f"{self.metrics[key]:.1f}" for key in ("R@1", "R@5", "R@10", "R@100"))
+        """Return a one-line summary."""
+        recall = " ".join(f"{value:.1f}" for value in self.recall.values())
         best = "best so far" if self.best_epoch == self.epoch else f"best {self.best_sumr:.1f} at {self.best_epoch}"
         left = "done" if self.finished else f"{duration(self.seconds_left)} left"
-        width = len(str(self.epochs))
+        planned = "" if self.planned_epochs is None else str(self.planned_epochs)
+        epoch = f"{self.epoch:>{len(planned)}}/{planned}" if planned else str(self.epoch)
         return (
-            f"epoch {self.epoch:>{width}}/{self.epochs} | loss {self.losses['total']:.4f} | val R {recall} | SumR {self.sumr:.1f} ({best})"
+            f"epoch {epoch} | loss {self.losses['total']:.4f} | val R {recall} | SumR {self.sumr:.1f} ({best})"
             f" | {self.videos_per_second:.1f} videos/s | {left}"
         )
 
 
-Snapshot = Callable[[], Callable[[Path], None]]
-"""Copies the state of a training; what it returns writes that state's checkpoint into a directory, at any later time."""
+def _with_prefix(metrics: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
+
+
+def latest_result(store: CheckpointStore) -> EpochResult | None:
+    """Return the result at the latest checkpoint of `store`, or None if it has no checkpoint."""
+    metrics = store.metrics()
+    return None if metrics is None else EpochResult.from_dict(metrics)
+
+
+Snapshot = Callable[[], Checkpoint]
+"""Copies the state of a training to memory of the host, from where the checkpoint can be written while training continues."""
 
 
 class Reporter(Protocol):
-    """Where a training keeps its checkpoints and says how far it is. Every worker has one and calls all of it."""
+    """Where a training reports its progress and keeps its checkpoints. Each worker has its own and calls every method."""
 
     def latest_checkpoint(self) -> AbstractContextManager[Path | None]:
-        """The checkpoint to resume from, readable inside the block; None: start anew. Only the first worker's is used."""
+        """Open the checkpoint to resume from, or None to start from scratch. Only the first worker's is used."""
 
-    def first_step(self) -> None:
-        """Hears that everything is ready and the first step begins."""
+    def on_training_start(self) -> None:
+        """Called once, when model and data are ready and the first step is about to run."""
 
-    def report(self, report: EpochResult, snapshot: Snapshot) -> None:
-        """Takes an epoch's report; training goes on when this returns, so `snapshot()` is to be called here, if at all."""
+    def report(self, result: EpochResult, snapshot: Snapshot) -> None:
+        """Called after every epoch. The state changes when this returns: call `snapshot()` before, or not at all."""
 
 
 class DirectoryReporter:
-    """A reporter without Ray, for one worker: `last` and `best` checkpoints in a directory, and the lines of the epochs."""
+    """A reporter without Ray for a single worker. Keeps the `last` and the `best` checkpoint in a directory and prints each epoch."""
 
-    def __init__(self, directory: Path, say: Callable[[str], None] | None = None) -> None:
+    def __init__(self, directory: Path, print_line: Callable[[str], None] | None = None) -> None:
         self.last, self.best = directory / "last", directory / "best"
-        self.say = say
-        self.reports: list[EpochResult] = []
+        self.results: list[EpochResult] = []
+        self._print_line = print_line
 
     def latest_checkpoint(self) -> AbstractContextManager[Path | None]:
         return nullcontext(self.last if self.last.exists() else None)
 
-    def first_step(self) -> None:
+    def on_training_start(self) -> None:
         pass
 
-    def report(self, report: EpochResult, snapshot: Snapshot) -> None:
+    def report(self, result: EpochResult, snapshot: Snapshot) -> None:
         with replacing(self.last) as directory:
-            snapshot()(directory)
-        if report.best_epoch == report.epoch:
+            snapshot().write(directory)
+        if result.best_epoch == result.epoch:
             copy_checkpoint(self.last, self.best)
-        self.reports.append(report)
-        if self.say:
-            self.say(report.line())
+        self.results.append(result)
+        if self._print_line:
+            self._print_line(result.line())
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: 42 s, 3 min 20 s, 2 h 5 min."""
+    """Format seconds for people: 42 s, 3 min 20 s, 2 h 5 min."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"

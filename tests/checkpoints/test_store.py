@@ -20,8 +20,8 @@ import torch
 from support import small_models
 from support.object_store import S3
 
-from dreamprvr_ray.checkpoints.checkpoint import read_state, read_weights, write_checkpoint
-from dreamprvr_ray.checkpoints.store import OWNER, CheckpointStore
+from dreamprvr_ray.checkpoints.checkpoint import Checkpoint, read_state, read_weights
+from dreamprvr_ray.checkpoints.store import WRITER, CheckpointStore
 from dreamprvr_ray.config import load_experiment
 from dreamprvr_ray.errors import Failure
 from dreamprvr_ray.storage.location import Storage
@@ -32,7 +32,7 @@ EXPERIMENT = load_experiment("demo")
 def checkpoint(epoch: int, best_epoch: int, entries: int = 1000) -> Callable[[Path], None]:
     """Writes a checkpoint whose every entry is its epoch."""
     tensor, metrics = torch.full((entries,), float(epoch)), {"epoch": epoch, "best_epoch": best_epoch}
-    return lambda directory: write_checkpoint(directory, {"a": tensor}, EXPERIMENT, metrics, {"b": tensor})
+    return Checkpoint({"a": tensor}, {"b": tensor}, EXPERIMENT, metrics).write
 
 
 @pytest.fixture(params=["disk", "object store"])
@@ -55,7 +55,7 @@ def test_the_best_and_the_latest_are_kept(store: CheckpointStore) -> None:
         assert read_weights(latest)["a"][0] == 4 and read_weights(best)["a"][0] == 2 and read_state(best)["b"][0] == 2
     store.write(5, 5, checkpoint(5, 5))
     store.wait()
-    assert store.epochs() == [5] and store.storage.names() == ["epoch-0005", OWNER]
+    assert store.epochs() == [5] and store.storage.names() == ["epoch-0005", WRITER]
 
 
 def test_one_checkpoint_alone_can_be_kept(store: CheckpointStore) -> None:
@@ -65,7 +65,7 @@ def test_one_checkpoint_alone_can_be_kept(store: CheckpointStore) -> None:
     store.wait()
     assert store.metrics() == {"epoch": 3, "best_epoch": 2}
     store.keep_only(2)
-    assert store.storage.names() == ["epoch-0002", OWNER] and store.epochs() == [2]
+    assert store.storage.names() == ["epoch-0002", WRITER] and store.epochs() == [2]
     assert store.at(2).exists("metrics.json") and not store.at(3).exists("metrics.json")
 
 
@@ -76,7 +76,7 @@ def test_what_a_killed_writer_left_is_no_checkpoint(store: CheckpointStore) -> N
     assert store.epochs() == [1]
     store.write(3, 3, checkpoint(3, 3))
     store.wait()
-    assert store.storage.names() == ["epoch-0003", OWNER]  # swept
+    assert store.storage.names() == ["epoch-0003", WRITER]  # swept
 
 
 class Pause:
@@ -99,25 +99,25 @@ def test_the_writer_of_a_run_that_was_taken_over_stops_and_sweeps_nothing(store:
     store.write(2, 2, late)
     assert late.reached.wait(30)
     later = CheckpointStore(store.storage)
-    owner = later.take_over()
+    writer = later.claim()
     with later.latest() as latest:
         assert latest and read_weights(latest)["a"][0] == 1
     later.write(2, 2, half)
     assert half.reached.wait(30)
     late.go.set()  # it is whole now, and its writer would drop all others
-    with pytest.raises(Failure, match=r"a later run has taken this training over; this one stops$"):
+    with pytest.raises(Failure, match=r"another run has resumed this training; this one stops$"):
         store.wait()
     half.go.set()
     later.wait()
     assert later.epochs() == [2]
 
     store.write(9, 9, checkpoint(9, 9))
-    with pytest.raises(Failure, match="taken this training over"):
+    with pytest.raises(Failure, match="another run has resumed this training"):
         store.wait()
-    same = CheckpointStore(store.storage, owner)  # a worker of the later run, started again
+    same = CheckpointStore(store.storage, writer)  # a worker of the later run, started again
     same.write(3, 3, checkpoint(3, 3))
     same.wait()
-    assert store.storage.names() == ["epoch-0003", OWNER]
+    assert store.storage.names() == ["epoch-0003", WRITER]
 
 
 def test_a_writer_whose_unfinished_checkpoint_is_swept_away_says_why(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_writer_whose_unfinished_checkpoint_is_swept_away_says_why(tmp_path: P
     later.write(3, 3, checkpoint(3, 3))
     later.wait()
     late.go.set()
-    with pytest.raises(Failure, match="taken this training over"):
+    with pytest.raises(Failure, match="another run has resumed this training"):
         store.wait()
     assert later.epochs() == [3]
 
@@ -166,10 +166,10 @@ def test_a_full_disk_is_said_and_keeps_the_last_good_checkpoint(small_disk: Path
     store.write(1, 1, checkpoint(1, 1))
     store.write(2, 1, checkpoint(2, 1, entries=20_000))  # twice 80 kB
     store.write(3, 1, checkpoint(3, 1, entries=20_000))
-    wanted = r"checkpoints: the checkpoint of epoch 3 could not be written: No space left on device; the last good one is of epoch 2$"
+    wanted = r"checkpoints: cannot write the checkpoint of epoch 3: No space left on device; the latest checkpoint is of epoch 2$"
     with pytest.raises(Failure, match=wanted):
         store.wait()
-    assert store.epochs() == [1, 2] and store.storage.names() == ["epoch-0001", "epoch-0002", OWNER]
+    assert store.epochs() == [1, 2] and store.storage.names() == ["epoch-0001", "epoch-0002", WRITER]
     with store.latest() as latest:
         assert latest and read_weights(latest)["a"].eq(2).all()
 
@@ -184,7 +184,7 @@ def write_for_ever(location: Path, told: Connection) -> None:
 
 def test_a_kill_at_any_moment_leaves_whole_checkpoints(tmp_path: Path) -> None:
     moments, context = random.Random(0), multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dreamprvr_ray.checkpoint_store"])  # each process would import torch
+    context.set_forkserver_preload(["dreamprvr_ray.checkpoints.store"])  # each process would import torch
     for run in range(12):
         receiver, sender = context.Pipe(duplex=False)
         writer = context.Process(target=write_for_ever, args=(tmp_path / str(run), sender))
@@ -210,7 +210,7 @@ def test_a_kill_at_any_moment_leaves_whole_checkpoints(tmp_path: Path) -> None:
 def test_a_model_checkpoint_can_be_kept_elsewhere(s3: S3) -> None:
     store, model = CheckpointStore(Storage.of(s3.uri("run"))), small_models.build().float()
     metrics = {"epoch": 1, "best_epoch": 1}
-    store.write(1, 1, lambda directory: write_checkpoint(directory, model.state_dict(), EXPERIMENT, metrics, None))
+    store.write(1, 1, Checkpoint(model.state_dict(), None, EXPERIMENT, metrics).write)
     with store.best() as best:
         assert best is None  # not before it is whole
     store.wait()

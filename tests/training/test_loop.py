@@ -17,7 +17,8 @@ from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.evaluation.retrieval import evaluate
 from dreamprvr_ray.training import gradient_step as recorded
-from dreamprvr_ray.training.loop import Progress, TrainingDiverged, fit, with_feature_sizes
+from dreamprvr_ray.training.failure import TrainingDiverged
+from dreamprvr_ray.training.loop import Progress, fit, with_feature_sizes
 from dreamprvr_ray.training.reporter import DirectoryReporter, EpochResult, Snapshot
 
 CPU = torch.device("cpu")
@@ -61,7 +62,7 @@ def uninterrupted(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -
     """A training of four epochs, with dropout, and with hard negatives from the third on."""
     reporter = DirectoryReporter(tmp_path_factory.mktemp("uninterrupted"))
     report = fit(experiment(), ShardSet.open(demo_shards), reporter, device=CPU)
-    assert report == reporter.reports[-1]
+    assert report == reporter.results[-1]
     return reporter
 
 
@@ -70,7 +71,7 @@ def test_it_learns(shards: ShardSet, tmp_path: Path) -> None:
     small = {"model__branches": 1, "model__registers": 1, "model__diffusion_steps": 1}
     easy = experiment(epochs=9, optimizer__learning_rate=3e-3, loss__hard_negative_start_epoch=99, **small)
     fit(easy, shards, reporter, device=CPU)
-    totals = [report.losses["total"] for report in reporter.reports]
+    totals = [report.losses["total"] for report in reporter.results]
     assert totals[-1] < 0.75 * totals[0]
     train = shards.split("train")
     chance = 100 * (1 + 5 + 10 + 24) / 24
@@ -78,14 +79,16 @@ def test_it_learns(shards: ShardSet, tmp_path: Path) -> None:
     # What is reported is what the checkpoint scores.
     trained = load_model(reporter.best)
     best = evaluate(trained.model, shards.split("val"), 0.5)
-    assert best.recall.sumr == reporter.reports[-1].best_sumr == trained.metrics["SumR"]
-    assert trained.metrics["epoch"] == reporter.reports[-1].best_epoch
+    assert best.recall.sumr == reporter.results[-1].best_sumr == trained.metrics["SumR"]
+    assert trained.metrics["epoch"] == reporter.results[-1].best_epoch
     assert trained.experiment == with_feature_sizes(easy, shards.manifest)
 
 
 def test_reports_say_how_far_it_is(uninterrupted: DirectoryReporter) -> None:
-    reports = uninterrupted.reports
-    assert [report.epoch for report in reports] == [1, 2, 3, 4] and all(report.epochs == 4 for report in reports)
+    reports = uninterrupted.results
+    assert [report.epoch for report in reports] == [1, 2, 3, 4] and all(
+        report.planned_epochs == 4 for report in reports
+    )
     assert [report.finished for report in reports] == [False, False, False, True]
     best = [max(report.sumr for report in reports[:epoch]) for epoch in range(1, 5)]
     assert [report.best_sumr for report in reports] == best
@@ -107,18 +110,18 @@ def test_the_same_seed_repeats_and_another_does_not(
     torch.manual_seed(123)  # what came before is of no influence
     again, other = DirectoryReporter(tmp_path / "again"), DirectoryReporter(tmp_path / "other")
     fit(experiment(), shards, again, device=CPU)
-    assert without_times(again.reports) == without_times(uninterrupted.reports)
+    assert without_times(again.results) == without_times(uninterrupted.results)
     assert equal_weights(again.last, uninterrupted.last)
     fit(experiment(seed=1, epochs=1), shards, other, device=CPU)
-    assert other.reports[0].losses != uninterrupted.reports[0].losses
+    assert other.results[0].losses != uninterrupted.results[0].losses
 
 
 class Stopping(DirectoryReporter):
     """Fails once the second epoch's checkpoint is written."""
 
-    def report(self, report: EpochResult, snapshot: Snapshot) -> None:
-        super().report(report, snapshot)
-        if report.epoch == 2:
+    def report(self, result: EpochResult, snapshot: Snapshot) -> None:
+        super().report(result, snapshot)
+        if result.epoch == 2:
             raise ConnectionError("the node is gone")
 
 
@@ -130,7 +133,7 @@ def test_a_resumed_training_is_the_uninterrupted_one(
         fit(experiment(), shards, stopped, device=CPU)
     torch.manual_seed(5)
     fit(experiment(), shards, resumed, device=CPU)
-    assert without_times(stopped.reports + resumed.reports) == without_times(uninterrupted.reports)
+    assert without_times(stopped.results + resumed.results) == without_times(uninterrupted.results)
     for name in ("last", "best"):
         assert equal_weights(getattr(resumed, name), getattr(uninterrupted, name))
     ours, theirs = (read_state(reporter.last) for reporter in (resumed, uninterrupted))
@@ -143,7 +146,7 @@ def test_a_finished_training_does_nothing(uninterrupted: DirectoryReporter, shar
     before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in uninterrupted.last.iterdir()}
     again = DirectoryReporter(uninterrupted.last.parent)
     assert fit(experiment(), shards, again, device=CPU) is None
-    assert again.reports == []
+    assert again.results == []
     assert before == {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in uninterrupted.last.iterdir()}
 
 
@@ -191,7 +194,7 @@ def test_it_stops_when_patience_is_used_up(shards: ShardSet, tmp_path: Path) -> 
     still = experiment(optimizer__learning_rate=1e-12, patience=1, epochs=50)  # no epoch exceeds the first
     last = fit(still, shards, reporter, device=CPU)
     assert last is not None and (last.epoch, last.best_epoch, last.finished) == (3, 1, True)
-    assert [report.finished for report in reporter.reports] == [False, False, True]
+    assert [report.finished for report in reporter.results] == [False, False, True]
     assert fit(still, shards, DirectoryReporter(tmp_path), device=CPU) is None
 
 
@@ -202,7 +205,7 @@ def test_a_loss_that_is_no_number_ends_the_training(shards: ShardSet, tmp_path: 
         match=r"^epoch 1: the loss is not a number \(.*total\); a lower optimizer.learning_rate may help$",
     ):
         fit(experiment(optimizer__learning_rate=1e6), shards, reporter, device=CPU)
-    assert reporter.reports == [] and not reporter.last.exists()
+    assert reporter.results == [] and not reporter.last.exists()
 
 
 @pytest.mark.parametrize(
@@ -219,7 +222,7 @@ def test_a_loss_that_is_no_number_ends_the_training(shards: ShardSet, tmp_path: 
 def test_odd_settings_train(changes: dict[str, Any], steps: int, shards: ShardSet, tmp_path: Path) -> None:
     reporter = DirectoryReporter(tmp_path)
     fit(experiment(**{"epochs": 1, "model__branches": 1} | changes), shards, reporter, device=CPU)
-    (report,) = reporter.reports
+    (report,) = reporter.results
     assert math.isfinite(report.losses["total"]) and report.finished
     assert all(
         weight.isfinite().all() and weight.dtype == torch.float32 for weight in read_weights(reporter.last).values()
@@ -286,8 +289,8 @@ def test_features_of_two_encoders_cannot_start_alike(shards: ShardSet) -> None:
 def test_with_val_it_learns_from_train_and_val_to_the_last_epoch(shards: ShardSet, tmp_path: Path) -> None:
     reporter = DirectoryReporter(tmp_path)
     fit(experiment(with_val=True, patience=0, epochs=3), shards, reporter, device=CPU)
-    assert [report.best_epoch for report in reporter.reports] == [1, 2, 3]  # nothing is chosen, and nothing stops it
-    assert math.isclose(reporter.reports[-1].best_sumr, reporter.reports[-1].sumr)
+    assert [report.best_epoch for report in reporter.results] == [1, 2, 3]  # nothing is chosen, and nothing stops it
+    assert math.isclose(reporter.results[-1].best_sumr, reporter.results[-1].sumr)
     joined = shards.joined("train", "val")
     assert len(joined) == 34 and joined.videos == [*shards.split("train").videos, *shards.split("val").videos]
     assert (

@@ -146,7 +146,7 @@ def test_a_training_keeps_its_way_of_trimming(demo_shards: Path, tmp_path: Path)
         trained = load_model(reporter.last)
         assert trained.experiment.data.trim_frames == way and trained.model.trimmed == (way == "batch")
         tests.append(evaluate(trained.model, ShardSet.open(demo_shards).split("val"), 0.5).recall.sumr)
-        assert tests[-1] == reporter.reports[-1].sumr
+        assert tests[-1] == reporter.results[-1].sumr
     with pytest.raises(UserError, match=r"trim_frames"):
         fit(
             load_experiment("demo", small | {"data.trim_frames": "exact"}),

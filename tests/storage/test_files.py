@@ -1,0 +1,112 @@
+"""Files and directories are written completely or not at all, and a place that cannot be written is named."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from dreamprvr_ray.errors import NotWritableError, UserError
+from dreamprvr_ray.storage import files
+from dreamprvr_ray.storage.files import read_json, replacing, write_text
+
+
+def test_json_that_is_no_object(tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text("[1]")
+    with pytest.raises(UserError, match=r"list\.json: must hold an object$"):
+        read_json(tmp_path / "list.json")
+
+
+def listing(directory: Path) -> dict[str, str]:
+    return {str(path.relative_to(directory)): path.read_text() for path in directory.rglob("*") if path.is_file()}
+
+
+def fill(directory: Path, text: str) -> None:
+    (directory / "file").write_text(text)
+
+
+@pytest.fixture(params=["exchange", "two renames"])
+def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways of putting a directory in another's place."""
+    if request.param == "two renames":
+        monkeypatch.setattr(files.ctypes, "CDLL", lambda name: object())
+
+
+@pytest.mark.usefixtures("ways")
+def test_a_new_directory_takes_the_place_of_the_old(tmp_path: Path) -> None:
+    target = tmp_path / "a" / "best"
+    for text in ("first", "second", "third"):
+        with replacing(target) as directory:
+            fill(directory, text)
+            assert directory.parent == target.parent  # else the rename is a copy
+        assert listing(tmp_path) == {"a/best/file": text}
+        assert [path.name for path in target.parent.iterdir()] == ["best"]
+    assert target.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("exception", [ValueError, KeyboardInterrupt])
+def test_a_failure_leaves_the_old_directory_and_no_litter(exception: type[BaseException], tmp_path: Path) -> None:
+    target = tmp_path / "best"
+    for expected in ({}, {"best/file": "first"}):
+        with pytest.raises(exception), replacing(target) as directory:
+            fill(directory, "half")
+            raise exception
+        assert listing(tmp_path) == expected
+        assert [path.name for path in tmp_path.iterdir()] == (["best"] if expected else [])
+        with replacing(target) as directory:
+            fill(directory, "first")
+
+
+def test_at_no_time_is_there_no_whole_directory(tmp_path: Path) -> None:
+    target = tmp_path / "best"
+    with replacing(target) as directory:
+        fill(directory, "first")
+    seen = []
+
+    def look(frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
+        # At every line of the module's code: what a kill just here would leave.
+        if frame.f_code.co_filename != files.__file__:
+            return None
+        seen.append((target / "file").read_text() if target.exists() else f"nothing at line {frame.f_lineno}")
+        return look
+
+    tracing = sys.gettrace()
+    sys.settrace(look)
+    try:
+        with replacing(target) as directory:
+            fill(directory, "second")
+    finally:
+        sys.settrace(tracing)
+    assert list(dict.fromkeys(seen)) == ["first", "second"] and seen == sorted(seen)
+
+
+def test_text_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file.json"
+    write_text(path, json.dumps({"a": 1}))
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "half of it, then \ud800")
+    assert listing(tmp_path) == {"new/file.json": '{"a": 1}'}
+    write_text(path, "second")
+    assert listing(tmp_path) == {"new/file.json": "second"}
+
+
+def test_a_place_that_cannot_be_written_is_named_and_no_temporary_name(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path, named, reason in (
+        (Path("/proc/x/a.json"), "/proc/x", "No such file or directory"),
+        (tmp_path / "file" / "run" / "a.json", tmp_path / "file" / "run", "Not a directory"),
+        (tmp_path, tmp_path, "Is a directory"),
+    ):
+        with pytest.raises(NotWritableError) as caught:
+            write_text(path, "")
+        assert str(caught.value) == f"{named}: cannot be written: {reason}"
+    with pytest.raises(NotWritableError) as caught, replacing(Path("/proc/x")):
+        pass
+    assert str(caught.value) == "/proc/x: cannot be written: No such file or directory"
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)  # noqa: S301
