@@ -68,8 +68,8 @@ class ModelConfig(Section):
         default=8,
         ge=1,
         le=16,
-        description="Parallel attention branches in each fusion block, N in the paper: one without a Gaussian width, "
-        "the others with widths 1/4, 1/2, 1, 2, ...",
+        description="Parallel attention branches in each fusion block, N in the paper. One branch has no Gaussian "
+        "width; the others have widths 1/4, 1/2, 1, 2, ...",
     )
     denoiser_layers: Count = Field(default=2, description="Residual layers of the denoiser.")
     dropout: Fraction = Field(
@@ -82,10 +82,11 @@ class ModelConfig(Section):
     )
     initialization: Initialization = Field(
         default="paper",
-        description="Initial weights. paper: all linear weights are drawn from N(0, 0.02). aligned: the input layers "
-        "of queries, clips and frames start from one orthogonal projection, so that the untrained model "
-        "already compares queries and frames as their encoder does. Use aligned only if one encoder "
-        "(CLIP, a sentence encoder) produced both; video and query features must then have the same size.",
+        description="Initial weights: the paper's, or aligned for features of a single encoder. paper: all linear "
+        "weights are drawn from N(0, 0.02). aligned: the input layers of queries, clips and frames start "
+        "from one orthogonal projection, so that the untrained model already compares queries and frames "
+        "as their encoder does. Use aligned only if one encoder (CLIP, a sentence encoder) produced both;"
+        " video and query features must then have the same size.",
     )
 
     @model_validator(mode="after")
@@ -101,9 +102,7 @@ S = TypeVar("S", bound=Section)
 class LossWeights(Section):
     """Weights of the loss terms (docs/model.md, section 3). The two triplet terms have weight 1."""
 
-    clip_nce: NonNegative = Field(
-        description="Weight of the contrastive (InfoNCE) loss on clip scores, l_clip in docs/model.md."
-    )
+    clip_nce: NonNegative = Field(description="Weight of the contrastive (InfoNCE) loss on clip scores, l_clip.")
     frame_nce: NonNegative = Field(description="Weight of the contrastive (InfoNCE) loss on frame scores, l_frame.")
     diversity: NonNegative = Field(
         description="Weight of the diversity loss, which pushes queries of one video apart, l_div."
@@ -125,7 +124,7 @@ class LossConfig(Section):
     """Loss weights, margins and negatives (docs/model.md, section 3)."""
 
     weights: LossWeights
-    margin: Positive = Field(description="Margin of the two triplet losses, in cosine similarity, m in docs/model.md.")
+    margin: Positive = Field(description="Margin m of the two triplet losses, in cosine similarity.")
     diversity_margin: float = Field(
         ge=-1, le=1, description="Margin delta of the diversity loss, added to the cosine of each pair of queries."
     )
@@ -137,8 +136,8 @@ class LossConfig(Section):
     hard_negative_start_epoch: int = Field(
         default=20,
         ge=0,
-        description="Number of epochs in which the triplet losses draw negatives uniformly; after that they use hard "
-        "negatives, and the loss jumps.",
+        description="Number of epochs before the triplet losses switch from uniform to hard negatives. The loss jumps"
+        " there.",
     )
     hard_negative_pool: Count = Field(
         default=20,
@@ -168,18 +167,19 @@ class DataConfig(Section):
     """Feature sizes, and how videos with fewer than 128 frames are padded."""
 
     video_size: Count = Field(
-        description="Size of one video feature vector, Dv in docs/model.md. Training reads it from the shards' "
-        "manifest; this value is used by --dry-run only."
+        description="Size of one video feature vector, Dv. Training reads it from the shards' manifest; this value is"
+        " used by --dry-run only."
     )
     text_size: Count = Field(
-        description="Size of one query token's feature vector, Dt in docs/model.md. Training reads it from the "
-        "shards' manifest; this value is used by --dry-run only."
+        description="Size of one query token's feature vector, Dt. Training reads it from the shards' manifest; this "
+        "value is used by --dry-run only."
     )
     trim_frames: TrimFrames = Field(
         default="exact",
-        description="Padding of videos with fewer than 128 frames. exact: always 128 rows, as in the paper; padded "
-        "rows count in a video's mean and, as zero rows, in its maximum over tokens. batch: a batch is "
-        "only as long as its longest video, and padding never affects a result.",
+        description="Padding of videos with fewer than 128 frames: exact as in the paper, or batch for speed. exact: "
+        "always 128 rows, as in the paper; padded rows count in a video's mean and, as zero rows, in its "
+        "maximum over tokens. batch: a batch is only as long as its longest video, and padding never "
+        "affects a result.",
     )
 
 
@@ -200,20 +200,21 @@ class TrainingConfig(Section):
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto",
-        description="Arithmetic of the matrix products. fp32: float32. bf16: bfloat16 autocast; scores, losses and "
-        "the diffusion stay in float32. auto: bf16 on devices with bfloat16 instructions, otherwise fp32,"
-        " so results may differ between machines.",
+        description="Number format of the matrix products; auto uses bf16 where the device supports it. fp32: "
+        "float32. bf16: bfloat16 autocast; scores, losses and the diffusion schedule stay in float32. "
+        "auto: bf16 on devices with bfloat16 instructions, fp32 on all others, so results can differ "
+        "between machines; set fp32 or bf16 to compare numbers.",
     )
     with_val: bool = Field(
         default=False,
-        description="Train on the val split as well. No split is left to choose by, so the last epoch counts as the "
-        "best.",
+        description="Train on the val split as well. No split is then left to select an epoch, so the last epoch "
+        "counts as the best.",
     )
     max_failures: int = Field(
         default=3,
         ge=0,
-        description="Number of lost workers or nodes after which training restarts automatically from the latest "
-        "checkpoint.",
+        description="How many times training restarts automatically after losing a worker or a node. It resumes from "
+        "the latest checkpoint.",
     )
 
 
