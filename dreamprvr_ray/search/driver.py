@@ -25,8 +25,11 @@ from dreamprvr_ray.evaluation.test_record import test_once
 from dreamprvr_ray.runtime.metrics import Gauges
 from dreamprvr_ray.runtime.session import ray_session
 from dreamprvr_ray.runtime.train_run import refuse_existing
+from dreamprvr_ray.search.candidates import choose_candidates
 from dreamprvr_ray.search.epoch_log import Records
-from dreamprvr_ray.search.finalists import candidates_of, final_checkpoint, run_final, test_candidates, write_final
+from dreamprvr_ray.search.final_evaluation import evaluate_candidates, final_checkpoint
+from dreamprvr_ray.search.final_record import write_final_record
+from dreamprvr_ray.search.finalists import retrain_candidates
 from dreamprvr_ray.search.layout import BEST, FINAL_RUNS, JOURNAL, RUNS, SEARCH
 from dreamprvr_ray.search.plan import TrialPlan, plan_trials
 from dreamprvr_ray.search.progress import SearchProgress
@@ -107,11 +110,10 @@ def run_search(search: Search, *, resume: bool, say: Callable[[str], None]) -> O
         if search.settings.final is None:
             best = _keep_best(kept, winner.values, out)
             return Outcome(entries, None, best, _computed(plan, test_once, best, shards))
-        trained = run_final(
-            search, candidates_of(search, entries), _trainable(search, plan, out, FINAL_RUNS), plan, copy, gauges, say
-        )
-        final = _computed(plan, test_candidates, search, trained, out / FINAL_RUNS, shards)
-        write_final(final, read_manifest(shards), copy.path)
+        candidates = choose_candidates(search, entries)
+        retrain_candidates(search, candidates, _trainable(search, plan, out, FINAL_RUNS), plan, copy, gauges, say)
+        final = _computed(plan, evaluate_candidates, search, candidates, out / FINAL_RUNS, shards)
+        write_final_record(final, read_manifest(shards), copy.path)
         chosen = final_checkpoint(out / FINAL_RUNS, final.candidates[0], final.chosen)
         return Outcome(entries, final, _keep_best(chosen, final.candidates[0].values, out), final.chosen.test)
 

@@ -1,84 +1,37 @@
-"""What follows a search: the best trials' values and the paper's, each trained anew with several seeds, tested once and compared.
+"""Retraining the candidates of a finished search with several seeds, by Ray Tune.
 
-OUT/final/trial_005-seed_1/  a training's directory    OUT/final.json  what came out
+The runs are independent of Optuna: Ray Tune starts them in order, as many at a time as trials ran. Each has a directory
+of its own, such as `OUT/final/trial_005-seed_1`, from which it resumes.
 """
 
 from __future__ import annotations
 
-import json
-import platform
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import optuna
-import ray
-import torch
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 
-import dreamprvr_ray
 from dreamprvr_ray.checkpoints.store import CheckpointStore
-from dreamprvr_ray.data.cache import local_shards
-from dreamprvr_ray.data.shards import Manifest
-from dreamprvr_ray.errors import Failure, redact
-from dreamprvr_ray.evaluation.test_record import recorded_ranks, recorded_test, test_once
+from dreamprvr_ray.errors import Failure
+from dreamprvr_ray.evaluation.test_record import recorded_test
 from dreamprvr_ray.runtime.metrics import Gauges
-from dreamprvr_ray.search.comparison import compare_on_test
+from dreamprvr_ray.search.candidates import final_settings, run_values, skipped_ablations
 from dreamprvr_ray.search.epoch_log import Records
-from dreamprvr_ray.search.layout import CHECKPOINTS, FINAL, FINAL_RUNS
+from dreamprvr_ray.search.layout import CHECKPOINTS, FINAL_RUNS
 from dreamprvr_ray.search.plan import TrialPlan
 from dreamprvr_ray.search.ray_tune import GO_ON, NO_MORE, StatelessSearcher, SyncCallback, TrialStarted, run_tuner
-from dreamprvr_ray.search.results import Candidate, Comparison, FinalRecord, FinalResult, FinalRun, TrialRecord
+from dreamprvr_ray.search.results import Candidate
 from dreamprvr_ray.search.space import Search
-from dreamprvr_ray.search.trial import FAILURE, RUN, TRIAL_NUMBER, run_name
+from dreamprvr_ray.search.trial import RUN, TRIAL_NUMBER, run_name
 from dreamprvr_ray.search.working_copy import WorkingCopy
-from dreamprvr_ray.storage.files import write_text
 from dreamprvr_ray.storage.location import Storage
-from dreamprvr_ray.training.reporter import duration
+from dreamprvr_ray.training.failure import TrialFailure
+from dreamprvr_ray.training.reporter import EpochResult, duration, latest_result
 
 
-def training_values(search: Search, candidate: Candidate, seed: int) -> dict[str, Any]:
-    """The values by dotted key of one training of a candidate."""
-    assert search.settings.final
-    values = candidate.values | {"training.seed": seed}
-    if search.settings.final.with_val:  # as long as val said is best, when it could still be asked
-        values |= {"training.with_val": True, "training.epochs": candidate.best_epoch}
-    return values
-
-
-def candidates_of(search: Search, entries: Sequence[TrialRecord]) -> list[Candidate]:
-    """The values to train anew: of the best trials, of those that were trained to their end if there are any, ablated, and the paper's.
-
-    A key that has the paper's value anyway is not ablated.
-    """
-    assert search.settings.final
-    others = [entry for entry in entries if entry.number != 0 and entry.best_sumr is not None]
-    finished = [entry for entry in others if entry.state == "finished"] or others
-    chosen = [
-        Candidate(f"trial {entry.number}", entry.number, entry.values, entry.best_epoch or 1)
-        for entry in finished[: search.settings.final.top]
-    ]
-    papers = search.experiment.flat()
-    ablated = [
-        replace(best, name=f"{best.name} with the paper's {key}", values=best.values | {key: papers[key]}, ablated=key)
-        for best in chosen[:1]
-        for key in search.settings.final.ablate
-        if best.values.get(key, papers[key]) != papers[key]
-    ]
-    own = next(entry for entry in entries if entry.number == 0)
-    return [
-        *chosen,
-        *ablated,
-        Candidate("paper", 0, search.paper_setting, own.best_epoch or search.experiment.training.epochs),
-    ]
-
-
-def run_final(
+def retrain_candidates(
     search: Search,
     candidates: Sequence[Candidate],
     trainable: Any,
@@ -86,127 +39,84 @@ def run_final(
     copy: WorkingCopy,
     gauges: Gauges,
     say: Callable[[str], None],
-) -> list[Candidate]:
-    """Trains every candidate with every seed, as many at a time as trials were; those that were trained before are left alone.
+) -> None:
+    """Train every candidate with every seed. Runs that have finished before are not repeated.
 
-    Raises `Failure` where one cannot be trained.
+    Raises `Failure` if a run cannot be trained, and `KeyboardInterrupt` if one was interrupted.
     """
-    assert search.settings.final
-    left = set(search.settings.final.ablate) - {each.ablated for each in candidates}
-    if left:
-        say(f"final: not ablated, the best trial has the paper's value: {', '.join(sorted(left))}")
-    jobs = {each.run_name(seed): (each, seed) for each in candidates for seed in range(search.settings.final.seeds)}
-    runs = copy.storage / FINAL_RUNS
-    waiting = [name for name in jobs if not _is_finished(runs / name)]
-    if waiting:
-        say(
-            f"final: {len(waiting)} trainings of {', '.join(each.name for each in candidates)}, {plan.at_a_time} at a time"
-        )
-        values = [
-            training_values(search, each, seed) | {TRIAL_NUMBER: each.trial, RUN: name}
-            for name, (each, seed) in jobs.items()
-        ]
-        queue = FinalQueue(values, waiting)
-        records = Records(copy.path / FINAL_RUNS, gauges)
-        run_tuner(
-            search,
-            plan,
-            trainable,
-            queue,
-            FinalScheduler(records, queue, say),
-            [TrialStarted(records), SyncCallback(copy)],
-            copy,
-        )
-        if queue.failures:
-            raise Failure(
-                f"{copy.storage}: " + "; ".join(f"{name} failed: {reason}" for name, reason in queue.failures.items())
-            )
-        if not all(_is_finished(runs / name) for name in jobs):
-            raise KeyboardInterrupt
-    return list(candidates)
-
-
-def test_candidates(search: Search, candidates: Sequence[Candidate], trained: Storage, shards: str) -> FinalResult:
-    """Evaluates the best checkpoint of every training in `trained` on test, unless that is recorded already."""
-    assert search.settings.final
-    tested, ranks = [], {}
-    for each in candidates:
-        runs = [_tested(trained / each.run_name(seed), seed, shards) for seed in range(search.settings.final.seeds)]
-        tested.append(replace(each, runs=tuple(runs)))
-        ranks[each.name] = np.array([recorded_ranks(final_checkpoint(trained, each, run)) for run in runs])
-    if not search.settings.final.with_val:  # else it was learnt from: the search's order stands
-        tested.sort(key=lambda each: -(each.val_mean or 0.0))
-    owner = local_shards(shards).split("test").owner
-
-    def against(one: Candidate, other: Candidate) -> Comparison:
-        return compare_on_test(one.name, ranks[one.name], other.name, ranks[other.name], owner)
-
-    paper = next(each for each in tested if each.name == "paper")
-    found = next((each for each in tested if each is not paper), None)
-    whole = {each.trial: each for each in tested if each.ablated is None}
-    ablations = tuple(against(whole[each.trial], each) for each in tested if each.ablated is not None)
-    return FinalResult(
-        tuple(tested), against(found, paper) if found else None, ablations, search.settings.final.with_val
-    )
-
-
-def final_checkpoint(trained: Storage, candidate: Candidate, run: FinalRun) -> Storage:
-    """The checkpoint of one of the trainings in `trained`."""
-    assert run.seed is not None and run.best_epoch is not None
-    return CheckpointStore(trained / candidate.run_name(run.seed) / CHECKPOINTS).at(run.best_epoch)
-
-
-def write_final(result: FinalResult, manifest: Manifest, directory: Path) -> None:
-    """Writes what came out into final.json, with what it takes to repeat it."""
-    versions = {
-        "dreamprvr_ray": dreamprvr_ray.__version__,
-        "torch": torch.__version__,
-        "ray": ray.__version__,
-        "optuna": optuna.__version__,
-        "python": platform.python_version(),
+    if skipped := skipped_ablations(search, candidates):
+        say(f"final: skipping ablation: the best trial already uses the paper's value of {', '.join(skipped)}")
+    runs = {
+        candidate.run_name(seed): (candidate, seed)
+        for candidate in candidates
+        for seed in range(final_settings(search).seeds)
     }
-    record = FinalRecord("test", manifest.collection, manifest.protocol, result, versions, (_command(),))
-    write_text(directory / FINAL, json.dumps(record.to_dict(), indent=1, default=str) + "\n")
+    final_runs = copy.storage / FINAL_RUNS
+    waiting = [name for name in runs if not is_trained(final_runs / name)]
+    if not waiting:
+        return
+    names = ", ".join(candidate.name for candidate in candidates)
+    say(f"final: training {names}: {len(waiting)} runs, {plan.at_a_time} at a time")
+    requests = {
+        name: run_values(search, *runs[name]) | {TRIAL_NUMBER: runs[name][0].trial, RUN: name} for name in waiting
+    }
+    queue = RunQueue(requests)
+    records = Records(copy.path / FINAL_RUNS, gauges)
+    scheduler = RunScheduler(records, queue, say)
+    run_tuner(search, plan, trainable, queue, scheduler, [TrialStarted(records), SyncCallback(copy)], copy)
+    if queue.failures:
+        failures = "; ".join(f"{name} failed: {reason}" for name, reason in queue.failures.items())
+        raise Failure(f"{copy.storage}: {failures}")
+    if not all(is_trained(final_runs / name) for name in runs):
+        raise KeyboardInterrupt
 
 
-class FinalQueue(StatelessSearcher):
-    """Hands out the trainings that wait, one after the other."""
+def is_trained(run: Storage) -> bool:
+    """Return whether a run has finished. A run that was tested has, although only its best checkpoint is left."""
+    checkpoints = CheckpointStore(run / CHECKPOINTS)
+    latest = latest_result(checkpoints)
+    return latest is not None and (latest.finished or recorded_test(checkpoints.at(latest.best_epoch)) is not None)
 
-    def __init__(self, jobs: Sequence[dict[str, Any]], waiting: Sequence[str]) -> None:
+
+class RunQueue(StatelessSearcher):
+    """Gives Ray Tune the waiting runs in order, and collects why runs failed, by the run's name."""
+
+    def __init__(self, requests: dict[str, dict[str, Any]]) -> None:
         super().__init__()
-        self._jobs: Iterator[dict[str, Any]] = iter([job for job in jobs if job[RUN] in waiting])
-        self._names: dict[str, str] = {}
+        self._requests: Iterator[tuple[str, dict[str, Any]]] = iter(requests.items())
+        self._names: dict[str, str] = {}  # of runs, by Ray Tune's trial id
         self.failures: dict[str, str] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        job = next(self._jobs, None)
-        if job is None:
+        name, request = next(self._requests, (None, None))
+        if name is None or request is None:
             return NO_MORE
-        self._names[trial_id] = job[RUN]
-        return job
+        self._names[trial_id] = name
+        return request
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        name = self._names[trial_id]
         if error:
-            self.failures.setdefault(self._names[trial_id], "lost")
-        elif result and FAILURE in result:
-            self.failures[self._names[trial_id]] = result[FAILURE]
+            self.failures.setdefault(name, "lost")
+        elif failure := TrialFailure.from_dict(result or {}):
+            self.failures[name] = failure.reason
 
 
-class FinalScheduler(FIFOScheduler):
-    """Records every epoch, and says how each training ended."""
+class RunScheduler(FIFOScheduler):
+    """Logs every epoch and prints the result of each run that finishes."""
 
-    def __init__(self, records: Records, queue: FinalQueue, say: Callable[[str], None]) -> None:
+    def __init__(self, records: Records, queue: RunQueue, say: Callable[[str], None]) -> None:
         super().__init__()
         self.records, self.queue, self.say = records, queue, say
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
-        if FAILURE not in result:
-            name = run_name(trial.config)
+        if TrialFailure.from_dict(result) is None:
+            name, epoch = run_name(trial.config), EpochResult.from_dict(result)
             self.records.add(name, result, trial.config)
-            if result["finished"]:
-                took = duration(result["time_total_s"])
+            if epoch.finished:
                 self.say(
-                    f"final: {name}: val SumR {result['best_SumR']:.1f} at epoch {result['best_epoch']} of {result['epoch']}, {took}"
+                    f"final: {name}: val SumR {epoch.best_sumr:.1f} at epoch {epoch.best_epoch} of {epoch.epoch},"
+                    f" {duration(result['time_total_s'])}"
                 )
         return GO_ON
 
@@ -216,26 +126,3 @@ class FinalScheduler(FIFOScheduler):
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
         self.queue.failures[run_name(trial.config)] = str(trial.get_error() or "lost").strip().splitlines()[-1]
         self.records.close(run_name(trial.config))
-
-
-def _is_finished(run: Storage) -> bool:
-    """Whether a training was trained to its end; where it was tested, too, only its best checkpoint is left."""
-    checkpoints = CheckpointStore(run / CHECKPOINTS)
-    metrics = checkpoints.metrics()
-    return metrics is not None and (
-        metrics["finished"] or recorded_test(checkpoints.at(metrics["best_epoch"])) is not None
-    )
-
-
-def _tested(run: Storage, seed: int, shards: str) -> FinalRun:
-    checkpoints = CheckpointStore(run / CHECKPOINTS)
-    metrics = checkpoints.metrics()
-    assert metrics is not None
-    best = checkpoints.at(metrics["best_epoch"])
-    test = test_once(best, shards)
-    checkpoints.keep_only(metrics["best_epoch"])
-    return FinalRun(seed, metrics["best_SumR"], metrics["best_epoch"], str(best), test)
-
-
-def _command() -> str:
-    return redact(" ".join(["python", "-m", "dreamprvr_ray.tune", *sys.argv[1:]]))

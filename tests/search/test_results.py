@@ -27,6 +27,12 @@ from dreamprvr_ray.search.results import (
 )
 
 EARLIER = Path(__file__).parents[1] / "golden" / "earlier" / "version_0.1.0.tar.xz"
+TRIALS = [
+    TrialRecord(0, "finished", 250.0, 7, 8, {"model.registers": 4}, 248.0),
+    TrialRecord(1, "failed", None, None, 0, {"model.registers": 8}, error="out of memory"),
+    TrialRecord(2, "pruned", 260.5, 2, 2, {}, 260.5),
+    TrialRecord(3, "finished", 250.0, 8, 8, {"model.registers": 1}, 250.0),
+]
 
 
 def earlier_file(name: str) -> Any:
@@ -49,6 +55,11 @@ def test_the_final_record_of_version_0_1_0_is_read_and_written_unchanged() -> No
     record = FinalRecord.from_dict(written)
     assert json.dumps(record.to_dict(), indent=1) == json.dumps(written, indent=1)
     assert all(run.seed in (0, 1) for candidate in record.result.candidates for run in candidate.runs)
+
+
+def test_trials_are_ranked_by_their_best_sumr() -> None:
+    assert [trial.number for trial in rank_trials(TRIALS)] == [2, 0, 3, 1]
+    assert best_trial(TRIALS) == TRIALS[2] and best_trial(TRIALS[1:2]) is None
 
 
 def test_one_seed_has_no_standard_deviation() -> None:

@@ -7,30 +7,9 @@ import pytest
 from support.object_store import S3
 from support.searches import make_search_settings, result
 
-from dreamprvr_ray.search.results import TrialRecord, rank_trials
-from dreamprvr_ray.search.summary import format_table
 from dreamprvr_ray.search.retention import Leaderboard
 from dreamprvr_ray.search.study import SearchStudy
 from dreamprvr_ray.storage.location import Storage
-
-ENTRIES = [
-    TrialRecord(0, "finished", 250.0, 7, 8, {"model.registers": 4}, 248.0),
-    TrialRecord(1, "failed", None, None, 0, {"model.registers": 8}, error="out of memory"),
-    TrialRecord(2, "pruned", 260.5, 2, 2, {}, 260.5),
-    TrialRecord(3, "finished", 250.0, 8, 8, {"model.registers": 1}, 250.0),
-]
-
-
-def test_trials_are_ranked_by_their_best_and_those_without_one_come_last() -> None:
-    assert [entry.number for entry in rank_trials(ENTRIES)] == [2, 0, 3, 1]
-
-
-def test_the_table_has_a_row_for_every_trial() -> None:
-    lines = [line.replace("|", " ") for line in format_table(rank_trials(ENTRIES), ["model.registers"])]
-    assert lines[0].split() == ["trial", "state", "epochs", "SumR", "at", "last", "registers"]
-    assert lines[1].split() == ["2", "pruned", "2", "260.5", "2", "260.5", "-"]
-    assert lines[2].split() == ["0", "finished", "8", "250.0", "7", "248.0", "4"]
-    assert lines[4].split() == ["1", "failed", "0", "-", "-", "-", "8"]
 
 
 @pytest.fixture(params=["disk", "object store"])

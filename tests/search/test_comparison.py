@@ -1,0 +1,50 @@
+"""The comparison of two candidates on test."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dreamprvr_ray.search.comparison import compare_on_test
+
+OWNER = np.repeat(np.arange(200), 3)  # 200 videos with 3 queries each
+
+
+def test_equal_ranks_have_no_difference() -> None:
+    ranks = np.random.default_rng(0).integers(1, 200, (3, len(OWNER)))
+    same = compare_on_test("trial 5", ranks, "paper", ranks, OWNER)
+    assert same.difference == 0 and same.interval == (0, 0)
+
+
+def test_the_interval_contains_the_difference_in_sumr() -> None:
+    random = np.random.default_rng(1)
+    paper = random.integers(1, 200, (3, len(OWNER)))
+    better = np.maximum(1, paper - random.integers(0, 30, paper.shape))
+
+    def sumr(ranks: np.ndarray) -> float:
+        return sum(100 * float((ranks <= k).mean()) for k in (1, 5, 10, 100))
+
+    comparison = compare_on_test("trial 5", better, "paper", paper, OWNER)
+    assert comparison.difference == pytest.approx(sumr(better) - sumr(paper))
+    low, high = comparison.interval
+    assert 0 < low < comparison.difference < high < 2 * comparison.difference
+    assert compare_on_test("trial 5", better, "paper", paper, OWNER) == comparison  # deterministic
+
+
+def test_videos_are_resampled_and_not_queries() -> None:
+    """Queries of the same video are correlated, so their interval is wider than that of independent queries."""
+    random = np.random.default_rng(2)
+    by_video = np.where(random.random(200) < 0.5, 1, 50)
+    paper = np.full((1, 600), 20)
+    clustered = compare_on_test("a", by_video[OWNER][None], "paper", paper, OWNER).interval
+    independent = compare_on_test("a", by_video[OWNER][None], "paper", paper, np.arange(600)).interval
+    assert clustered[1] - clustered[0] > 1.5 * (independent[1] - independent[0])
+
+
+def test_the_interval_covers_the_true_difference_as_often_as_its_confidence_says() -> None:
+    random, covered = np.random.default_rng(3), 0
+    for _ in range(100):
+        paper, other = random.integers(1, 300, (2, 1, 150))
+        low, high = compare_on_test("a", other, "paper", paper, np.arange(150)).interval
+        covered += low <= 0 <= high
+    assert 88 <= covered <= 100
