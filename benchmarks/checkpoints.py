@@ -21,8 +21,9 @@ from dreamprvr_ray.command_line import Parser, print_json, run
 from dreamprvr_ray.config import Experiment, load_experiment, parse_overrides
 from dreamprvr_ray.data.cache import local_shards, read_manifest
 from dreamprvr_ray.runtime.ray_internals import Trainer
+from dreamprvr_ray.runtime.resources import plan_group
 from dreamprvr_ray.runtime.session import ray_session
-from dreamprvr_ray.runtime.train_run import RayTrainReporter, plan_group, run_config
+from dreamprvr_ray.runtime.train_run import RayTrainReporter, run_config, scaling_config
 from dreamprvr_ray.storage.location import Storage, absolute
 from dreamprvr_ray.training.loop import fit, with_feature_sizes
 from dreamprvr_ray.training.reporter import EpochResult, Snapshot
@@ -84,7 +85,7 @@ def main(arguments: list[str]) -> None:
         storage.write_text(EXPERIMENT, experiment.to_yaml())
         job = {"experiment": experiment.model_dump(), "shards": absolute(options.shards), "run": storage.location}
         config = run_config(storage, "ray", experiment)
-        trainer = Trainer(work, train_loop_config=job, scaling_config=group.scaling(), run_config=config)
+        trainer = Trainer(work, train_loop_config=job, scaling_config=scaling_config(group), run_config=config)
         result: ray.train.Result = trainer.fit()
         rows = result.return_value
     for number, row in enumerate(rows, start=1):

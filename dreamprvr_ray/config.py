@@ -10,9 +10,7 @@ it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -264,26 +262,6 @@ class Experiment(Section):
     def to_yaml(self) -> str:
         """Return the whole configuration as YAML that `load_experiment` can read."""
         return yaml.safe_dump(self.model_dump(), sort_keys=False)
-
-
-@dataclass(frozen=True)
-class WorkerCount:
-    """So many workers, or with `at_least` as many as there is room for, up to `most`."""
-
-    most: int
-    at_least: int | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> WorkerCount:
-        """`4` is four workers, `2:8` from two to eight. Raises `UserError` on anything else."""
-        match = re.fullmatch(r"(?:(\d+):)?(\d+)", text)
-        if match:
-            most, at_least = int(match[2]), int(match[1]) if match[1] else None
-            if most >= 1 and (at_least is None or 1 <= at_least <= most):
-                return cls(most, at_least)
-        raise UserError(
-            f"--workers {text}: must be a number from 1 on, or the least and the most that there may be, as in 2:8"
-        )
 
 
 def presets() -> list[str]:

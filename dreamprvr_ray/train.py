@@ -8,7 +8,7 @@ import time
 from importlib import import_module
 
 from dreamprvr_ray.command_line import Parser, print_json, run
-from dreamprvr_ray.config import WorkerCount, load_experiment, parse_overrides
+from dreamprvr_ray.config import load_experiment, parse_overrides
 from dreamprvr_ray.errors import UserError, redact
 
 
@@ -30,6 +30,8 @@ def main(arguments: list[str]) -> None:
     parser.add_overrides()
     options = parser.parse_args(arguments)
     experiment = load_experiment(options.config, parse_overrides(options.set))
+    from dreamprvr_ray.runtime.resources import WorkerCount
+
     workers = WorkerCount.parse(options.workers)
     if options.dry_run:
         from dreamprvr_ray.training.cost import estimate

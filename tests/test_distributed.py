@@ -23,7 +23,8 @@ from dreamprvr_ray.distributed import Traffic, Workers, token_traffic
 from dreamprvr_ray.evaluation.retrieval import evaluate
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.runtime.ray_internals import Trainer
-from dreamprvr_ray.runtime.train_run import WorkerGroup, connected
+from dreamprvr_ray.runtime.resources import WorkerGroup
+from dreamprvr_ray.runtime.train_run import connected, scaling_config
 from dreamprvr_ray.training.objective import StepRandomness, training_losses
 from dreamprvr_ray.training.optimizer import build_optimizer
 
@@ -150,7 +151,7 @@ def computed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     try:
         storage = ray.train.RunConfig(name="run", storage_path=str(directory))
         Trainer(
-            work, train_loop_config=str(directory), scaling_config=WorkerGroup(4, 1, 0).scaling(), run_config=storage
+            work, train_loop_config=str(directory), scaling_config=scaling_config(WorkerGroup(4, 1, 0)), run_config=storage
         ).fit()
     finally:
         ray.shutdown()

@@ -31,14 +31,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tensorboardX import SummaryWriter
 
 from dreamprvr_ray.checkpoints.checkpoint import EXPERIMENT, METRICS
+from dreamprvr_ray.checkpoints.layout import BEST, CHECKPOINTS, RAY, TENSORBOARD
 from dreamprvr_ray.checkpoints.store import CheckpointStore
-from dreamprvr_ray.config import Experiment, WorkerCount, build_experiment
+from dreamprvr_ray.config import Experiment, build_experiment
 from dreamprvr_ray.data.cache import local_shards, read_manifest
 from dreamprvr_ray.distributed import Workers
 from dreamprvr_ray.errors import Failure, UserError
 from dreamprvr_ray.runtime.metrics import Gauges
 from dreamprvr_ray.runtime.ray_internals import CommandTrainer
-from dreamprvr_ray.runtime.resources import machines
+from dreamprvr_ray.runtime.resources import WorkerCount, WorkerGroup, plan_group
 from dreamprvr_ray.runtime.session import ray_session
 from dreamprvr_ray.storage.files import copy_files, read_json
 from dreamprvr_ray.storage.location import Storage, absolute
@@ -50,50 +51,15 @@ from dreamprvr_ray.yaml_files import parse_yaml
 RESIZE_SECONDS = "DREAMPRVR_RAY_RESIZE_SECONDS"  # how often a running elastic group looks for room to grow
 
 
-@dataclass(frozen=True)
-class WorkerGroup:
-    """How many workers train one model, and what each gets; with `at_least`, as many as there is room for from that to `workers`."""
-
-    workers: int
-    cpus_per_worker: float
-    gpus_per_worker: float
-    at_least: int | None = None
-
-    def scaling(self) -> ray.train.ScalingConfig:
-        """The same in Ray Train's words."""
-        resources = {"CPU": self.cpus_per_worker} | ({"GPU": self.gpus_per_worker} if self.gpus_per_worker else {})
-        return ray.train.ScalingConfig(
-            num_workers=(self.at_least, self.workers) if self.at_least else self.workers,
-            use_gpu=self.gpus_per_worker > 0,
-            resources_per_worker=resources,
-            elastic_resize_monitor_interval_s=float(os.environ.get(RESIZE_SECONDS, 60)),
-        )
-
-
-def plan_group(
-    workers: int,
-    cpus_per_worker: float | None = None,
-    gpus_per_worker: float | None = None,
-    at_least: int | None = None,
-) -> WorkerGroup:
-    """The worker group on what Ray has: a GPU each where there are enough, else the CPUs divided.
-
-    Raises `UserError` where the workers (of an elastic group, the fewest) would wait for ever for resources that are not there.
-    """
-    there = machines()
-    fewest = at_least or workers
-    gpus_each = (1.0 if there.gpus >= fewest else 0.0) if gpus_per_worker is None else gpus_per_worker
-    cpus_each = cpus_per_worker
-    if cpus_each is None:
-        cpus_each = there.cpus_each(workers, gpus_each)
-        if gpus_each:
-            cpus_each = min(cpus_each, 8.0)
-    if there.places(cpus_each, gpus_each) < fewest:
-        wanted = f"{fewest} workers of {cpus_each:g} CPU" + (f" and {gpus_each:g} GPU" if gpus_each else "")
-        raise UserError(
-            f"{wanted} do not fit: Ray has {there.cpus:g} CPU and {there.gpus:g} GPU on {len(there.nodes)} machines"
-        )
-    return WorkerGroup(workers, cpus_each, gpus_each, at_least)
+def scaling_config(group: WorkerGroup) -> ray.train.ScalingConfig:
+    """Return a group's size and resources as Ray Train's configuration."""
+    resources = {"CPU": group.cpus_per_worker} | ({"GPU": group.gpus_per_worker} if group.gpus_per_worker else {})
+    return ray.train.ScalingConfig(
+        num_workers=(group.min_workers, group.workers) if group.min_workers else group.workers,
+        use_gpu=group.gpus_per_worker > 0,
+        resources_per_worker=resources,
+        elastic_resize_monitor_interval_s=float(os.environ.get(RESIZE_SECONDS, 60)),
+    )
 
 
 def train(
@@ -115,9 +81,9 @@ def train(
     experiment = with_feature_sizes(experiment, read_manifest(shards))
     check_run(storage, experiment, resume)
     with storage.lock(), ray_session(dashboard=False):
-        group = plan_group(workers.most, at_least=workers.at_least)
+        group = plan_group(workers.maximum, min_workers=workers.minimum)
         storage.write_text(EXPERIMENT, experiment.to_yaml())
-        store = CheckpointStore(storage / "checkpoints")
+        store = CheckpointStore(storage / CHECKPOINTS)
         with store.latest() as latest:
             finished = latest is not None and bool(read_json(latest / METRICS)["finished"])
         if not finished:
@@ -132,7 +98,7 @@ def train(
             }
             settings = run_config(storage, storage.name, experiment)
             trainer = CommandTrainer(
-                train_worker, train_loop_config=job, scaling_config=group.scaling(), run_config=settings
+                train_worker, train_loop_config=job, scaling_config=scaling_config(group), run_config=settings
             )
             with _relay(job["reports"], storage, say, Start(began, time.time())):
                 run_group(trainer, storage)
@@ -140,8 +106,8 @@ def train(
         if best is None:
             raise Failure(f"{storage}: the training ended without a checkpoint")
         metrics = read_json(best / METRICS)
-        if not (finished and (storage / "best").exists(METRICS)):  # else what is recorded beside it would be lost
-            storage.write_directory("best", partial(copy_files, best), last=METRICS)
+        if not (finished and (storage / BEST).exists(METRICS)):  # else what is recorded beside it would be lost
+            storage.write_directory(BEST, partial(copy_files, best), last=METRICS)
         return metrics
 
 
@@ -172,7 +138,7 @@ def run_config(
     # Ray Train writes the list of its checkpoints in place: killed just then, or on a full disk, the run could not be resumed.
     return ray.train.RunConfig(
         name=name,
-        storage_path=(run / "ray").location,
+        storage_path=(run / RAY).location,
         callbacks=callbacks,
         failure_config=ray.train.FailureConfig(max_failures=experiment.training.max_failures),
     )
@@ -207,7 +173,7 @@ def train_worker(job: dict[str, Any]) -> str | None:
     storage.check_visible(EXPERIMENT)
     try:
         with connected() as workers:
-            store = CheckpointStore(storage / "checkpoints", job.get("owner"))
+            store = CheckpointStore(storage / CHECKPOINTS, job.get("owner"))
             reporter = RayTrainReporter(store, job.get("reports"), entered) if workers.rank == 0 else Follower()
             fit(Experiment.model_validate(job["experiment"]), local_shards(job["shards"]), reporter, workers)
     except TrainingDiverged as diverged:  # on every worker: they have computed the same loss
@@ -365,7 +331,7 @@ def _show(
 def _tensorboard(storage: Storage) -> Iterator[SummaryWriter]:
     """Writes TensorBoard's events into `storage`; into an object store when the block ends."""
     if storage.directory is not None:
-        with SummaryWriter(str(storage.directory / "tensorboard")) as writer:
+        with SummaryWriter(str(storage.directory / TENSORBOARD)) as writer:
             yield writer
         return
     with tempfile.TemporaryDirectory(prefix="dreamprvr-tensorboard-") as folder:
@@ -373,4 +339,4 @@ def _tensorboard(storage: Storage) -> Iterator[SummaryWriter]:
             with SummaryWriter(folder) as writer:
                 yield writer
         finally:
-            storage.add_files("tensorboard", Path(folder))
+            storage.add_files(TENSORBOARD, Path(folder))

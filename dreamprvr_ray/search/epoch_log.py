@@ -10,6 +10,7 @@ from typing import Any
 from tensorboardX import SummaryWriter
 from tensorboardX.summary import hparams
 
+from dreamprvr_ray.checkpoints.layout import TENSORBOARD
 from dreamprvr_ray.runtime.metrics import Gauges
 from dreamprvr_ray.search.layout import EPOCHS, read_epochs
 from dreamprvr_ray.storage.files import write_text
@@ -45,7 +46,7 @@ class Records:
             self._last_epoch[run] = kept[-1]["epoch"] if kept else 0
             # A kill in the middle of a line leaves a part of it.
             write_text(directory / EPOCHS, "".join(json.dumps(each) + "\n" for each in kept))
-            self._boards[run] = SummaryWriter(str(directory / "tensorboard"))
+            self._boards[run] = SummaryWriter(str(directory / TENSORBOARD))
             self._add_to_table(run, values)
         if result["epoch"] <= self._last_epoch[run]:
             return

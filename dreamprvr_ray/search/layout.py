@@ -6,16 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dreamprvr_ray.checkpoints.layout import BEST as BEST  # here: the chosen checkpoint
+from dreamprvr_ray.checkpoints.layout import CHECKPOINTS as CHECKPOINTS
+
 SEARCH = "search.yaml"  # what decides the result
 JOURNAL = "optuna.journal"  # the study
 WANDB = "wandb"  # W&B's own files, where that tracker is asked for
 RUNS = "runs"  # a directory a trial
 FINAL_RUNS = "final"  # a directory a final training
-CHECKPOINTS = "checkpoints"  # in those directories
 EPOCHS = "epochs.jsonl"  # in a trial's directory: a line of metrics an epoch
 LEADERBOARD = "leaderboard.json"
 FINAL = "final.json"
-BEST = "best"  # the chosen checkpoint
 TEST_RECORD = "test.json"  # beside a checkpoint: every reading of test
 
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 import ray
 
 from dreamprvr_ray.errors import UserError, redact
-from dreamprvr_ray.runtime.resources import Machines, machines
-from dreamprvr_ray.runtime.train_run import WorkerGroup, plan_group
+from dreamprvr_ray.runtime.resources import Cluster, WorkerGroup, current_cluster, plan_group
 from dreamprvr_ray.search.space import Search, TrialResources
 from dreamprvr_ray.training.cost import Cost, estimate
 
@@ -44,7 +43,7 @@ def plan_trials(search: Search, say: Callable[[str], None] | None = None) -> Tri
 
     `say` hears what it waits for; without it, as in a dry run, no machine is asked for that is not there.
     """
-    wanted, there = search.settings.trial, machines()
+    wanted, there = search.settings.trial, current_cluster()
     memory = 0
     if "auto" in (wanted.workers, wanted.gpus_per_worker) and 0 < there.gpus < min(
         wanted.at_a_time or MAX_CONCURRENT_TRIALS, search.settings.trials
@@ -57,14 +56,14 @@ def plan_trials(search: Search, say: Callable[[str], None] | None = None) -> Tri
     workers, gpus_each, at_a_time = allocate(wanted, search.settings.trials, there, memory)
     if workers > 1 and search.settings.against == "encode_ms":
         raise UserError("against: encode_ms is measured in trials of one worker: set trial.workers to 1")
-    cpus_each = wanted.cpus_per_worker or there.cpus_each(workers * at_a_time, gpus_each)
+    cpus_each = wanted.cpus_per_worker or there.cpus_per_process(workers * at_a_time, gpus_each)
     group = plan_group(workers, cpus_each, gpus_each)
-    fits = there.places(cpus_each, gpus_each) // workers
+    fits = there.capacity(cpus_each, gpus_each) // workers
     most_cpus = max(node.cpus for node in there.nodes if node.gpus >= gpus_each)
     return TrialPlan(group, max(1, min(at_a_time, fits)), most_cpus)
 
 
-def allocate(wanted: TrialResources, trials: int, there: Machines, memory: int) -> tuple[int, float, int]:
+def allocate(wanted: TrialResources, trials: int, there: Cluster, memory: int) -> tuple[int, float, int]:
     """Workers of a trial, GPUs of a worker, and trials at a time; `memory` is what a trial may need of a GPU, in bytes.
 
     Few GPUs are shared by trials, as many as their memory allows; many go to several workers a trial.

@@ -23,7 +23,8 @@ from dreamprvr_ray.data.cache import local_shards
 from dreamprvr_ray.device import best_device
 from dreamprvr_ray.errors import Failure, ObjectStoreError, UserError
 from dreamprvr_ray.runtime.ray_internals import Trainer
-from dreamprvr_ray.runtime.train_run import WorkerGroup, keep_checkpoint, run_config, run_group, train_worker
+from dreamprvr_ray.runtime.resources import WorkerGroup
+from dreamprvr_ray.runtime.train_run import keep_checkpoint, run_config, run_group, scaling_config, train_worker
 from dreamprvr_ray.search.layout import CHECKPOINTS, SEARCH, trial_name
 from dreamprvr_ray.storage.location import Storage
 from dreamprvr_ray.training.failure import is_out_of_memory
@@ -111,7 +112,7 @@ def _train(values: dict[str, Any], job: TrialJob) -> None:
                 "run": run.location,
                 "owner": owner,
             },
-            scaling_config=job.group.scaling(),
+            scaling_config=scaling_config(job.group),
             run_config=run_config(run, f"{out.name}-{name}", experiment, [TuneReportCallback()]),
         )
         run_group(trainer, run)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dreamprvr_ray.runtime.resources import CLUSTER_FILE, largest
+from dreamprvr_ray.runtime.resources import CLUSTER_FILE, autoscaled_nodes
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "cluster"))
@@ -222,7 +222,7 @@ def test_no_secret_is_in_a_file_and_nothing_listens_for_all(name: str) -> None:
 
 def test_a_search_is_planned_for_the_machines_that_there_may_be(filled: Callable[[str], Path]) -> None:
     config = yaml.safe_load(filled("gpu.yaml").read_text())
-    assert largest(config, "gpu.yaml") == [{"CPU": 0}, *[{"CPU": 4, "GPU": 1}] * 4]
+    assert autoscaled_nodes(config, "gpu.yaml") == [{"CPU": 0}, *[{"CPU": 4, "GPU": 1}] * 4]
     assert [
         f"{CLUSTER_FILE}=$HOME/ray_bootstrap_config.yaml" in command for command in config["head_start_ray_commands"]
     ] == [False, True]

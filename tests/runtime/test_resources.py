@@ -1,4 +1,4 @@
-"""What trainings are divided among."""
+"""The resources of a cluster and how they are divided."""
 
 from __future__ import annotations
 
@@ -8,25 +8,32 @@ import pytest
 import yaml
 
 from dreamprvr_ray.errors import UserError
-from dreamprvr_ray.runtime.resources import CLUSTER_FILE, Machines, Node, largest, machines
+from dreamprvr_ray.runtime.resources import (
+    CLUSTER_FILE,
+    Cluster,
+    Node,
+    WorkerCount,
+    autoscaled_nodes,
+    current_cluster,
+)
 
 
-def test_no_process_stretches_over_two_machines() -> None:
-    three = Machines((Node(2), Node(2), Node(2)))
+def test_a_process_never_spans_two_nodes() -> None:
+    three = Cluster((Node(2), Node(2), Node(2)))
     assert three.cpus == 6
-    assert [three.places(cpus, 0) for cpus in (1, 2, 3)] == [6, 3, 0]
-    assert three.cpus_each(2, 0) == 2  # not the 3 that six CPUs are for two
-    assert three.cpus_each(4, 0) == 1
-    assert three.cpus_each(7, 0) == 1  # too many: it is for the caller to have fewer
-    assert Machines((Node(4, 1),) * 4).cpus_each(8, 1) == 4  # likewise: as many as there are GPUs
+    assert [three.capacity(cpus, 0) for cpus in (1, 2, 3)] == [6, 3, 0]
+    assert three.cpus_per_process(2, 0) == 2  # not 3, half of the six CPUs
+    assert three.cpus_per_process(4, 0) == 1
+    assert three.cpus_per_process(7, 0) == 1  # seven do not fit: the caller must start fewer
+    assert Cluster((Node(4, 1),) * 4).cpus_per_process(8, 1) == 4  # eight do not fit: as many as there are GPUs
 
 
-def test_a_machine_without_a_gpu_is_no_place_for_a_gpu_trial() -> None:
-    head_and_two = Machines((Node(16), Node(8, 1), Node(8, 1)))
-    assert head_and_two.places(4, 1) == 2
-    assert head_and_two.places(4, 0.25) == 4  # as many as the CPUs beside the GPUs
-    assert head_and_two.cpus_each(2, 1) == 8
-    assert Machines((Node(4, 1),)).places(1, 0.3333) == 3
+def test_gpu_processes_fit_on_nodes_with_a_gpu_only() -> None:
+    head_and_two = Cluster((Node(16), Node(8, 1), Node(8, 1)))
+    assert head_and_two.capacity(4, 1) == 2
+    assert head_and_two.capacity(4, 0.25) == 4  # limited by the CPUs of the nodes with GPUs
+    assert head_and_two.cpus_per_process(2, 1) == 8
+    assert Cluster((Node(4, 1),)).capacity(1, 0.3333) == 3
 
 
 CLUSTER = {
@@ -40,18 +47,33 @@ CLUSTER = {
 }
 
 
-def test_an_autoscaled_cluster_counts_as_large_as_it_may_become() -> None:
-    assert largest(CLUSTER, "file") == [{"CPU": 0}, {"CPU": 4, "GPU": 1}, {"CPU": 4, "GPU": 1}, {"CPU": 8}]
+def test_an_autoscaled_cluster_counts_at_its_maximum_size() -> None:
+    expected = [{"CPU": 0}, {"CPU": 4, "GPU": 1}, {"CPU": 4, "GPU": 1}, {"CPU": 8}]
+    assert autoscaled_nodes(CLUSTER, "file") == expected
 
 
-def test_a_cluster_file_that_is_none_is_a_mistake_of_the_users() -> None:
-    with pytest.raises(UserError, match=f"{CLUSTER_FILE}=here.yaml: .*head_node_type"):
-        largest({"max_workers": 3}, "here.yaml")
+def test_an_invalid_cluster_file_is_a_user_error() -> None:
+    with pytest.raises(UserError, match=f"{CLUSTER_FILE}=cluster.yaml: .*head_node_type"):
+        autoscaled_nodes({"max_workers": 3}, "cluster.yaml")
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_the_cluster_file_is_asked_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert machines().gpus == 0 and len(machines().nodes) == 1
+def test_the_cluster_file_replaces_the_current_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert current_cluster().gpus == 0 and len(current_cluster().nodes) == 1
     (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(CLUSTER))
     monkeypatch.setenv(CLUSTER_FILE, str(tmp_path / "cluster.yaml"))
-    assert machines().gpus == 2 and machines().cpus == 16
+    assert current_cluster().gpus == 2 and current_cluster().cpus == 16
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("1", WorkerCount(1)), ("4", WorkerCount(4)), ("2:8", WorkerCount(8, 2)), ("3:3", WorkerCount(3, 3))],
+)
+def test_worker_counts(text: str, count: WorkerCount) -> None:
+    assert WorkerCount.parse(text) == count
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "x", "", "8:2", "0:2", "2:", ":2", "1.5", "2:3:4"])
+def test_an_invalid_worker_count_is_a_user_error(text: str) -> None:
+    with pytest.raises(UserError, match=r"^--workers .*: must be a positive integer or MIN:MAX, as in 2:8$"):
+        WorkerCount.parse(text)

@@ -12,10 +12,11 @@ from support.object_store import S3
 
 from benchmarks import kills
 from dreamprvr_ray.checkpoints.checkpoint import METRICS, read_weights
-from dreamprvr_ray.config import Experiment, WorkerCount, load_experiment
+from dreamprvr_ray.config import Experiment, load_experiment
 from dreamprvr_ray.data.cache import local_shards
 from dreamprvr_ray.errors import Failure, UserError
 from dreamprvr_ray.evaluation.test_record import evaluate_checkpoint
+from dreamprvr_ray.runtime.resources import WorkerCount
 from dreamprvr_ray.runtime.train_run import FirstStep, Start, train
 from dreamprvr_ray.storage.files import parse_json, read_json
 from dreamprvr_ray.storage.location import Storage
@@ -118,20 +119,3 @@ def test_the_line_of_a_start() -> None:
         "2 workers train 10.2 s after the start: Python and Ray 4.0 s, workers 5.5 s, model and data 0.8 s"
     )
     assert FirstStep(1, 109.5, 110.25).line(None) == "1 worker trains again; model and data 0.8 s"
-
-
-@pytest.mark.parametrize(
-    ("text", "wanted"),
-    [("1", WorkerCount(1)), ("4", WorkerCount(4)), ("2:8", WorkerCount(8, 2)), ("3:3", WorkerCount(3, 3))],
-)
-def test_worker_counts(text: str, wanted: WorkerCount) -> None:
-    assert WorkerCount.parse(text) == wanted
-
-
-@pytest.mark.parametrize("text", ["0", "-1", "x", "", "8:2", "0:2", "2:", ":2", "1.5", "2:3:4"])
-def test_a_worker_count_that_is_none(text: str) -> None:
-    with pytest.raises(
-        UserError,
-        match=r"^--workers .*: must be a number from 1 on, or the least and the most that there may be, as in 2:8$",
-    ):
-        WorkerCount.parse(text)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from dreamprvr_ray.runtime.resources import Machines, Node
-from dreamprvr_ray.runtime.train_run import WorkerGroup
+from dreamprvr_ray.runtime.resources import Cluster, Node, WorkerGroup
 from dreamprvr_ray.search.plan import TrialPlan, allocate
 from dreamprvr_ray.search.space import TrialResources
 
 GIB = 2**30
 
 
-def of(cpus: int, gpus: int, gpu_memory: int | None = None) -> Machines:
-    """Machines with so much together, one GPU each."""
+def of(cpus: int, gpus: int, gpu_memory: int | None = None) -> Cluster:
+    """Cluster with so much together, one GPU each."""
     count = max(1, gpus)
-    return Machines((Node(cpus / count, gpus / count),) * count, gpu_memory)
+    return Cluster((Node(cpus / count, gpus / count),) * count, gpu_memory)
 
 
 AUTO = TrialResources(workers="auto")
@@ -37,7 +36,7 @@ AUTO = TrialResources(workers="auto")
     ],
 )
 def test_auto_bounds_the_trials_at_a_time_and_gives_them_the_gpus(
-    machines: Machines, memory: int, wanted: tuple[int, float, int]
+    machines: Cluster, memory: int, wanted: tuple[int, float, int]
 ) -> None:
     assert allocate(AUTO, 40, machines, memory) == wanted
 

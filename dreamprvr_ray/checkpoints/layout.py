@@ -1,0 +1,8 @@
+"""The names in a run's directory, which `runtime` writes and `search` shares. Imports neither torch nor Ray."""
+
+from __future__ import annotations
+
+CHECKPOINTS = "checkpoints"  # a `CheckpointStore`: the best and the latest checkpoint
+BEST = "best"  # a copy of the best checkpoint, written when training has ended
+TENSORBOARD = "tensorboard"  # TensorBoard's event files
+RAY = "ray"  # Ray Train's own records of the run
