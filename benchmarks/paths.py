@@ -8,7 +8,7 @@ import torch
 
 from dreamprvr_ray.config import Experiment
 from dreamprvr_ray.data.batches import Batch
-from dreamprvr_ray.device import autocast
+from dreamprvr_ray.device import autocast, resolve_precision
 from dreamprvr_ray.model.authors import authors_names
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.training.gradient_step import GradientPass
@@ -27,7 +27,9 @@ class FastSteps:
         data = experiment.data
         self.model = DreamPRVR(experiment.model, data.video_size, data.text_size, data.trim_frames).to(device).train()
         self._optimizer = build_optimizer(self.model, experiment.optimizer, STEPS)
-        self._pass = GradientPass(self.model, experiment, videos, partial(autocast, device, precision))
+        self._pass = GradientPass(
+            self.model, experiment, videos, partial(autocast, device, resolve_precision(precision, device))
+        )
 
     def step(self, batch: Batch, randomness: StepRandomness, hard: bool = True) -> None:
         self._pass(batch, randomness, hard=hard)

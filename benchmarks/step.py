@@ -22,7 +22,7 @@ from benchmarks.sides import Side, peak_memory
 from benchmarks.synthetic import random_batch
 from dreamprvr_ray.command_line import Parser, print_json, run
 from dreamprvr_ray.config import FRAMES, Experiment, load_experiment
-from dreamprvr_ray.device import autocast
+from dreamprvr_ray.device import autocast, resolve_precision
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.training.cost import QUERIES_PER_VIDEO, specified_gflop
 from dreamprvr_ray.training.objective import StepRandomness
@@ -110,7 +110,7 @@ def main(arguments: list[str]) -> None:
     videos = options.videos or (16 if device.type == "cpu" else experiment.training.batch_videos)
     experiment = experiment.with_values({"training.batch_videos": videos})
     gflop, steps = specified_gflop(experiment), options.steps or (1 if device.type == "cpu" else 20)
-    with autocast(device, options.precision) as context:
+    with autocast(device, resolve_precision(options.precision, device)) as context:
         dtype = torch.bfloat16 if context._enabled else torch.float32
     peaks = [measured(options.threads, device, dtype)]
     print(

@@ -24,7 +24,10 @@ from dreamprvr_ray.yaml_files import describe, flatten, merge, nested, parse_yam
 FRAMES = 128  # rows on a video's frame axis (docs/model.md, section 1)
 CLIPS = 32  # rows on a video's clip axis
 QUERY_TOKENS = 30  # longer queries are truncated to this many tokens
-CHANGEABLE = ("training.max_failures",)  # keys that do not decide what a training results in
+AUTO_PRECISION = (
+    "DREAMPRVR_RAY_AUTO_PRECISION"  # environment variable: fp32 or bf16, what `training.precision: auto` means
+)
+RESUME_MAY_CHANGE = ("training.max_failures",)  # they do not affect the result of a training
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -201,7 +204,7 @@ class TrainingConfig(Section):
         description="Number format of the matrix products; auto uses bf16 where the device supports it. fp32: "
         "float32. bf16: bfloat16 autocast; scores, losses and the diffusion schedule stay in float32. "
         "auto: bf16 on devices with bfloat16 instructions, fp32 on all others, so results can differ "
-        "between machines; set fp32 or bf16 to compare numbers.",
+        "between machines (see docs/reproducibility.md); set fp32 or bf16 to compare numbers.",
     )
     with_val: bool = Field(
         default=False,
@@ -256,7 +259,7 @@ class Experiment(Section):
         return [
             f"{key} was {was[key]!r} and is {now[key]!r} now"
             for key in now
-            if now[key] != was[key] and key not in CHANGEABLE
+            if now[key] != was[key] and key not in RESUME_MAY_CHANGE
         ]
 
     def to_yaml(self) -> str:

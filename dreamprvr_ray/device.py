@@ -1,22 +1,45 @@
-"""The device that a process computes on, and in which precision."""
+"""The device and the precision that a process computes with."""
 
 from __future__ import annotations
 
+import os
+from typing import Literal, cast, get_args
+
 import torch
+
+from dreamprvr_ray.config import AUTO_PRECISION
+from dreamprvr_ray.errors import UserError
+
+Precision = Literal["fp32", "bf16"]
 
 
 def best_device() -> torch.device:
-    """The GPU of this process where there is one, else the CPU."""
+    """Return the current GPU if there is one, else the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Mixed precision as configured: `auto` is bf16 where the device has instructions for it, else fp32."""
-    bf16 = precision == "bf16" or (precision == "auto" and _multiplies_bf16(device))
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
+def resolve_precision(configured: str, device: torch.device) -> Precision:
+    """Return the precision that `training.precision` stands for on `device`.
+
+    `auto` is bf16 if the device has instructions for it, else fp32. The environment variable DREAMPRVR_RAY_AUTO_PRECISION overrides this;
+    a CPU without bf16 instructions then emulates them. Raises `UserError` if the variable is neither `fp32` nor `bf16`.
+    """
+    if configured != "auto":
+        return cast(Precision, configured)
+    forced = os.environ.get(AUTO_PRECISION)
+    if forced is None:
+        return "bf16" if _has_bf16_instructions(device) else "fp32"
+    if forced not in get_args(Precision):
+        raise UserError(f"{AUTO_PRECISION}={forced}: must be fp32 or bf16")
+    return cast(Precision, forced)
 
 
-def _multiplies_bf16(device: torch.device) -> bool:
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """Return the context in which torch computes with this precision."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def _has_bf16_instructions(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())

@@ -114,6 +114,14 @@ class Workers:
             self.traffic.gradients += _sum_bytes(flat.nbytes, self.count)
             _scatter(flat, bucket)
 
+    def all(self, condition: bool, device: torch.device) -> bool:
+        """Return whether `condition` holds on every worker; `device` is one that the workers can communicate from."""
+        if self.count == 1:
+            return condition
+        holds = torch.tensor(int(condition), device=device)
+        dist.all_reduce(holds, op=dist.ReduceOp.MIN)
+        return bool(holds)
+
     def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
         """Overwrites every tensor, all of one type, by the first worker's."""
         if self.count == 1:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,18 +20,28 @@ from support import small_models
 from torch import Tensor
 
 from dreamprvr_ray import distributed
-from dreamprvr_ray.config import CLIPS, FRAMES, OptimizerConfig, TrimFrames
+from dreamprvr_ray.config import AUTO_PRECISION, CLIPS, FRAMES, OptimizerConfig, TrimFrames, load_experiment
+from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.distributed import Traffic, Workers, token_traffic
 from dreamprvr_ray.evaluation.retrieval import evaluate
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.runtime.ray_internals import Trainer
 from dreamprvr_ray.runtime.resources import WorkerGroup
 from dreamprvr_ray.runtime.train_run import connected, scaling_config
+from dreamprvr_ray.training.loop import fit
 from dreamprvr_ray.training.objective import StepRandomness, training_losses
 from dreamprvr_ray.training.optimizer import build_optimizer
+from dreamprvr_ray.training.reporter import EpochResult, Snapshot
 
 COUNTS = (2, 3, 4)  # workers
 SPLIT = small_models.MemorySplit([3, 1, 6, 2, 1, 1, 4, 2, 5, 1, 2, 3, 6])
+PRECISIONS = (  # `training.precision`, and what `auto` means on the CPUs of two workers
+    ("fp32", ("bf16", "bf16")),
+    ("bf16", ("fp32", "fp32")),
+    ("auto", ("bf16", "fp32")),
+    ("auto", ("fp32", "bf16")),
+    ("auto", ("bf16", "bf16")),
+)
 STEPS = 20  # of a training, whose batches are of 1 to 5 videos: some leave workers without one
 
 
@@ -122,25 +134,58 @@ def compute(workers: Workers) -> dict[str, Any]:
         patch.setattr(distributed, "BUCKET", 5)
         workers.sum_gradients(parameters)
     results["buckets"] = [parameter.grad for parameter in parameters]
+    cpu = torch.device("cpu")
+    last = workers.count - 1
+    results["all"] = [workers.all(condition, cpu) for condition in (True, False, workers.rank != last)]
     return results
 
 
-def work(directory: str) -> None:
+def train(workers: Workers, precision: str, auto: Sequence[str], shards: Path) -> tuple[dict[str, Tensor], float]:
+    """Train an epoch on CPUs that resolve `auto` to `auto[rank]`; return the weights and the loss."""
+    weights: dict[str, Tensor] = {}
+
+    class Reporter:
+        def latest_checkpoint(self) -> AbstractContextManager[None]:
+            return nullcontext()
+
+        def on_training_start(self) -> None:
+            pass
+
+        def report(self, result: EpochResult, snapshot: Snapshot) -> None:
+            weights.update(snapshot().weights)
+
+    changes = {"epochs": 1, "batch_videos": 8, "precision": precision}
+    experiment = load_experiment("demo", {f"training.{key}": value for key, value in changes.items()})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(AUTO_PRECISION, auto[workers.rank])
+        result = fit(experiment, ShardSet.open(shards), Reporter(), workers, torch.device("cpu"))
+    assert result is not None
+    return weights, result.losses["total"]
+
+
+def work(job: dict[str, str]) -> None:
     """One worker of a group of four, of which the first two and the first three then make groups of their own."""
+    directory, shards = Path(job["directory"]), Path(job["shards"])
     torch.set_num_threads(1)
     with connected() as four:
-        torch.save(compute(four), Path(directory) / f"4-{four.rank}.pt")
+        torch.save(compute(four), directory / f"4-{four.rank}.pt")
     for count in (2, 3):
         if four.rank < count:
             dist.init_process_group(
                 "gloo", init_method=f"file://{directory}/meet-{count}", rank=four.rank, world_size=count
             )
-            torch.save(compute(Workers(four.rank, count)), Path(directory) / f"{count}-{four.rank}.pt")
+            workers = Workers(four.rank, count)
+            torch.save(compute(workers), directory / f"{count}-{workers.rank}.pt")
+            if count == 2:
+                trained = {
+                    (precision, *auto): train(workers, precision, auto, shards) for precision, auto in PRECISIONS
+                }
+                torch.save(trained, directory / f"trained-{workers.rank}.pt")
             dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def computed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def computed(tmp_path_factory: pytest.TempPathFactory, demo_shards: Path) -> Path:
     """What the workers of all groups computed, under Ray Train on a Ray that believes it has four CPUs."""
     variables = {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
@@ -150,9 +195,9 @@ def computed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": variables})
     try:
         storage = ray.train.RunConfig(name="run", storage_path=str(directory))
-        Trainer(
-            work, train_loop_config=str(directory), scaling_config=scaling_config(WorkerGroup(4, 1, 0)), run_config=storage
-        ).fit()
+        job = {"directory": str(directory), "shards": str(demo_shards)}
+        scaling = scaling_config(WorkerGroup(4, 1, 0))
+        Trainer(work, train_loop_config=job, scaling_config=scaling, run_config=storage).fit()
     finally:
         ray.shutdown()
     return directory
@@ -229,6 +274,25 @@ def test_gradients_are_summed_in_buckets_and_a_missing_one_is_zero(workers_resul
     expected = [sum(10.0**rank for rank in ranks if rank != number) for number in range(4)]
     for results in workers_results:
         assert [set(gradient.tolist()) for gradient in results["buckets"]] == [{value} for value in expected] + [set()]
+
+
+def test_a_condition_holds_only_if_it_holds_on_every_worker(workers_results: list[dict[str, Any]]) -> None:
+    for results in workers_results:
+        assert results["all"] == [True, False, False]
+
+
+def test_workers_on_unlike_cpus_agree_on_one_precision(computed: Path) -> None:
+    for rank in range(2):
+        trained = torch.load(computed / f"trained-{rank}.pt", weights_only=False)
+        fp32, bf16 = trained["fp32", "bf16", "bf16"], trained["bf16", "fp32", "fp32"]
+        assert_same_training(trained["auto", "bf16", "fp32"], fp32)
+        assert_same_training(trained["auto", "fp32", "bf16"], fp32)
+        assert_same_training(trained["auto", "bf16", "bf16"], bf16)
+        assert bf16[1] != fp32[1]
+
+
+def assert_same_training(ours: tuple[dict[str, Tensor], float], theirs: tuple[dict[str, Tensor], float]) -> None:
+    assert ours[1] == theirs[1] and all(torch.equal(weight, theirs[0][name]) for name, weight in ours[0].items())
 
 
 def test_division_of_a_batch() -> None:

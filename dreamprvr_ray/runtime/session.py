@@ -19,6 +19,7 @@ from ray._private import ray_constants
 from ray._private.services import canonicalize_bootstrap_address
 from ray._private.utils import read_ray_address
 
+from dreamprvr_ray.config import AUTO_PRECISION
 from dreamprvr_ray.errors import UserError
 
 FIRST_DASHBOARD_PORT = 8265  # Ray's own default
@@ -83,7 +84,8 @@ def is_our_own() -> bool:
 
 
 def _init(address: str, local: dict[str, str], **options: Any) -> Any:
-    environment = WORKER_ENVIRONMENT | {name: os.environ[name] for name in RAY_ENVIRONMENT} | local
+    forwarded = {name: os.environ[name] for name in (*RAY_ENVIRONMENT, AUTO_PRECISION) if name in os.environ}
+    environment = WORKER_ENVIRONMENT | forwarded | local
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         # Our own lines come through queues and callbacks; what workers print stays in Ray's logs and on the dashboard.

@@ -25,7 +25,7 @@ from dreamprvr_ray.config import CLIPS, FRAMES, Experiment, load_experiment
 from dreamprvr_ray.data.batches import collate, plan_epoch, prefetch
 from dreamprvr_ray.data.resident import ResidentSplit
 from dreamprvr_ray.data.shards import Manifest, ShardSet, Split
-from dreamprvr_ray.device import autocast, best_device
+from dreamprvr_ray.device import Precision, autocast, best_device, resolve_precision
 from dreamprvr_ray.distributed import Traffic, Workers, token_traffic
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.evaluation.retrieval import evaluate
@@ -72,6 +72,14 @@ def with_feature_sizes(experiment: Experiment, manifest: Manifest) -> Experiment
     return experiment.with_values({"data.video_size": video_size, "data.text_size": text_size}, "shards")
 
 
+def agree_on_precision(configured: str, device: torch.device, workers: Workers) -> Precision:
+    """Return the precision of a training, the same on every worker: with `auto`, bf16 only if every worker resolves it to bf16."""
+    precision = resolve_precision(configured, device)
+    if configured == "auto" and not workers.all(precision == "bf16", device):
+        return "fp32"
+    return precision
+
+
 def fit(
     experiment: Experiment,
     shards: ShardSet,
@@ -103,8 +111,9 @@ def fit(
             progress = _restore(checkpoint, model, optimizer, experiment)
     progress = _as_first_worker(workers, progress, model, optimizer)
     optimizer.continue_at(progress.epoch * steps_per_epoch)
+    precision = agree_on_precision(training.precision, device, workers)
     gradients = GradientPass(
-        model, experiment, training.epochs * len(train), partial(autocast, device, training.precision), workers
+        model, experiment, training.epochs * len(train), partial(autocast, device, precision), workers
     )
 
     resident = None if progress.finished else ResidentSplit.where_it_fits(train, device)
@@ -127,7 +136,7 @@ def fit(
             device,
             reporter if report is None else None,
         )
-        with autocast(device, training.precision):
+        with autocast(device, precision):
             retrieval = evaluate(model, val, experiment.evaluation.clip_weight, workers)
         progress = progress.after(retrieval.recall.sumr, experiment)
         now = time.perf_counter()

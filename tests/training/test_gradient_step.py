@@ -16,7 +16,7 @@ from dreamprvr_ray.checkpoints.checkpoint import read_weights
 from dreamprvr_ray.config import Experiment, load_experiment
 from dreamprvr_ray.data.batches import Batch
 from dreamprvr_ray.data.shards import ShardSet
-from dreamprvr_ray.device import autocast
+from dreamprvr_ray.device import Precision, autocast
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.model.kernels import compiled as fused
 from dreamprvr_ray.model.kernels import cpu
@@ -44,7 +44,7 @@ def experiment(**changes: Any) -> Experiment:
 
 
 def build(
-    setting: Experiment, device: torch.device, videos: int = 0, precision: str = "fp32"
+    setting: Experiment, device: torch.device, videos: int = 0, precision: Precision = "fp32"
 ) -> tuple[DreamPRVR, GradientPass]:
     torch.manual_seed(0)
     model = DreamPRVR(setting.model, setting.data.video_size, setting.data.text_size).to(device).train()
