@@ -16,7 +16,7 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--out", type=local_folder, required=True, help="the new directory")
     options = parser.parse_args(arguments)
-    with Storage.of(options.checkpoint).opened() as checkpoint:
+    with Storage.of(options.checkpoint).local_directory() as checkpoint:
         metrics = export_checkpoint(checkpoint, options.out)
     print(
         f"{options.out}: epoch {metrics['epoch']}, val SumR {metrics['SumR']:.1f}; try: python {options.out / 'retrieve.py'} SHARDS"

@@ -111,7 +111,7 @@ def test_a_uri_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
         UserError,
-        match=r"^s3://bucket/x: this is written to a folder of this machine, which you then copy to the store$",
+        match=r"^s3://bucket/x: must be a local directory; copy it to the object store afterwards$",
     ):
         convert.main(["--source", str(GOLDEN), "--collection", "mini", "--out", "s3://bucket/x?secret_key=hush"])
     assert not list(tmp_path.iterdir())

@@ -62,7 +62,7 @@ def test_an_export_evaluates_as_its_checkpoint_and_its_script_retrieves(
 
 def test_a_checkpoint_in_a_store_is_exported(checkpoint: Path, call: Call, s3: S3, tmp_path: Path) -> None:
     storage = Storage.of(s3.uri("run"))
-    storage.add_files("best", checkpoint)
+    storage.upload_directory("best", checkpoint)
     done = call("export", "--checkpoint", (storage / "best").location, "--out", tmp_path / "model")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "model" / "weights.safetensors").read_bytes() == (
@@ -76,7 +76,7 @@ def test_a_place_that_cannot_be_written_is_a_clear_mistake(
     monkeypatch.chdir(tmp_path)
     for out, reason in (
         ("/proc/x", "cannot be written: No such file or directory"),
-        ("s3://bucket/x", "this is written to a folder"),
+        ("s3://bucket/x", "must be a local directory"),
     ):
         done = call("export", "--checkpoint", checkpoint, "--out", out)
         assert (

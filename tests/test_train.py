@@ -98,7 +98,7 @@ def test_a_killed_run_resumes_to_the_same_result(
     assert other.returncode == 2 and "cannot resume: model.registers was 4 and is 2 now" in other.stderr
     with Storage.of(out).lock():
         beside = call("train", *arguments, "--resume")
-    assert beside.returncode == 2 and f"{out}: process {os.getpid()} of this machine is at work there" in beside.stderr
+    assert beside.returncode == 2 and f"{out}: process {os.getpid()} is using this directory" in beside.stderr
     done = call("train", *arguments, "--resume")
     resumed, whole = last_json(done), last_json(one_worker[1])
     epochs = [int(line.split()[1].removesuffix("/6")) for line in done.stderr.splitlines() if line.startswith("epoch")]

@@ -215,7 +215,7 @@ def test_a_search_that_has_ended_is_left_as_it_is(
         assert f"out: cannot resume: {change}\n" in changed.stderr
     with Storage.of(space.parent / "out").lock():
         beside = call("tune", "--space", space, "--resume")
-    assert beside.returncode == 2 and f"process {os.getpid()} of this machine is at work there" in beside.stderr
+    assert beside.returncode == 2 and f"process {os.getpid()} is using this directory" in beside.stderr
     best = space.parent / "out" / "best"
     shards = yaml.safe_load(space.read_text())["shards"]
     last_json(call("evaluate", "--checkpoint", best, "--shards", shards, "--split", "test", "--json"))
@@ -278,7 +278,7 @@ def place(request: pytest.FixtureRequest, demo_shards: Path, tmp_path: Path) -> 
         return Storage.of(demo_shards), Storage.of(tmp_path / "out")
     s3: S3 = request.getfixturevalue("s3")
     bucket = Storage.of(s3.uri().replace("s3://", "s3://key:hush-hush@"))
-    bucket.add_files("shards", demo_shards, last="manifest.json")
+    bucket.upload_directory("shards", demo_shards, last="manifest.json")
     return bucket / "shards", bucket / "out"
 
 

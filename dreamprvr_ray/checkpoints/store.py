@@ -76,7 +76,7 @@ class CheckpointStore:
     @contextmanager
     def opened(self, epoch: int) -> Iterator[Path]:
         """Open this epoch's checkpoint as a local directory."""
-        with self.at(epoch).opened() as directory:
+        with self.at(epoch).local_directory() as directory:
             yield directory
 
     def keep_only(self, epoch: int) -> None:

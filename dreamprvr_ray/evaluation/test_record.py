@@ -29,7 +29,7 @@ def evaluate_checkpoint(
     Where the record cannot be written, `unrecorded` is told why; without it, the error is raised.
     Raises `UserError` where the checkpoint does not fit the shards.
     """
-    with storage.opened() as path:
+    with storage.local_directory() as path:
         trained = load_model(path)
         recordable = path.is_dir()
     sizes, manifest = trained.experiment.data, shards.manifest

@@ -339,4 +339,4 @@ def _tensorboard(storage: Storage) -> Iterator[SummaryWriter]:
             with SummaryWriter(folder) as writer:
                 yield writer
         finally:
-            storage.add_files(TENSORBOARD, Path(folder))
+            storage.upload_directory(TENSORBOARD, Path(folder))

@@ -204,7 +204,7 @@ def _keep_best(checkpoint: Storage, values: dict[str, Any], out: Storage) -> Sto
     best = out / BEST
     if best.exists(METRICS) and best.read_text(METRICS) == checkpoint.read_text(METRICS):
         return best
-    with checkpoint.opened() as source:
+    with checkpoint.local_directory() as source:
 
         def write(directory: Path) -> None:
             copy_files(source, directory)

@@ -1,4 +1,4 @@
-"""Atomic writes of files and directories, and JSON from disk."""
+"""Atomic writes of files and directories, and JSON files."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from dreamprvr_ray.errors import NotWritableError, UserError, first_line
 
-# Of the place and not of the moment, as a full disk is.
-_OF_THE_PLACE = (
+# Errors that retrying does not help, unlike a full disk.
+_PERMANENT = (
     errno.EROFS,
     errno.EACCES,
     errno.EPERM,
@@ -27,30 +27,32 @@ _OF_THE_PLACE = (
     errno.ENAMETOOLONG,
 )
 
-
-@contextmanager
-def writing(destination: Path) -> Iterator[None]:
-    """Raises `NotWritableError`, which names `destination` and no temporary name beside it, where the block cannot write there."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _OF_THE_PLACE:
-            raise
-        raise NotWritableError(error.errno, error.strerror, str(destination)) from error
-
-
 _AT_WORKING_DIRECTORY, _RENAME_EXCHANGE = -100, 2  # AT_FDCWD of fcntl.h, RENAME_EXCHANGE of linux/fs.h
 
 
 @contextmanager
+def writing(destination: Path) -> Iterator[None]:
+    """Turn a permanent OSError of the block into a `NotWritableError` that names `destination`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _PERMANENT:
+            raise
+        raise NotWritableError(error.errno, error.strerror, str(destination)) from error
+
+
+@contextmanager
 def replacing(directory: Path) -> Iterator[Path]:
-    """A temporary directory that takes the place of `directory` when the block ends well, and vanishes when it does not."""
+    """Yield a temporary directory that replaces `directory` if the block succeeds and is removed if it fails.
+
+    Raises `NotWritableError` if the temporary directory cannot be created.
+    """
     with writing(directory):
         directory.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
         yield temporary
-        temporary.chmod(0o755)  # mkdtemp's are for the owner alone
+        temporary.chmod(0o755)  # mkdtemp creates it readable by its owner only
         try:
             os.replace(temporary, directory)
         except OSError as error:
@@ -62,44 +64,73 @@ def replacing(directory: Path) -> Iterator[Path]:
 
 
 def _exchange(one: Path, other: Path) -> None:
-    """Swaps two directories: in one step where the system can, so that a kill at any time leaves a whole one in each place."""
-    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)  # Linux; Python has no name for it
-    if (
-        renameat2
-        and renameat2(
-            _AT_WORKING_DIRECTORY, os.fsencode(one), _AT_WORKING_DIRECTORY, os.fsencode(other), _RENAME_EXCHANGE
-        )
-        == 0
-    ):
-        return
-    aside = one.with_name(
-        one.name + "-old"
-    )  # a system or file system (NFS) without it: a kill just here leaves the old one aside
+    """Swap two directories, atomically if the system can, so that a kill leaves a complete one at each path."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)  # Linux only; Python's os module does not have it
+    if renameat2 is not None:
+        cwd, first, second = _AT_WORKING_DIRECTORY, os.fsencode(one), os.fsencode(other)
+        if renameat2(cwd, first, cwd, second, _RENAME_EXCHANGE) == 0:
+            return
+    # Not supported here (as on NFS): a kill between the next two lines leaves the previous directory under `aside`.
+    aside = one.with_name(one.name + "-old")
     os.replace(other, aside)
     os.replace(one, other)
     os.replace(aside, one)
 
 
+def partial_path(path: Path) -> Path:
+    """Return the temporary path, in the same directory, to which this process writes `path` before renaming it."""
+    return path.with_name(f".{path.name}.partial-{os.getpid()}")
+
+
+def remove_partial_files(directory: Path) -> None:
+    """Remove the temporary files of `partial_path` that killed processes left in `directory`."""
+    for path in directory.glob(".*.partial-*"):
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path that is renamed to `path` if the block succeeds and removed if it fails."""
+    partial = partial_path(path)
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
-    """Writes a small file whole or not at all. Raises `NotWritableError` where there is no place for it."""
+    """Write a small file atomically, creating its directory. Raises `NotWritableError` where it cannot be written."""
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    with writing(path):
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with writing(path), replacing_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write an indented JSON object atomically, creating its directory. Raises `NotWritableError` as `write_text`."""
+    write_text(path, json.dumps(values, indent=1) + "\n")
 
 
 def copy_files(source: Path, target: Path) -> None:
-    """Copies the files of a checkpoint directory into another one."""
+    """Copy everything in the directory `source` into `target`, which may exist."""
     shutil.copytree(source, target, dirs_exist_ok=True)
 
 
+def read_text(path: Path) -> str:
+    """Return the content of a UTF-8 file without its byte order mark. Raises `UserError` if it cannot be read."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises `UserError` where it is missing or damaged."""
+    """Return the JSON object in a file. Raises `UserError` if the file is missing or damaged."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -109,12 +140,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return parse_json(text, str(path))
 
 
-def parse_json(text: str, where: str) -> dict[str, Any]:
-    """A JSON object from a text. Raises `UserError` that names `where` it is damaged."""
+def parse_json(text: str, path: str) -> dict[str, Any]:
+    """Return the JSON object in `text`, the content of the file `path`. Raises `UserError` if it is damaged."""
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise UserError(f"{where}: damaged: {first_line(error)}") from None
+        raise UserError(f"{path}: damaged: {first_line(error)}") from None
     if not isinstance(value, dict):
-        raise UserError(f"{where}: must hold an object")
+        raise UserError(f"{path}: must hold a JSON object")
     return value

@@ -94,7 +94,7 @@ def test_nodes_come_and_go_while_a_search_runs(
     nodes: Nodes, s3: S3, demo_shards: Path, tmp_path: Path, drive: Callable[..., Driver]
 ) -> None:
     shards = Storage.of(s3.uri("data"))
-    shards.add_files("shards", demo_shards, last="manifest.json")
+    shards.upload_directory("shards", demo_shards, last="manifest.json")
     nodes.add()
     nodes.add()
     space, out = tmp_path / "space.yaml", tmp_path / "out"

@@ -42,7 +42,7 @@ def test_a_run_in_an_object_store_survives_its_worker(
 ) -> None:
     monkeypatch.setenv("DREAMPRVR_RAY_CACHE", str(tmp_path / "cache"))
     remote, lines = Storage.of(s3.uri("data")), []
-    remote.add_files("shards", demo_shards, last="manifest.json")
+    remote.upload_directory("shards", demo_shards, last="manifest.json")
     shards, out = (remote / "shards").location, (remote / "runs").location
     killed = threading.Event()
 
@@ -68,7 +68,7 @@ def test_a_run_in_an_object_store_survives_its_worker(
     undisturbed = DirectoryReporter(tmp_path / "undisturbed")
     fit(experiment(training__epochs=6), local_shards(str(demo_shards)), undisturbed)
     assert read_json(undisturbed.best / METRICS)["SumR"] == metrics["SumR"]
-    with (storage / "best").opened() as directory:
+    with (storage / "best").local_directory() as directory:
         weights, theirs = read_weights(directory), read_weights(undisturbed.best)
     assert all(torch.equal(weight, theirs[name]) for name, weight in weights.items())
     readings = [evaluate_checkpoint(storage / "best", local_shards(shards), "test") for _ in range(2)]

@@ -23,10 +23,10 @@ def test_a_store_that_is_lost_ends_the_search_and_fails_no_trial(tmp_path: Path)
     searcher.suggest("first")
     searcher.suggest("second")
     searcher.errors["first"] = (
-        "dreamprvr_ray.errors.ObjectStoreError: s3://bucket/run: the store does not answer as it should: timeout"
+        "dreamprvr_ray.errors.ObjectStoreError: s3://bucket/run: object-store request failed: timeout"
     )
     searcher.on_trial_complete("first", error=True)
-    assert searcher.store_lost == "s3://bucket/run: the store does not answer as it should: timeout"
+    assert searcher.store_lost == "s3://bucket/run: object-store request failed: timeout"
     assert searcher.suggest("third") == NO_MORE
     searcher.on_trial_complete("second", result(9, 50.0, finished=True))
     assert [trial.state for trial in study.trials()] == [TrialState.RUNNING, TrialState.COMPLETE]

@@ -17,9 +17,9 @@ from dreamprvr_ray.storage import files
 from dreamprvr_ray.storage.files import read_json, replacing, write_text
 
 
-def test_json_that_is_no_object(tmp_path: Path) -> None:
+def test_json_that_is_not_an_object(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text("[1]")
-    with pytest.raises(UserError, match=r"list\.json: must hold an object$"):
+    with pytest.raises(UserError, match=r"list\.json: must hold a JSON object$"):
         read_json(tmp_path / "list.json")
 
 

@@ -1,4 +1,4 @@
-"""Directories on a disk and in an object store behave alike."""
+"""Directories on a disk and in an object store behave the same."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from textwrap import dedent
 import pytest
 from support.object_store import S3
 
-from dreamprvr_ray.checkpoints.checkpoint import METRICS
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.storage.location import Storage, absolute, is_uri
+
+LAST = "metrics.json"  # the file that is written last and deleted first
 
 
 @pytest.fixture(params=["disk", "object store"])
@@ -39,37 +40,37 @@ def test_small_files(storage: Storage) -> None:
 
 def test_directories(storage: Storage) -> None:
     inner = storage / "checkpoints"
-    inner.write_directory("epoch-0001", write, last=METRICS)
-    inner.write_directory("epoch-0001", write, last=METRICS)  # replaced
+    inner.write_directory("epoch-0001", write, last=LAST)
+    inner.write_directory("epoch-0001", write, last=LAST)  # replaced
     assert (
         inner.names() == ["epoch-0001"]
         and inner.exists("epoch-0001/metrics.json")
         and storage.names() == ["checkpoints"]
     )
-    with (inner / "epoch-0001").opened() as directory:
+    with (inner / "epoch-0001").local_directory() as directory:
         assert {path.name: path.read_text() for path in directory.iterdir()} == {
             name: name for name in ("metrics.json", "weights", "state")
         }
     assert storage.files() == [f"checkpoints/epoch-0001/{name}" for name in ("metrics.json", "state", "weights")]
-    for _ in range(2):  # what is not there is not missed
-        inner.delete_directory("epoch-0001", first=METRICS)
+    for _ in range(2):  # deleting a missing directory does nothing
+        inner.delete_directory("epoch-0001", first=LAST)
         assert inner.names() == inner.files() == []
 
 
-def test_what_fails_leaves_nothing(storage: Storage) -> None:
+def test_a_failed_write_leaves_nothing_behind(storage: Storage) -> None:
     def fail(directory: Path) -> None:
         write(directory)
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        storage.write_directory("best", fail, last=METRICS)
+        storage.write_directory("best", fail, last=LAST)
     assert storage.names() == []
 
 
-def test_an_upload_is_whole_with_its_last_file(s3: S3) -> None:
+def test_the_last_file_is_uploaded_after_all_others(s3: S3) -> None:
     storage = Storage.of(s3.uri("run"))
     before = len(s3.requests)
-    storage.write_directory("epoch-0001", write, last=METRICS)
+    storage.write_directory("epoch-0001", write, last=LAST)
     done = [
         line.split("epoch-0001/")[1].split("?")[0]
         for line in s3.requests[before:]
@@ -90,11 +91,11 @@ def test_locations(tmp_path: Path) -> None:
     assert Storage.of("runs").location == os.path.abspath("runs")
     remote = Storage("s3://bucket/run?region=x")
     assert (remote / "best").location == "s3://bucket/run/best?region=x" and remote.directory is None
-    assert str(remote) == "s3://bucket/run"  # where keys may stand among the options
+    assert str(remote) == "s3://bucket/run"  # the options may hold keys
     assert str(Storage("s3://key:hush-hush@bucket/run?x=hush-hush") / "best") == "s3://key:***@bucket/run/best"
 
 
-def test_files_go_up_and_down(s3: S3, tmp_path: Path) -> None:
+def test_upload_and_download(s3: S3, tmp_path: Path) -> None:
     storage, names = Storage.of(s3.uri("run")), ["a.json", "b/c.jsonl", "b/d/e.gz"]
     for name in names:
         (tmp_path / "here" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +109,7 @@ def test_files_go_up_and_down(s3: S3, tmp_path: Path) -> None:
         storage.download(["none"], tmp_path / "there")
 
 
-def test_one_command_at_a_time(storage: Storage) -> None:
+def test_only_one_command_holds_the_lock(storage: Storage) -> None:
     script = f"""
         from dreamprvr_ray.storage.location import Storage
         with Storage.of({storage.location!r}).lock():
@@ -122,34 +123,34 @@ def test_one_command_at_a_time(storage: Storage) -> None:
         with pytest.raises(UserError) as error, storage.lock():
             pass
         assert error.value.mistakes == (
-            f"{storage}: process {other.pid} of this machine is at work there; wait for its end, or stop it",
+            f"{storage}: process {other.pid} is using this directory; wait for it to finish, or stop it",
         )
         with (storage / "inner").lock():
             pass
         other.kill()
-    left = set(Path(tempfile.gettempdir()).glob("dreamprvr-ray-*"))  # by the killed one
+    left = set(Path(tempfile.gettempdir()).glob("dreamprvr-ray-*"))  # by the killed process
     for _ in range(2):
         with storage.lock():
             assert storage.names() == []
     assert len(left - set(Path(tempfile.gettempdir()).glob("dreamprvr-ray-*"))) >= 1
 
 
-def test_what_another_node_does_not_see(storage: Storage) -> None:
+def test_a_directory_that_is_not_shared_between_nodes(storage: Storage) -> None:
     with pytest.raises(
         UserError,
-        match="is not the same on all nodes; use a file system that they share, or a store as in s3://bucket/run",
+        match="is not visible from every node; use a shared file system or an object store",
     ):
         storage.check_visible("search.yaml")
     storage.write_text("search.yaml", "")
     storage.check_visible("search.yaml")
 
 
-def test_a_store_that_is_none() -> None:
-    with pytest.raises(UserError, match=r"^nonsense://bucket/run: no storage that can be used: "):
+def test_an_unsupported_uri() -> None:
+    with pytest.raises(UserError, match=r"^nonsense://bucket/run: not a usable storage location: "):
         Storage.of("nonsense://bucket/run")
 
 
-def test_a_bucket_that_is_missing(s3: S3) -> None:
+def test_a_missing_bucket(s3: S3) -> None:
     location = s3.uri("run").replace("bucket-", "missing-")
     with pytest.raises(UserError, match=r"^s3://missing-\d+/run: "):
         Storage.of(location).write_text("a", "b")

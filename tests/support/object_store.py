@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 
 @dataclass
 class S3:
-    """An S3 server on loopback. What another process needs to reach it is in the URIs and the environment."""
+    """An S3 server on loopback. Its URIs and the environment hold all that another process needs to reach it."""
 
     address: str
-    requests: list[str] = field(default_factory=list)  # the server's log
+    requests: list[str] = field(default_factory=list)  # lines of the server's log
     buckets: int = 0
 
     def uri(self, path: str = "") -> str:
-        """The URI of a path in a new bucket."""
+        """Create a bucket and return the URI of a path in it."""
         from pyarrow.fs import S3FileSystem
 
         self.buckets += 1
