@@ -1,4 +1,4 @@
-"""The README's commands, run as they stand there in a folder that has the source trees they name."""
+"""Run the README's commands as written, in a directory that contains the files they name."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,14 +19,15 @@ from dreamprvr_ray.config import load_experiment
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines() if line]
-# Searches and trainings are shortened; everything else is run as it stands.
+BLOCKS = [block.replace("\\\n", "") for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)]
+COMMANDS = [" ".join(line.split()) for block in BLOCKS for line in block.splitlines() if line]
+# Searches and trainings are shortened; every other command runs as written.
 SHORTER = {"tune": " --trials 2 --set training.epochs=2 final.seeds=1", "train": " --set training.epochs=1"}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a user's folder holds: the checkout, and TVR's features, made up, in their place."""
+    """A user's working directory: parts of the checkout, and synthetic features in TVR's layout."""
     folder = tmp_path_factory.mktemp("readme")
     for name in ("search_spaces", "Makefile", "pyproject.toml", "constraints.txt"):
         source = ROOT / name
@@ -38,14 +40,39 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    # A user's environment: without what the tests set for Ray Train.
+    # A user's environment does not have the variables that the tests set for Ray Train.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_TRAIN_")}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(line, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
 
 
-def test_the_two_commands_are_there() -> None:
+def test_quick_start_comes_first() -> None:
     assert COMMANDS[:2] == ["make search", "make test"]
+
+
+def test_every_command_is_covered() -> None:
+    # `make search` and `python` run below, `pip` is checked below, and tests/cluster covers `ray`.
+    assert {command.split()[0] for command in COMMANDS} == {"make", "pip", "python", "ray"}
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("pip")])
+def test_install_command(line: str, tmp_path: Path) -> None:
+    # pip reads the project and the constraints; dependencies would need a network.
+    for name in ("dreamprvr_ray", "pyproject.toml", "constraints.txt", "README.md", "LICENSE"):
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, tmp_path / name)
+    done = run(f"{line} --dry-run --no-deps --no-build-isolation", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Would install dreamprvr_ray" in done.stdout
+
+
+def test_extras_exist() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = re.findall(r"dreamprvr_ray\[(\w+)\]", README)
+    assert extras and set(extras) <= set(project["optional-dependencies"])
 
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("python")])
@@ -59,30 +86,28 @@ def test_command(line: str, folder: Path) -> None:
 
 
 def test_make_search(folder: Path) -> None:
-    # The environment that runs this test is taken for the one that `make install` makes.
+    # Use the environment that runs this test instead of the one that `make install` creates.
     (folder / ".venv").mkdir()
     (folder / ".venv" / "installed").touch()
-    done = run(
-        f"make search BIN={Path(sys.executable).parent} SEARCH_FLAGS='--trials 2 --set training.epochs=2 final.seeds=1'",
-        folder,
-    )
+    flags = SHORTER["tune"].strip()
+    done = run(f"make search BIN={Path(sys.executable).parent} SEARCH_FLAGS='{flags}'", folder)
     assert done.returncode == 0, done.stderr
     assert re.search(r"winner: trial \d, val SumR [\d.]+ at epoch \d", done.stdout)
     assert re.search(r"trial 1 against paper: [+-][\d.]+ test SumR", done.stdout)
     assert re.search(r"the chosen model: .*demo/search/best", done.stdout)
 
 
-def test_the_python_example(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_example(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "example.py").write_text(re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0])
     monkeypatch.chdir(folder)
     runpy.run_path("example.py", run_name="__main__")
     assert float(capsys.readouterr().out.split()[0]) > 0
 
 
-def test_the_file_of_ones_own(tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text(re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)[0])
-    mine, preset = load_experiment(str(tmp_path / "mine.yaml")), load_experiment("tvr")
-    assert {key: value for key, value in mine.flat().items() if preset.flat()[key] != value} == {
+def test_configuration_example(tmp_path: Path) -> None:
+    (tmp_path / "custom.yaml").write_text(re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)[0])
+    custom, preset = load_experiment(str(tmp_path / "custom.yaml")), load_experiment("tvr")
+    assert {key: value for key, value in custom.flat().items() if preset.flat()[key] != value} == {
         "model.registers": 6,
         "model.dropout": 0.3,
         "training.epochs": 60,
