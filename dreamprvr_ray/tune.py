@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> None:
     from dreamprvr_ray.evaluation.test_record import described
     from dreamprvr_ray.search.summary import describe_final, format_table
 
-    print("\n".join(format_table(outcome.entries, [space.key for space in search.ranges])))
+    print("\n".join(format_table(outcome.entries, [parameter.key for parameter in search.parameters])))
     for entry in outcome.entries:
         if entry.error:
             print(f"trial {entry.number} failed: {entry.error}")
@@ -82,12 +82,14 @@ def main(arguments: list[str]) -> None:
 
 def _print_plan(search: Search, json: bool) -> None:
     from dreamprvr_ray.runtime.session import ray_session
-    from dreamprvr_ray.search.plan import plan_lines, plan_trials
+    from dreamprvr_ray.search.plan import plan_trials
+    from dreamprvr_ray.search.presentation import plan_lines
+    from dreamprvr_ray.training.cost import estimate
 
     with ray_session(dashboard=False):
         plan = plan_trials(search)
-    lines, cost = plan_lines(search, plan)
-    print("\n".join(lines))
+    cost = estimate(search.experiment)
+    print("\n".join(plan_lines(search, plan, cost)))
     if json:
         print_json(
             cost.to_dict()

@@ -377,7 +377,7 @@ def test_every_shipped_space_can_be_planned_and_starts_from_its_preset(path: Pat
     assert "at a time" in str(plan_trials(search))
     preset = load_experiment(search.settings.config)
     assert search.experiment == preset
-    assert search.paper_setting == {space.key: preset.flat()[space.key] for space in search.ranges}
+    assert search.paper_setting == {space.key: preset.flat()[space.key] for space in search.parameters}
 
 
 def test_a_dry_run_tells_the_plan_and_its_cost(call: Call, local_ray: None) -> None:

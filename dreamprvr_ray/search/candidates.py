@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from dreamprvr_ray.search.results import PAPER, Candidate, TrialRecord
-from dreamprvr_ray.search.space import Final, Search
+from dreamprvr_ray.search.settings import FinalSettings
+from dreamprvr_ray.search.space import Search
 
 
 def choose_candidates(search: Search, trials: Sequence[TrialRecord]) -> list[Candidate]:
@@ -54,7 +55,7 @@ def run_values(search: Search, candidate: Candidate, seed: int) -> dict[str, Any
     return values
 
 
-def final_settings(search: Search) -> Final:
+def final_settings(search: Search) -> FinalSettings:
     """Return the search's `final` section, which must be set."""
     assert search.settings.final is not None
     return search.settings.final

@@ -1,4 +1,7 @@
-"""Conditions over the configuration's keys, as in `model.registers > 0 and loss.margin < 0.5`: read, checked and evaluated as data."""
+"""Conditions over configuration keys, such as `model.registers > 0 and loss.margin < 0.5`.
+
+A condition is parsed into a syntax tree and interpreted; no code is executed.
+"""
 
 from __future__ import annotations
 
@@ -25,49 +28,49 @@ _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
 
 @dataclass(frozen=True)
 class Condition:
-    """One condition; `keys` are the dotted keys in it."""
+    """A condition; `keys` are the dotted configuration keys in it, sorted."""
 
     text: str
     keys: tuple[str, ...]
 
     @classmethod
     def parse(cls, text: str) -> Condition:
-        """Raises ValueError, saying why, where the text is more than comparisons of keys and numbers."""
-        keys = set(_keys(_parsed(text)))
+        """Parse a condition. Raises `ValueError` unless it has only keys, numbers, strings and supported operators."""
+        keys = set(_keys(_parse_expression(text)))
         if not keys:
             raise ValueError(f"'{text}' names no key")
         return cls(text, tuple(sorted(keys)))
 
     def holds(self, values: Mapping[str, Any]) -> bool:
-        """Whether it holds for these values by dotted key. Raises ValueError where they cannot be compared."""
+        """Evaluate the condition for values by dotted key. Raises `ValueError` if it cannot be evaluated."""
         try:
-            return bool(_value(_parsed(self.text), values))
+            return bool(_evaluate(_parse_expression(self.text), values))
         except (TypeError, ZeroDivisionError) as error:
-            raise ValueError(f"'{self.text}' cannot be worked out: {error}") from None
+            raise ValueError(f"'{self.text}' cannot be evaluated: {error}") from None
 
     def __str__(self) -> str:
         return self.text
 
 
-def _parsed(text: str) -> ast.expr:
+def _parse_expression(text: str) -> ast.expr:
     try:
         return ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError):
-        raise ValueError(f"'{text}' is no condition; write one as in model.registers > 0") from None
+        raise ValueError(f"'{text}' is not a valid condition; write it like model.registers > 0") from None
 
 
-def _dotted(node: ast.expr) -> str | None:
-    """`a.b.c` where the node is a dotted key."""
+def _dotted_key(node: ast.expr) -> str | None:
+    """Return `a.b.c` if the node is a dotted key."""
     if isinstance(node, ast.Name):
         return node.id
-    if isinstance(node, ast.Attribute) and (front := _dotted(node.value)):
-        return f"{front}.{node.attr}"
+    if isinstance(node, ast.Attribute) and (prefix := _dotted_key(node.value)):
+        return f"{prefix}.{node.attr}"
     return None
 
 
-def _parts(node: ast.expr) -> list[ast.expr]:
-    """The expressions in one that is understood. Raises ValueError for any other."""
-    if isinstance(node, ast.Compare) and all(type(each) in _OPERATORS for each in node.ops):
+def _operands(node: ast.expr) -> list[ast.expr]:
+    """Return the operands of a supported expression. Raises `ValueError` for any other expression."""
+    if isinstance(node, ast.Compare) and all(type(comparison) in _OPERATORS for comparison in node.ops):
         return [node.left, *node.comparators]
     if isinstance(node, ast.BoolOp):
         return list(node.values)
@@ -78,32 +81,33 @@ def _parts(node: ast.expr) -> list[ast.expr]:
     if isinstance(node, ast.Constant) and isinstance(node.value, (int, float, str)):
         return []
     raise ValueError(
-        f"'{ast.unparse(node)}' is not understood; keys, numbers, + - * / %, < <= > >= == !=, and, or, not are"
+        f"'{ast.unparse(node)}' is not supported in a condition;"
+        " use keys, numbers, + - * / %, < <= > >= == !=, and, or, not"
     )
 
 
 def _keys(node: ast.expr) -> Iterator[str]:
-    if key := _dotted(node):
+    if key := _dotted_key(node):
         yield key
         return
-    for part in _parts(node):
-        yield from _keys(part)
+    for operand in _operands(node):
+        yield from _keys(operand)
 
 
-def _value(node: ast.expr, values: Mapping[str, Any]) -> Any:
-    if key := _dotted(node):
+def _evaluate(node: ast.expr, values: Mapping[str, Any]) -> Any:
+    if key := _dotted_key(node):
         return values[key]
-    parts = _parts(node)
+    operands = _operands(node)
     if isinstance(node, ast.Constant):
         return node.value
-    if isinstance(node, ast.BoolOp):
+    if isinstance(node, ast.BoolOp):  # lazily, like Python: later operands may only be valid if the earlier ones hold
         combine = all if isinstance(node.op, ast.And) else any
-        return combine(_value(part, values) for part in parts)
-    worked_out = [_value(part, values) for part in parts]
+        return combine(_evaluate(operand, values) for operand in operands)
+    results = [_evaluate(operand, values) for operand in operands]
     if isinstance(node, ast.BinOp):
-        return _OPERATORS[type(node.op)](*worked_out)
+        return _OPERATORS[type(node.op)](*results)
     if isinstance(node, ast.UnaryOp):
-        return not worked_out[0] if isinstance(node.op, ast.Not) else -worked_out[0]
+        return not results[0] if isinstance(node.op, ast.Not) else -results[0]
     assert isinstance(node, ast.Compare)
-    pairs = zip(node.ops, worked_out, worked_out[1:], strict=False)
-    return all(_OPERATORS[type(each)](left, right) for each, left, right in pairs)
+    pairs = zip(node.ops, results, results[1:], strict=False)
+    return all(_OPERATORS[type(comparison)](left, right) for comparison, left, right in pairs)

@@ -36,7 +36,8 @@ from dreamprvr_ray.search.progress import SearchProgress
 from dreamprvr_ray.search.ray_tune import StudyScheduler, StudySearcher, SyncCallback, TrialStarted, run_tuner
 from dreamprvr_ray.search.results import FinalResult, TrialRecord
 from dreamprvr_ray.search.retention import Leaderboard
-from dreamprvr_ray.search.space import CHANGEABLE, Search
+from dreamprvr_ray.search.settings import CHANGEABLE
+from dreamprvr_ray.search.space import Search
 from dreamprvr_ray.search.study import SearchStudy, open_storage
 from dreamprvr_ray.search.trial import SHARE, TrialJob, run_trial
 from dreamprvr_ray.search.working_copy import WorkingCopy, working_copy
@@ -121,9 +122,9 @@ def run_search(search: Search, *, resume: bool, say: Callable[[str], None]) -> O
 def _with_feature_sizes(search: Search) -> Search:
     """The search with its shards' feature sizes. Raises `UserError` where a choice does not go with them."""
     manifest = read_manifest(search.settings.shards)
-    for space in search.ranges:
-        for choice in space.choices or ():
-            with_feature_sizes(search.experiment.with_values({space.key: choice}), manifest)
+    for parameter in search.parameters:
+        for choice in parameter.choices or ():
+            with_feature_sizes(search.experiment.with_values({parameter.key: choice}), manifest)
     return replace(search, experiment=with_feature_sizes(search.experiment, manifest))
 
 
@@ -144,7 +145,7 @@ def _trainable(search: Search, plan: TrialPlan, out: Storage, room: str) -> Any:
             # The driver of a nested run only waits: all CPUs are for its workers. Ray Tune wants it to ask for something.
             return ray.tune.PlacementGroupFactory([{"memory": 2**20}])
         share = values.get(SHARE, 1)
-        cpus = min(share * group.cpus_per_worker, plan.most_cpus)
+        cpus = min(share * group.cpus_per_worker, plan.max_cpus)
         return ray.tune.PlacementGroupFactory([{"CPU": cpus, "GPU": min(1.0, share * group.gpus_per_worker)}])
 
     trainable = ray.tune.with_parameters(run_trial, job=job)

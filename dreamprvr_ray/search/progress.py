@@ -34,7 +34,7 @@ class SearchProgress(Callback):
         self.study, self.say = study, say
         self.gauges, self.kept_bytes = gauges, kept_bytes
         self.name, self.trials = study.search.name, study.search.settings.trials
-        self.keys = [space.key for space in study.search.ranges]
+        self.keys = [parameter.key for parameter in study.search.parameters]
         self.started = self.printed = time.monotonic()
         self.measured = -math.inf
         self.ended = self.ended_before = sum(entry.state in ENDED for entry in self._entries())

@@ -26,7 +26,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from dreamprvr_ray.errors import UserError, redact_password
 from dreamprvr_ray.search.layout import JOURNAL
-from dreamprvr_ray.search.space import Sampler, Search
+from dreamprvr_ray.search.settings import SamplerSettings
+from dreamprvr_ray.search.space import Search
 from dreamprvr_ray.training.cost import specified_gflop
 
 MOST_REFUSALS = 100  # proposals in a row that may break a constraint
@@ -61,7 +62,9 @@ class SearchStudy:
         self.study = optuna.create_study(
             study_name=search.name,
             storage=self.storage,
-            sampler=NumberedSampler(search.settings.sampler, conditional=any(space.when for space in search.ranges)),
+            sampler=NumberedSampler(
+                search.settings.sampler, conditional=any(parameter.when for parameter in search.parameters)
+            ),
             directions=[StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE][: len(objectives)],
             load_if_exists=True,
         )
@@ -109,7 +112,7 @@ class SearchStudy:
         """The trial with its values, asked for where a killed driver had not come to it; None where they break a constraint."""
         trial = optuna.Trial(self.study, self.study.get_trials(deepcopy=False)[number]._trial_id)
         values = self.search.suggest(trial)
-        if broken := self.search.broken_constraint(values):
+        if broken := self.search.violated_constraint(values):
             trial.set_user_attr("infeasible", True)
             trial.set_user_attr("reason", f"refused: breaks {broken}")
             self.study.tell(number, state=TrialState.FAIL)
@@ -216,7 +219,7 @@ def open_storage(store: str | None, out: Path) -> BaseStorage:
 class NumberedSampler(BaseSampler):
     """Draws for trial n as a sampler of the file's kind that was seeded by (seed, n): its state is the study, and nothing else."""
 
-    def __init__(self, settings: Sampler, conditional: bool) -> None:
+    def __init__(self, settings: SamplerSettings, conditional: bool) -> None:
         self._settings, self._conditional = settings, conditional
         self._number: int | None = None
         self._sampler: BaseSampler = RandomSampler()

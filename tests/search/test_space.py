@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from dreamprvr_ray.errors import UserError
-from dreamprvr_ray.search.space import Range, load_search
+from dreamprvr_ray.search.parameters import Parameter
+from dreamprvr_ray.search.space import load_search
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "search_spaces").glob("*.yaml"))
@@ -29,20 +30,20 @@ def mistakes(path: Path, overrides: dict[str, object] | None = None) -> list[str
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_every_shipped_space_searches_registers_steps_and_the_six_weights_around_its_preset(path: Path) -> None:
+def test_every_shipped_space_searches_registers_steps_and_the_six_loss_weights_around_its_preset(path: Path) -> None:
     search = load_search(path)
-    keys = {space.key for space in search.ranges}
+    keys = {parameter.key for parameter in search.parameters}
     assert {"model.registers", "model.diffusion_steps", *(f"loss.weights.{weight}" for weight in WEIGHTS)} <= keys
     assert (
         search.settings.config == path.stem or path.stem == "one_encoder"
-    )  # that one is of no benchmark, and starts from TVR's setting
-    assert all(space.contains(search.paper_setting[space.key]) for space in search.ranges)
+    )  # one_encoder belongs to no benchmark and starts from TVR's settings
+    assert all(parameter.contains(search.paper_setting[parameter.key]) for parameter in search.parameters)
     assert search.settings.source is not None and search.settings.source.convert_command(
         search.settings.shards
     ).endswith(f"--out {search.settings.shards}")
 
 
-def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
     path = write(
         tmp_path,
         {
@@ -68,19 +69,19 @@ def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
     for part in (
         "unknown key 'model.regsters'; did you mean 'model.registers'?",
         "model.heads: low 8 must be below high 1",
-        "loss.margin: a log scale needs low above 0",
+        "loss.margin: a log scale requires low above 0",
         "unknown word 'floot'",
-        "two whole numbers, not [1, 2.5]",
+        "two integers, not [1, 2.5]",
         "data.video_size can be fixed but not searched",
         "model.branches: choice takes a list of values",
         "unknown key 'model.registrs' in 'model.registrs > 0'; did you mean 'model.registers'?",
-        "'model.registers >' is no condition",
+        "'model.registers >' is not a valid condition",
         "unknown key 'trails'; did you mean 'trials'?",
         "sampler.kind = 'tpee': must be 'tpe', 'gp' or 'random'",
     ):
         assert part in text
     assert len(found) == 11
-    # What needs the configuration is checked where the file itself is right.
+    # Checks against the configuration are made only if the file itself is valid.
     checked = mistakes(
         write(
             tmp_path,
@@ -92,15 +93,15 @@ def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
         )
     )
     assert len(checked) == 3
-    for part in ("model.dropout = 1.5", "must hold the configuration's own value 0.001", "training.epochs = "):
+    for part in ("model.dropout = 1.5", "must contain the configuration's own value 0.001", "training.epochs = "):
         assert part in "\n".join(checked)
 
 
 def test_conditions_are_checked_and_ordered(tmp_path: Path) -> None:
     steps = {"int": [1, 8], "when": "model.registers > 0"}
     search = load_search(write(tmp_path, {"model.diffusion_steps": steps, "model.registers": {"int": [0, 8]}}))
-    assert [space.key for space in search.ranges] == ["model.registers", "model.diffusion_steps"]
-    assert str(search.ranges[1]) == "integers from 1 to 8, when model.registers > 0"
+    assert [parameter.key for parameter in search.parameters] == ["model.registers", "model.diffusion_steps"]
+    assert str(search.parameters[1]) == "integers from 1 to 8, when model.registers > 0"
     assert (
         "model.diffusion_steps"
         not in load_search(
@@ -109,7 +110,7 @@ def test_conditions_are_checked_and_ordered(tmp_path: Path) -> None:
     )
     circle = {"model.registers": {"int": [0, 8], "when": "model.diffusion_steps > 1"}, "model.diffusion_steps": steps}
     assert (
-        "the conditions of model.diffusion_steps and model.registers wait for each other"
+        "the conditions of model.diffusion_steps and model.registers depend on each other"
         in mistakes(write(tmp_path, circle))[0]
     )
     space = {"model.registers": {"int": [0, 8]}}
@@ -117,14 +118,14 @@ def test_conditions_are_checked_and_ordered(tmp_path: Path) -> None:
         "constraints: 'model.registers > 4' does not hold for the configuration's own values"
         in mistakes(write(tmp_path, space, constraints=["model.registers > 4"]))[0]
     )
-    assert "cannot be worked out" in mistakes(write(tmp_path, space, constraints=["training.precision > 4"]))[0]
+    assert "cannot be evaluated" in mistakes(write(tmp_path, space, constraints=["training.precision > 4"]))[0]
     assert (
-        "model.branches: choice takes a list of numbers, words, true or false"
+        "model.branches: choice takes a list of numbers, strings, true or false"
         in mistakes(write(tmp_path, {"model.branches": {"choice": [[1]]}}))[0]
     )
 
 
-def test_a_search_key_that_does_not_exist_or_has_a_wrong_value_is_named(tmp_path: Path) -> None:
+def test_an_unknown_search_key_or_an_invalid_value_is_reported(tmp_path: Path) -> None:
     space = {"model.registers": {"int": [0, 8]}}
     assert "unknown key 'trails'; did you mean 'trials'?" in mistakes(write(tmp_path, space, trails=3))[0]
     assert (
@@ -143,29 +144,29 @@ def test_a_search_key_that_does_not_exist_or_has_a_wrong_value_is_named(tmp_path
     assert "nothing to search" in mistakes(write(tmp_path, {"model.registers": 3}))[0]
 
 
-def test_overrides_go_to_the_search_or_as_fixed_values_to_the_configuration(tmp_path: Path) -> None:
+def test_overrides_change_search_keys_or_fix_configuration_keys(tmp_path: Path) -> None:
     path = write(tmp_path, {"model.registers": {"int": [0, 8]}, "model.dropout": {"float": [0.0, 0.5]}})
     search = load_search(path, {"trials": 2, "trial.workers": 3, "model.dropout": 0.0, "training.epochs": 2})
     assert (search.settings.trials, search.settings.trial.workers) == (2, 3)
     assert search.experiment.model.dropout == 0.0 and search.experiment.training.epochs == 2
-    assert [space.key for space in search.ranges] == ["model.registers"]
+    assert [parameter.key for parameter in search.parameters] == ["model.registers"]
     assert mistakes(path, {"trial.wrokers": 3}) == ["--set: unknown key 'trial.wrokers'; did you mean 'trial.workers'?"]
 
 
-def test_ranges_are_what_optuna_draws_from() -> None:
+def test_optuna_samples_within_the_parameters_bounds() -> None:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    ranges = [
-        Range("whole", 1, 64, log=True),
-        Range("even", 0, 8, step=2),
-        Range("real", 1e-4, 1e-1, log=True),
-        Range("one", choices=(4, 8)),
+    parameters = [
+        Parameter("whole", 1, 64, log=True),
+        Parameter("even", 0, 8, step=2),
+        Parameter("real", 1e-4, 1e-1, log=True),
+        Parameter("one", choices=(4, 8)),
     ]
     for _ in range(50):
         trial = study.ask()
-        whole, even, real, one = (space.suggest(trial) for space in ranges)
+        whole, even, real, one = (parameter.suggest(trial) for parameter in parameters)
         assert isinstance(whole, int) and 1 <= whole <= 64
         assert even in (0, 2, 4, 6, 8) and 1e-4 <= real <= 1e-1 and one in (4, 8)
-    assert [str(space) for space in ranges] == [
+    assert [str(parameter) for parameter in parameters] == [
         "integers from 1 to 64, log scale",
         "integers from 0 to 8, step 2",
         "numbers from 0.0001 to 0.1, log scale",

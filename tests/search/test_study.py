@@ -104,8 +104,8 @@ def test_a_proposal_that_a_kill_cut_off_is_completed_as_it_would_have_been(tmp_p
     killed.study.ask()  # and killed before it asked for values
     killed = open_study(tmp_path / "other")
     assert [killed.propose() for _ in range(2)] == wanted[:2]
-    killed.search.ranges[0].suggest(killed.study.ask())  # and killed after the first of two
-    assert open_study(tmp_path / "other").search.ranges[0].key == "model.registers"
+    killed.search.parameters[0].suggest(killed.study.ask())  # and killed after the first of two
+    assert open_study(tmp_path / "other").search.parameters[0].key == "model.registers"
     killed = open_study(tmp_path / "other")
     assert [killed.propose() for _ in range(3)] == wanted
 
@@ -152,7 +152,7 @@ def test_trials_are_compared_by_their_best_so_far_with_those_that_came_as_far(tm
             study.report(number, result(epoch, sumr))
             assert epoch == 2 or not study.should_prune(number, epoch)
         stopped.append(study.should_prune(number, 2))
-    # Of n that have come there, the best n / 3, rounded up, go on: the first, then one of two and three, then two of four to six.
+    # Of n trials that got there, the best n / 3, rounded up, continue: one of one to three, two of four to six.
     assert stopped == [False, True, True, False, True, False]
 
 
