@@ -1,8 +1,8 @@
-# `make search` and `make test` do everything on a machine that has Python with venv, git and make.
+# `make search` and `make test` need only Python (with venv), git and make: they install everything else into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install search test lint format
+.PHONY: install search test lint format docs
 install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
@@ -10,7 +10,7 @@ install: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# The demo, from made videos to a model that was tested once. A second call goes on with the same search.
+# The demo, from synthetic videos to a tested model. If it is interrupted, run it again to resume the search.
 search: install
 	$(BIN)/python -m dreamprvr_ray.data.demo --out demo/source
 	$(BIN)/python -m dreamprvr_ray.convert --source demo/source --collection demo --out demo/shards
@@ -27,3 +27,7 @@ lint: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The pages that are generated from the code.
+docs: install
+	$(BIN)/python -m tools.configuration_page
