@@ -62,7 +62,7 @@ class ModelConfig(Section):
     hidden_size: int = Field(
         default=384,
         ge=8,
-        description="Width of every token and embedding, D in the paper. Must be even and divisible by model.heads.",
+        description="Width of every token and embedding, D in the paper. Must be even and divisible by `model.heads`.",
     )
     heads: Count = Field(default=4, description="Attention heads per block, H in the paper.")
     branches: int = Field(
@@ -83,11 +83,11 @@ class ModelConfig(Section):
     )
     initialization: Initialization = Field(
         default="paper",
-        description="Initial weights: the paper's, or aligned for features of a single encoder. paper: all linear "
-        "weights are drawn from N(0, 0.02). aligned: the input layers of queries, clips and frames start "
-        "from one orthogonal projection, so that the untrained model already compares queries and frames "
-        "as their encoder does. Use aligned only if one encoder (CLIP, a sentence encoder) produced both;"
-        " video and query features must then have the same size.",
+        description="Initial weights: the paper's, or `aligned` for features of a single encoder. `paper`: all linear"
+        " weights are drawn from N(0, 0.02). `aligned`: the input layers of queries, clips and frames "
+        "start from one orthogonal projection, so that the untrained model already compares queries and "
+        "frames as their encoder does. Use `aligned` only if one encoder (CLIP, a sentence encoder) "
+        "produced both; video and query features must then have the same size.",
     )
 
     @model_validator(mode="after")
@@ -169,18 +169,18 @@ class DataConfig(Section):
 
     video_size: Count = Field(
         description="Size of one video feature vector, Dv. Training reads it from the shards' manifest; this value is"
-        " used by --dry-run only."
+        " used by `--dry-run` only."
     )
     text_size: Count = Field(
         description="Size of one query token's feature vector, Dt. Training reads it from the shards' manifest; this "
-        "value is used by --dry-run only."
+        "value is used by `--dry-run` only."
     )
     trim_frames: TrimFrames = Field(
         default="exact",
-        description="Padding of videos with fewer than 128 frames: exact as in the paper, or batch for speed. exact: "
-        "always 128 rows, as in the paper; padded rows count in a video's mean and, as zero rows, in its "
-        "maximum over tokens. batch: a batch is only as long as its longest video, and padding never "
-        "affects a result.",
+        description="Padding of videos with fewer than 128 frames: `exact` as in the paper, or `batch` for speed. "
+        "`exact`: always 128 rows, as in the paper; padded rows count in a video's mean and, as zero "
+        "rows, in its maximum over tokens. `batch`: a batch is only as long as its longest video, and "
+        "padding never affects a result.",
     )
 
 
@@ -201,10 +201,10 @@ class TrainingConfig(Section):
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto",
-        description="Number format of the matrix products; auto uses bf16 where the device supports it. fp32: "
-        "float32. bf16: bfloat16 autocast; scores, losses and the diffusion schedule stay in float32. "
-        "auto: bf16 on devices with bfloat16 instructions, fp32 on all others, so results can differ "
-        "between machines (see docs/reproducibility.md); set fp32 or bf16 to compare numbers.",
+        description="Number format of the matrix products; `auto` uses bf16 where the device supports it. `fp32`: "
+        "float32. `bf16`: bfloat16 autocast; scores, losses and the diffusion schedule stay in float32. "
+        "`auto`: bf16 on devices with bfloat16 instructions, fp32 on all others, so results can differ "
+        "between machines (see docs/reproducibility.md); set `fp32` or `bf16` to compare numbers.",
     )
     with_val: bool = Field(
         default=False,
@@ -225,7 +225,7 @@ class EvaluationConfig(Section):
     clip_weight: float = Field(
         ge=0,
         le=1,
-        description="Weight of the clip score in the retrieval score, w_clip; the frame score gets 1 - clip_weight.",
+        description="Weight of the clip score in the retrieval score, w_clip; the frame score gets 1 - `clip_weight`.",
     )
 
 

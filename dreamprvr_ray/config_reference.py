@@ -82,12 +82,13 @@ def _allowed(schema: dict[str, Any]) -> str:
         *others, last = schema.get("enum", [schema.get("const")])
         return f"{', '.join(others)} or {last}" if others else str(last)
     if schema["type"] == "array":
-        return f"list of: {_allowed(schema['items'])}"
+        items = schema["items"]
+        return f"list of {_allowed(items)}" if "enum" in items else f"list of {_allowed(items)}s"
     names = {
         "integer": "integer",
         "number": "number",
         "boolean": "true or false",
-        "string": "text",
+        "string": "string",
         "object": "mapping",
     }
     low, above = schema.get("minimum"), schema.get("exclusiveMinimum")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dreamprvr_ray.config import Experiment, Section, load_experiment
 from dreamprvr_ray.config_reference import KeyReference, document_keys, format_value, inner_section
-from dreamprvr_ray.search.space import SearchSettings
+from dreamprvr_ray.search.settings import SearchSettings
 
 PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
 PRESETS = ("tvr", "activitynet", "charades", "demo")

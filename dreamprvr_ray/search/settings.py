@@ -159,9 +159,9 @@ class SearchSettings(Section):
     )
     against: Literal["gflop_per_video", "encode_ms"] | None = Field(
         default=None,
-        description="A second objective to minimize: `gflop_per_video`, the cost of encoding a video in GFLOP, or "
-        "`encode_ms`, its measured time in milliseconds. By default val SumR is the only objective. Nothing is "
-        "pruned with two.",
+        description="A second objective to minimize: `gflop_per_video`, the computed cost of training on a video in "
+        "GFLOP, or `encode_ms`, the measured time to encode one in milliseconds. By default val SumR is the only "
+        "objective. Nothing is pruned with two.",
     )
     store: str | None = Field(
         default=None,
