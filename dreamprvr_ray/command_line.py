@@ -12,6 +12,8 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import dreamprvr_ray
+from dreamprvr_ray.config import Section
+from dreamprvr_ray.config_reference import help_text
 from dreamprvr_ray.errors import Failure, NotWritableError, UserError
 
 
@@ -22,12 +24,22 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=f"python -m {package}.{command}", description=description, allow_abbrev=False)
         self.add_argument("--version", action="version", version=f"dreamprvr_ray {dreamprvr_ray.__version__}")
         self.add_argument("--json", action="store_true", help="end with one line of JSON on stdout")
+        self._documented_keys: tuple[tuple[str, type[Section]], ...] = ()
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
 
-    def add_overrides(self) -> None:
-        """Adds `--set key=value`, which may be given several times or with several pairs."""
+    def format_help(self) -> str:
+        """Return the text of `--help`, which ends with the documented keys that `--set` accepts."""
+        parts = [super().format_help().rstrip("\n"), *(help_text(*keys) for keys in self._documented_keys)]
+        return "\n\n".join(parts) + "\n"
+
+    def add_overrides(self, *documented_keys: tuple[str, type[Section]]) -> None:
+        """Add `--set KEY=VALUE`, which may be given several times or with several pairs.
+
+        `--help` ends with the keys of each given section, under the given heading.
+        """
+        self._documented_keys = documented_keys
         self.add_argument(
             "--set",
             action="extend",

@@ -8,7 +8,7 @@ import time
 from importlib import import_module
 
 from dreamprvr_ray.command_line import Parser, print_json, run
-from dreamprvr_ray.config import load_experiment, parse_overrides
+from dreamprvr_ray.config import Experiment, load_experiment, parse_overrides
 from dreamprvr_ray.errors import UserError, redact
 
 
@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--resume", action="store_true", help="go on with the run in OUT")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and its cost, and train nothing")
-    parser.add_overrides()
+    parser.add_overrides(("configuration keys (docs/configuration.md explains them in full):", Experiment))
     options = parser.parse_args(arguments)
     experiment = load_experiment(options.config, parse_overrides(options.set))
     from dreamprvr_ray.runtime.resources import WorkerCount

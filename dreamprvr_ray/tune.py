@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from dreamprvr_ray.command_line import Parser, print_json, run
-from dreamprvr_ray.config import parse_overrides
+from dreamprvr_ray.config import Experiment, parse_overrides
 from dreamprvr_ray.errors import UserError, redact
+from dreamprvr_ray.search.settings import SearchSettings
 from dreamprvr_ray.search.space import Search, load_search
 
 
@@ -20,7 +21,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--trials", type=int, help="the number of trials, instead of the file's")
     parser.add_argument("--resume", action="store_true", help="go on with the search in OUT")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and its cost, and train nothing")
-    parser.add_overrides()
+    parser.add_overrides(
+        ("search-file keys (docs/configuration.md explains them in full):", SearchSettings),
+        ("configuration keys, which `space` may search or fix:", Experiment),
+    )
     options = parser.parse_args(arguments)
     overrides = parse_overrides(options.set)
     overrides |= {

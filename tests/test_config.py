@@ -1,19 +1,31 @@
-"""The presets to the last digit, and every way to write a configuration wrong."""
+"""Presets, invalid configurations, and the documentation generated from the keys."""
 
 from __future__ import annotations
 
 import math
+import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-from dreamprvr_ray.config import Experiment, build_experiment, known_keys, load_experiment, parse_overrides, presets
+from dreamprvr_ray.config import (
+    Experiment,
+    Section,
+    build_experiment,
+    known_keys,
+    load_experiment,
+    parse_overrides,
+    presets,
+)
+from dreamprvr_ray.config_reference import document_keys
 from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.search.settings import SearchSettings
+from tools.configuration_page import PAGE, render
 
-# Section 5 of the model page, column by column.
+# docs/model.md, section 5, column by column.
 TABLE: dict[str, tuple[Any, Any, Any]] = {
     # key                              TVR     ActivityNet  Charades
     "data.video_size":                 (3072,   1024,   1024),
@@ -46,11 +58,11 @@ TABLE: dict[str, tuple[Any, Any, Any]] = {
     "loss.hard_negative_start_epoch":  (20,     20,     20),
     "loss.hard_negative_pool":         (20,     20,     20),
     "training.seed":                   (0,      0,      0),
-    # Sections 2 and 4 have these.
+    # From sections 2 and 4.
     "model.denoiser_layers":           (2,      2,      2),
     "optimizer.warmup_fraction":       (0.01,   0.01,   0.01),
     "optimizer.weight_decay":          (0.01,   0.01,   0.01),
-    # Ours.
+    # Not in the paper.
     "data.trim_frames":                ("exact", "exact", "exact"),
     "training.precision":              ("auto", "auto", "auto"),
     "training.max_failures":           (3,      3,      3),
@@ -60,10 +72,10 @@ TABLE: dict[str, tuple[Any, Any, Any]] = {
 
 @pytest.fixture
 def mistakes(tmp_path: Path) -> Callable[..., list[str]]:
-    """What is wrong with a file of this text, without the file's name, which every line must begin with."""
+    """Load a file with the given text and return its mistakes, without the path that each must start with."""
 
-    def of(text: str | bytes) -> list[str]:
-        path = tmp_path / "mine.yaml"
+    def load(text: str | bytes) -> list[str]:
+        path = tmp_path / "custom.yaml"
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
         with pytest.raises(UserError) as error:
             load_experiment(path)
@@ -71,7 +83,7 @@ def mistakes(tmp_path: Path) -> Callable[..., list[str]]:
             assert line.startswith(str(path)) and "\n" not in line
         return [line.removeprefix(str(path)).removeprefix(": ") for line in error.value.mistakes]
 
-    return of
+    return load
 
 
 @pytest.mark.parametrize(("column", "name"), enumerate(["tvr", "activitynet", "charades"]))
@@ -79,14 +91,14 @@ def test_presets_are_the_papers_settings(column: int, name: str) -> None:
     assert load_experiment(name).flat() == {key: values[column] for key, values in TABLE.items()}
 
 
-def test_every_preset_is_whole() -> None:
+def test_every_preset_has_every_key() -> None:
     assert presets() == ["activitynet", "charades", "demo", "tvr"]
     for name in presets():
         assert list(load_experiment(name).flat()) == known_keys()
 
 
-def test_the_keys_are_those_that_users_know() -> None:
-    # Changing one breaks users' files: here it is a decision.
+def test_keys_are_unchanged() -> None:
+    # Changing a key breaks users' files, so it must be a decision.
     assert set(known_keys()) == set(TABLE)
 
 
@@ -97,8 +109,8 @@ def test_overrides_reach_every_key() -> None:
         assert changed == base.flat() | {key: value}
 
 
-def test_a_file_that_starts_from_a_preset(tmp_path: Path) -> None:
-    path = tmp_path / "mine.yaml"
+def test_file_can_start_from_a_preset(tmp_path: Path) -> None:
+    path = tmp_path / "custom.yaml"
     path.write_text("preset: tvr\nmodel:\n  registers: 6\nloss:\n  weights:\n    clip_nce: 2e-2\n")
     changed = {"model.registers": 6, "loss.weights.clip_nce": 0.02}
     assert load_experiment(path).flat() == load_experiment("tvr").flat() | changed
@@ -108,15 +120,15 @@ def test_a_file_that_starts_from_a_preset(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["tvr", "demo"])
-def test_yaml_and_back(name: str, tmp_path: Path) -> None:
-    path = tmp_path / "whole.yaml"
+def test_yaml_round_trip(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "complete.yaml"
     experiment = load_experiment(name, {"optimizer.learning_rate": 1e-5, "loss.weights.diversity": 1 / 3})
     path.write_text(experiment.to_yaml())
     assert load_experiment(path) == experiment
 
 
 @pytest.mark.parametrize(
-    ("written", "value"),
+    ("text", "value"),
     [
         ("3e-4", 3e-4),
         ("3E-4", 3e-4),
@@ -129,14 +141,14 @@ def test_yaml_and_back(name: str, tmp_path: Path) -> None:
         (".5", 0.5),
     ],
 )
-def test_numbers_as_people_write_them(written: str, value: float) -> None:
-    overrides = parse_overrides([f"optimizer.learning_rate={written}"])
+def test_number_notations(text: str, value: float) -> None:
+    overrides = parse_overrides([f"optimizer.learning_rate={text}"])
     assert overrides == {"optimizer.learning_rate": value}
     assert load_experiment("demo", overrides).optimizer.learning_rate == value
 
 
-def test_anchors_and_merged_mappings(tmp_path: Path) -> None:
-    path = tmp_path / "mine.yaml"
+def test_yaml_anchors_and_merge_keys(tmp_path: Path) -> None:
+    path = tmp_path / "custom.yaml"
     path.write_text(
         "preset: tvr\nmodel: &both {dropout: 0.3}\nloss: {margin: 0.3}\ntraining: {epochs: &n 7, patience: *n}\n"
     )
@@ -145,7 +157,7 @@ def test_anchors_and_merged_mappings(tmp_path: Path) -> None:
     assert (load_experiment(path).training.seed, load_experiment(path).training.epochs) == (3, 9)
 
 
-def test_frozen() -> None:
+def test_experiment_is_frozen() -> None:
     experiment = load_experiment("demo")
     with pytest.raises(ValidationError, match="frozen"):
         experiment.model.registers = 3  # type: ignore[misc]
@@ -192,17 +204,18 @@ def test_frozen() -> None:
         ("training: {seed: 2026-13-01}", "not valid YAML: month must be in 1..12"),
     ],
 )
-def test_one_mistake_is_one_line_with_key_value_and_what_is_allowed(
+def test_mistake_names_key_value_and_what_is_allowed(
     mistakes: Callable[..., list[str]], text: str, expected: str
 ) -> None:
     assert mistakes(f"preset: demo\n{text}\n") == [expected]
 
 
-def test_several_mistakes_are_a_line_each(mistakes: Callable[..., list[str]]) -> None:
-    found = mistakes(
-        "preset: tvr\nmodel: {registers: six, heads: 5, hidden: 8}\ntraining: {epochs: 0}\nzzz: 5\nloss: {weights: {clip_nce: -1}}\n"
+def test_all_mistakes_are_reported(mistakes: Callable[..., list[str]]) -> None:
+    text = (
+        "preset: tvr\nmodel: {registers: six, heads: 5, hidden: 8}\ntraining: {epochs: 0}\nzzz: 5\n"
+        "loss: {weights: {clip_nce: -1}}\n"
     )
-    assert sorted(found) == [
+    assert sorted(mistakes(text)) == [
         "loss.weights.clip_nce = -1: must be greater than or equal to 0",
         "model.registers = 'six': must be a valid integer",
         "training.epochs = 0: must be greater than or equal to 1",
@@ -211,11 +224,11 @@ def test_several_mistakes_are_a_line_each(mistakes: Callable[..., list[str]]) ->
     ]
 
 
-def test_without_a_preset_every_missing_key_is_named(mistakes: Callable[..., list[str]]) -> None:
-    whole = load_experiment("demo").model_dump()
-    del whole["evaluation"], whole["model"]["dropout"], whole["loss"]["weights"]["diversity"]
+def test_missing_keys_are_reported_without_a_preset() -> None:
+    values = load_experiment("demo").model_dump()
+    del values["evaluation"], values["model"]["dropout"], values["loss"]["weights"]["diversity"]
     with pytest.raises(UserError) as error:
-        build_experiment(whole, "here")
+        build_experiment(values, "here")
     assert sorted(error.value.mistakes) == [
         "here: evaluation is missing",
         "here: loss.weights.diversity is missing",
@@ -235,48 +248,52 @@ def test_without_a_preset_every_missing_key_is_named(mistakes: Callable[..., lis
         ("preset: tvr\nmodel:\n  heads: 4\n  heads: 8\n", ", line 4: duplicate key 'heads' (first given on line 3)"),
         ("preset: tvr\nmodel: [1\n", ", line 3: expected ',' or ']', but got '<stream end>'"),
         ("preset: tvr\n\tmodel: 1\n", ", line 2: found character '\\t' that cannot start any token"),
-        ("preset: tvr\nmodel: !!python/object/apply:os.getcwd []\n", ", line 2: could not determine a constructor for the tag "
-         "'tag:yaml.org,2002:python/object/apply:os.getcwd'"),
+        (
+            "preset: tvr\nmodel: !!python/object/apply:os.getcwd []\n",
+            ", line 2: could not determine a constructor for the tag 'tag:yaml.org,2002:python/object/apply:os.getcwd'",
+        ),
     ],
-)  # fmt: skip
-def test_files_that_are_no_configuration(mistakes: Callable[..., list[str]], text: str, expected: str) -> None:
+)
+def test_invalid_file_is_rejected(mistakes: Callable[..., list[str]], text: str, expected: str) -> None:
     assert mistakes(text) == [expected]
 
 
-def test_a_file_that_is_no_text(mistakes: Callable[..., list[str]]) -> None:
+def test_file_that_is_not_utf8_is_rejected(mistakes: Callable[..., list[str]]) -> None:
     (line,) = mistakes(b"preset: \xff\xfe")
     assert line.startswith("cannot be read: ")
 
 
-def refused(name: str | Path, overrides: Mapping[str, Any] | None = None) -> list[str]:
+def load_mistakes(name: str | Path, overrides: Mapping[str, Any] | None = None) -> list[str]:
     with pytest.raises(UserError) as error:
         load_experiment(name, overrides)
     return list(error.value.mistakes)
 
 
-def test_a_name_that_is_nothing(tmp_path: Path) -> None:
-    assert refused("tvrr") == [
+def test_unknown_configuration_name(tmp_path: Path) -> None:
+    assert load_mistakes("tvrr") == [
         "--config tvrr: neither a file nor a preset (activitynet, charades, demo, tvr); did you mean 'tvr'?"
     ]
-    assert refused(tmp_path / "none.yaml") == [f"{tmp_path}/none.yaml: no such file"]
-    (line,) = refused(tmp_path)
+    assert load_mistakes(tmp_path / "none.yaml") == [f"{tmp_path}/none.yaml: no such file"]
+    (line,) = load_mistakes(tmp_path)
     assert line.startswith(f"{tmp_path}: cannot be read: ")
 
 
-def test_wrong_overrides_name_the_flag() -> None:
-    assert refused("demo", {"model.registres": 6}) == [
+def test_mistakes_in_overrides_name_the_flag() -> None:
+    assert load_mistakes("demo", {"model.registres": 6}) == [
         "--set: unknown key 'model.registres'; did you mean 'model.registers'?"
     ]
-    assert refused("demo", {"registers": 6}) == ["--set: unknown key 'registers'; did you mean 'model.registers'?"]
-    assert refused("demo", {"model": 6}) == ["--set: model = 6: must be a mapping of keys to values"]
-    assert refused("demo", {"model.registers": None, "training.epochs": 0, "x.y": 1}) == [
+    assert load_mistakes("demo", {"registers": 6}) == [
+        "--set: unknown key 'registers'; did you mean 'model.registers'?"
+    ]
+    assert load_mistakes("demo", {"model": 6}) == ["--set: model = 6: must be a mapping of keys to values"]
+    assert load_mistakes("demo", {"model.registers": None, "training.epochs": 0, "x.y": 1}) == [
         "--set: model.registers = null: must be a valid integer",
         "--set: training.epochs = 0: must be greater than or equal to 1",
         "--set: unknown key 'x'",
     ]
 
 
-def test_pairs_are_parsed_as_yaml() -> None:
+def test_overrides_are_parsed_as_yaml() -> None:
     assert parse_overrides(["a.b=6", "c=x=y", "d=", "e=[1, 2.5]", "f=true"]) == {
         "a.b": 6,
         "c": "x=y",
@@ -292,7 +309,7 @@ def test_pairs_are_parsed_as_yaml() -> None:
     assert error.value.mistakes[0].startswith("--set model.heads, line 1: expected ',' or ']'")
 
 
-def test_a_configuration_has_no_not_a_number() -> None:
+def test_numbers_must_be_finite() -> None:
     for key, value in load_experiment("demo").flat().items():
         if isinstance(value, float):
             for bad in (math.nan, math.inf, -math.inf):
@@ -300,9 +317,50 @@ def test_a_configuration_has_no_not_a_number() -> None:
                     load_experiment("demo", {key: bad})
 
 
-def test_two_experiments_are_equal_by_value() -> None:
+def test_experiments_are_compared_by_value() -> None:
     assert (
         load_experiment("demo")
         == Experiment.model_validate(load_experiment("demo").model_dump())
         != load_experiment("demo", {"training.seed": 1})
     )
+
+
+@pytest.mark.parametrize("section", [Experiment, SearchSettings])
+def test_every_key_is_documented(section: type[Section]) -> None:
+    for key in document_keys(section):
+        assert key.description.endswith("."), key.name
+        assert len(key.summary) <= 200, key.name
+
+
+def test_a_key_without_a_description_is_an_error() -> None:
+    class Undocumented(Section):
+        documented: int = Field(description="Has a description.")
+        undocumented: int = 3
+
+    with pytest.raises(ValueError, match=r"Undocumented\.undocumented has no description"):
+        list(document_keys(Undocumented))
+
+
+def test_reference_describes_types_and_bounds() -> None:
+    allowed = {
+        key.name: (key.allowed, key.default) for key in [*document_keys(Experiment), *document_keys(SearchSettings)]
+    }
+    assert allowed["model.registers"] == ("integer, 0 to 64", None)
+    assert allowed["model.dropout"] == ("number, at least 0, below 1", None)
+    assert allowed["optimizer.weight_decay"] == ("number, at least 0", "0.01")
+    assert allowed["training.precision"] == ("auto, fp32 or bf16", "auto")
+    assert allowed["trial.workers"] == ("integer, at least 1 or auto", "1")
+    assert allowed["final.ablate"] == ("list of strings", "[]")
+
+
+@pytest.mark.parametrize(("command", "sections"), [("train", [Experiment]), ("tune", [SearchSettings, Experiment])])
+def test_help_lists_every_key(
+    call: Callable[..., subprocess.CompletedProcess[str]], command: str, sections: list[type[Section]]
+) -> None:
+    text = " ".join(call(command, "--help").stdout.split())
+    for key in (key for section in sections for key in document_keys(section)):
+        assert f"{key.name} ({key.allowed}) {key.summary}" in text
+
+
+def test_configuration_page_is_current() -> None:
+    assert PAGE.read_text(encoding="utf-8") == render(), "docs/configuration.md is stale; run `make docs`"
