@@ -30,4 +30,5 @@ format: install
 
 # The pages that are generated from the code.
 docs: install
-	$(BIN)/python -m tools.configuration_page
+	$(BIN)/python docs/configuration_page.py
+	$(BIN)/python docs/architecture_drawing.py

@@ -1,3 +1,82 @@
-"""Training and tuning partially relevant video retrieval with DreamPRVR on Ray."""
+"""Train, tune and use models for partially relevant video retrieval: DreamPRVR on Ray.
+
+The names in `__all__` are the public Python API; docs/api.md shows each in use. They are loaded on first use, so that
+`import dreamprvr_ray` itself takes no time. Commands run as `python -m dreamprvr_ray.<command>`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:  # for type checkers and editors, which cannot follow `__getattr__`
+    from dreamprvr_ray.api import (
+        convert_features,
+        evaluate_model,
+        export_model,
+        load_model,
+        open_shards,
+        run_search,
+        run_training,
+        score_queries,
+        train_model,
+        write_search_report,
+    )
+    from dreamprvr_ray.checkpoints.checkpoint import TrainedModel
+    from dreamprvr_ray.config import Experiment, load_experiment
+    from dreamprvr_ray.data.shards import ShardSet
+    from dreamprvr_ray.errors import Failure, UserError
+
+# Where each public name is defined.
+_DEFINED_IN = {
+    "Experiment": "config",
+    "Failure": "errors",
+    "ShardSet": "data.shards",
+    "TrainedModel": "checkpoints.checkpoint",
+    "UserError": "errors",
+    "convert_features": "api",
+    "evaluate_model": "api",
+    "export_model": "api",
+    "load_experiment": "config",
+    "load_model": "api",
+    "open_shards": "api",
+    "run_search": "api",
+    "run_training": "api",
+    "score_queries": "api",
+    "train_model": "api",
+    "write_search_report": "api",
+}
+
+__all__ = [
+    "Experiment",
+    "Failure",
+    "ShardSet",
+    "TrainedModel",
+    "UserError",
+    "__version__",
+    "convert_features",
+    "evaluate_model",
+    "export_model",
+    "load_experiment",
+    "load_model",
+    "open_shards",
+    "run_search",
+    "run_training",
+    "score_queries",
+    "train_model",
+    "write_search_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _DEFINED_IN:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_DEFINED_IN[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from configuration_page import PAGE, render
 from pydantic import Field, ValidationError
 
 from dreamprvr_ray.config import (
@@ -23,7 +24,6 @@ from dreamprvr_ray.config import (
 from dreamprvr_ray.config_reference import document_keys
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.search.settings import SearchSettings
-from tools.configuration_page import PAGE, render
 
 # docs/model.md, section 5, column by column.
 TABLE: dict[str, tuple[Any, Any, Any]] = {

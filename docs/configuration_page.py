@@ -1,6 +1,6 @@
 """Write docs/configuration.md from the descriptions of the configuration's and the search file's keys.
 
-python -m tools.configuration_page
+python docs/configuration_page.py
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dreamprvr_ray.config import Experiment, Section, load_experiment
 from dreamprvr_ray.config_reference import KeyReference, document_keys, format_value, inner_section
 from dreamprvr_ray.search.settings import SearchSettings
 
-PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
+PAGE = Path(__file__).with_name("configuration.md")
 PRESETS = ("tvr", "activitynet", "charades", "demo")
 
 INTRODUCTION = """\

@@ -1,0 +1,155 @@
+"""The package's import graph, read from its source files, and the drawing of it in docs/architecture.md.
+
+python -m tests.support.architecture    # writes the drawing into docs/architecture.md
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = "dreamprvr_ray"
+DOCUMENT = ROOT / "docs" / "architecture.md"
+BEGIN, END = "<!-- drawing: begin (make docs) -->\n", "<!-- drawing: end -->\n"
+
+# The rooms from top to bottom. A file may import from lower floors only, and from its own room.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("commands",),
+    ("api", "command_line"),
+    ("report",),
+    ("search",),
+    ("runtime",),
+    ("training",),
+    ("evaluation",),
+    ("checkpoints",),
+    ("model", "data"),
+    ("storage", "distributed", "device"),
+    ("config",),
+    ("errors",),
+)
+# Files that are commands although their name says otherwise, and single files that belong to a room.
+ROOM_OF = {
+    "report.__main__": "commands",
+    "data.demo": "commands",
+    "retrieval": "api",
+    "config_reference": "config",
+    "yaml_files": "config",
+    "__init__": "api",
+}
+COMMANDS = ("convert", "train", "tune", "report", "evaluate", "export", "verify")
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import statement's name, `imported`, in the module `module`; both without the package's name where they are
+    its own."""
+
+    module: str
+    imported: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.module} (line {self.line}) imports {self.imported}"
+
+
+def modules(root: Path = ROOT / PACKAGE) -> dict[str, Path]:
+    """Every module of the package by its dotted name, without the package's own."""
+    found = {}
+    for path in sorted(root.rglob("*.py")):
+        name = ".".join(path.relative_to(root).with_suffix("").parts)
+        found[name.removesuffix(".__init__") if name != "__init__" else name] = path
+    return found
+
+
+def imports(module: str, source: str) -> Iterator[Import]:
+    """All imports of a module: at its top, inside functions and for type checkers alike."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(module, alias.name, node.lineno)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                yield Import(module, f"{node.module}.{alias.name}", node.lineno)
+
+
+def all_imports(root: Path = ROOT / PACKAGE) -> list[Import]:
+    """The imports of every module of the package."""
+    return [found for name, path in modules(root).items() for found in imports(name, path.read_text(encoding="utf-8"))]
+
+
+def own_module(imported: str, known: dict[str, Path]) -> str | None:
+    """The package's module that an imported name is or lies in; None for names of other packages."""
+    if imported != PACKAGE and not imported.startswith(f"{PACKAGE}."):
+        return None
+    name = imported.removeprefix(PACKAGE).removeprefix(".")
+    while name and name not in known:
+        name = name.rpartition(".")[0]
+    return name or "__init__"
+
+
+def room(module: str) -> str:
+    """The room of a module."""
+    if module in ROOM_OF:
+        return ROOM_OF[module]
+    first = module.split(".")[0]
+    return "commands" if module in COMMANDS and first != "report" else first
+
+
+def floor(name: str) -> int:
+    """A room's floor, counted from the top. Raises `KeyError` for a room that FLOORS does not list."""
+    for number, rooms in enumerate(FLOORS):
+        if name in rooms:
+            return number
+    raise KeyError(name)
+
+
+def arrows(root: Path = ROOT / PACKAGE) -> set[tuple[str, str]]:
+    """Which room imports from which."""
+    known = modules(root)
+    found = set()
+    for each in all_imports(root):
+        target = own_module(each.imported, known)
+        # The version, which every room may read, is in the package's `__init__`.
+        if target is not None and target != "__init__" and room(each.module) != room(target):
+            found.add((room(each.module), room(target)))
+    return found
+
+
+def drawing() -> str:
+    """The rooms and the arrows between them as a Mermaid flowchart; arrows that follow from others are left out."""
+    found = arrows()
+    reachable = {start: _reachable(start, found) for start in {start for start, _ in found}}
+    direct = sorted(
+        (start, end)
+        for start, end in found
+        if not any(end in reachable.get(middle, ()) for begin, middle in found if begin == start and middle != end)
+    )
+    lines = ["```mermaid", "flowchart TD"]
+    lines += [f"    {name}" for rooms in FLOORS for name in rooms]
+    lines += [f"    {start} --> {end}" for start, end in sorted(direct, key=lambda pair: (floor(pair[0]), pair))]
+    return "\n".join([*lines, "```", ""])
+
+
+def _reachable(start: str, found: set[tuple[str, str]]) -> set[str]:
+    seen: set[str] = set()
+    waiting = [end for begin, end in found if begin == start]
+    while waiting:
+        name = waiting.pop()
+        if name not in seen:
+            seen.add(name)
+            waiting += [end for begin, end in found if begin == name]
+    return seen
+
+
+def with_drawing(text: str) -> str:
+    """The document with today's drawing between its two marks."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}{drawing()}{END}{after}"
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(with_drawing(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,198 @@
+"""The functions of the package's Python API; import them as `dreamprvr_ray.<name>` (docs/api.md shows each in use).
+
+Paths are `str` or `Path`. Where a function also takes a URI such as `s3://bucket/shards`, its documentation says so.
+Every function raises `UserError`, one line per mistake, for what its caller can fix.
+
+Modules that take seconds to load (torch, Ray) are imported by the functions that need them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from dreamprvr_ray.config import Experiment, load_experiment
+from dreamprvr_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dreamprvr_ray.checkpoints.checkpoint import TrainedModel
+    from dreamprvr_ray.data.shards import FeatureType, ShardSet, Split
+    from dreamprvr_ray.search.driver import Outcome
+
+Log = Callable[[str], None]
+
+
+def convert_features(
+    source: str | Path,
+    out: str | Path,
+    *,
+    collection: str,
+    features: str | None = None,
+    dtype: FeatureType = "float16",
+    protocol: Literal["dev", "paper"] = "dev",
+    dev_fraction: float = 0.1,
+    seed: int = 0,
+    workers: int = 1,
+) -> ShardSet:
+    """Convert a benchmark's distributed features to shards in the directory `out`, and open them.
+
+    The arguments are those of the `convert` command. A conversion that was stopped resumes; a finished one is opened
+    as it is.
+    """
+    from dreamprvr_ray.data.conversion import ConversionSettings, convert
+    from dreamprvr_ray.data.source import Source
+
+    settings = ConversionSettings(dtype=dtype, protocol=protocol, dev_fraction=dev_fraction, seed=seed)
+    convert(Source.open(Path(source), collection, features), Path(out), settings, workers)
+    return open_shards(out)
+
+
+def open_shards(location: str | Path) -> ShardSet:
+    """Open shards in a directory or at a URI; from a URI they are copied once to this machine's cache."""
+    from dreamprvr_ray.data.cache import local_shards
+
+    return local_shards(str(location))
+
+
+def train_model(
+    config: str | Path | Experiment,
+    shards: str | Path | ShardSet,
+    out: str | Path,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    log: Log | None = print,
+) -> TrainedModel:
+    """Train one model in this process, without Ray, and return the best epoch's model.
+
+    `config` is a preset's name, a YAML file or an `Experiment`; `overrides` replaces values by dotted key. The
+    directory `out` keeps the latest and the best checkpoint (`last/`, `best/`); with `resume`, training continues from
+    the latest. `log` receives one line an epoch.
+    """
+    from dreamprvr_ray.checkpoints.checkpoint import load_model as load
+    from dreamprvr_ray.training.loop import fit
+    from dreamprvr_ray.training.reporter import DirectoryReporter
+
+    directory = Path(out)
+    if not resume and directory.exists() and any(directory.iterdir()):
+        raise UserError(f"{directory} already exists; pass resume=True to continue its training")
+    experiment = _experiment(config, overrides)
+    fit(experiment, _shard_set(shards), DirectoryReporter(directory, log))
+    return load(directory / "best")
+
+
+def run_training(
+    config: str | Path | Experiment,
+    shards: str | Path,
+    out: str | Path,
+    *,
+    workers: int | str = 1,
+    overrides: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    log: Log = print,
+) -> dict[str, Any]:
+    """Train one model in Ray Train workers, as the `train` command does, and return the best epoch's metrics.
+
+    `workers` is a number, or `"2:8"` for as many as there is room for. `shards` and `out` may be URIs. The best
+    checkpoint is `out`/best.
+    """
+    from dreamprvr_ray.runtime.resources import WorkerCount
+    from dreamprvr_ray.runtime.train_run import train
+
+    count = WorkerCount.parse(str(workers))
+    return train(
+        _experiment(config, overrides), str(shards), str(out), count, resume=resume, say=log, began=time.time()
+    )
+
+
+def run_search(
+    space: str | Path,
+    *,
+    shards: str | Path | None = None,
+    out: str | Path | None = None,
+    trials: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    log: Log = print,
+) -> Outcome:
+    """Search a space with Ray Tune and Optuna, as the `tune` command does, and return its trials, final models and
+    test result.
+
+    `space` is a search's YAML file; `shards`, `out` and `trials` replace the file's values. Raises `SearchInterrupted`
+    where it was stopped before its end.
+    """
+    from dreamprvr_ray.search.driver import run_search as run
+    from dreamprvr_ray.search.space import load_search
+
+    given = {"shards": shards, "out": out, "trials": trials}
+    values = {key: value if isinstance(value, int) else str(value) for key, value in given.items() if value is not None}
+    return run(load_search(Path(space), {**(overrides or {}), **values}), resume=resume, say=log)
+
+
+def load_model(checkpoint: str | Path) -> TrainedModel:
+    """Load a checkpoint: its directory or URI, or a checkpoint file of the authors' release. Loading never executes
+    code in it."""
+    from dreamprvr_ray.checkpoints.checkpoint import load_model as load
+    from dreamprvr_ray.storage.location import Storage
+
+    with Storage.of(checkpoint).local_directory() as path:
+        return load(path)
+
+
+def evaluate_model(
+    checkpoint: str | Path, shards: str | Path | ShardSet, split: Literal["val", "test"] = "val"
+) -> dict[str, Any]:
+    """Evaluate a checkpoint's retrieval on a split, as the `evaluate` command does: recall, SumR, median rank, by
+    moment length.
+
+    Evaluating `test` is recorded beside the checkpoint, and `test_reads` in the result counts these records.
+    """
+    from dreamprvr_ray.evaluation.test_record import evaluate_checkpoint
+    from dreamprvr_ray.storage.location import Storage
+
+    return evaluate_checkpoint(Storage.of(checkpoint), _shard_set(shards), split)
+
+
+def score_queries(trained: TrainedModel, split: Split) -> Tensor:
+    """Score all queries of a split against all its videos: (Q, V), higher is better, fused as the model's
+    configuration says."""
+    from dreamprvr_ray.device import best_device
+    from dreamprvr_ray.evaluation.retrieval import score_split
+
+    return score_split(trained.model.to(best_device()), split, trained.experiment.evaluation.clip_weight)
+
+
+def export_model(checkpoint: str | Path, out: str | Path) -> Path:
+    """Copy a checkpoint, without what only training needs, to the new directory `out`, with a script that retrieves
+    with it."""
+    from dreamprvr_ray.checkpoints.checkpoint import export_checkpoint
+    from dreamprvr_ray.storage.location import Storage
+
+    with Storage.of(checkpoint).local_directory() as path:
+        export_checkpoint(path, Path(out))
+    return Path(out)
+
+
+def write_search_report(experiment: str | Path, out: str | Path | None = None) -> Path:
+    """Write the report of a search in a local directory, finished or still running, as one HTML file, and return its
+    path."""
+    from dreamprvr_ray.report.experiment import read_search
+    from dreamprvr_ray.report.page import write_report
+
+    path = Path(out) if out is not None else Path(experiment) / "report.html"
+    write_report(read_search(Path(experiment)), path)
+    return path
+
+
+def _experiment(config: str | Path | Experiment, overrides: Mapping[str, Any] | None) -> Experiment:
+    if isinstance(config, Experiment):
+        return config.with_values(overrides, "overrides") if overrides else config
+    return load_experiment(config, overrides)
+
+
+def _shard_set(shards: str | Path | ShardSet) -> ShardSet:
+    return open_shards(shards) if isinstance(shards, (str, Path)) else shards

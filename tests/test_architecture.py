@@ -1,0 +1,169 @@
+"""The package's structure as docs/architecture.md describes it: which room may import which, where Ray is allowed."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import architecture_drawing
+import pytest
+from architecture_drawing import FLOORS, PACKAGE, ROOT, all_imports, floor, imports, modules, own_module, room
+
+RAY_ROOMS = {"commands", "search", "runtime"}
+# Parts of search/ that `report` and scripts read without Ray.
+WITHOUT_RAY = {"results", "layout", "comparison", "space", "conditions", "working_copy"}
+PRIVATE_RAY = "runtime.ray_internals"
+LONGEST = 400  # lines of a file
+HEAVY = {"torch", "ray", "numpy", "pyarrow", "yaml", "pydantic", "optuna"}
+
+
+def breaks_floors(module: str, imported: str) -> str | None:
+    """Why a module may not import a name, or None."""
+    target = own_module(imported, modules())
+    if target is None or target == "__init__":
+        return None
+    above, below = room(module), room(target)
+    if above == below or floor(below) > floor(above):
+        return None
+    return f"{module} ({above}) must not import {target} ({below})"
+
+
+def imports_ray(imported: str) -> bool:
+    return imported.split(".")[0] == "ray"
+
+
+def is_private(imported: str) -> bool:
+    """Whether a name of Ray's has a private part: `ray._private.services`, `ray.train.v2._internal.callbacks`."""
+    return imports_ray(imported) and any(part.startswith("_") for part in imported.split("."))
+
+
+def test_every_room_has_a_floor() -> None:
+    assert {room(module) for module in modules()} <= {name for rooms in FLOORS for name in rooms}
+
+
+def test_arrows_point_downwards() -> None:
+    assert [found for each in all_imports() if (found := breaks_floors(each.module, each.imported))] == []
+
+
+def test_an_arrow_upwards_is_found() -> None:
+    (found,) = imports("storage.files", "def read():\n    from dreamprvr_ray.search.driver import run_search\n")
+    message = "storage.files (storage) must not import search.driver (search)"
+    assert breaks_floors(found.module, found.imported) == message
+    (found,) = imports("data.shards", "from dreamprvr_ray.model import attention")
+    assert breaks_floors(found.module, found.imported)
+    (found,) = imports("search.driver", "from dreamprvr_ray.storage.files import write_text")
+    assert breaks_floors(found.module, found.imported) is None
+
+
+def test_no_two_modules_import_each_other() -> None:
+    known = modules()
+    graph: dict[str, set[str]] = {name: set() for name in known}
+    for each in all_imports():
+        target = own_module(each.imported, known)
+        if target is not None and target not in (each.module, "__init__"):
+            graph[each.module].add(target)
+    assert cycle(graph) is None
+    assert cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == ["a", "b", "c", "a"]
+
+
+def cycle(graph: dict[str, set[str]]) -> list[str] | None:
+    """A path of modules that ends where it begins, or None."""
+    finished: set[str] = set()
+
+    def visit(name: str, path: list[str]) -> list[str] | None:
+        if name in path:
+            return [*path[path.index(name) :], name]
+        if name in finished:
+            return None
+        for target in sorted(graph[name]):
+            if found := visit(target, [*path, name]):
+                return found
+        finished.add(name)
+        return None
+
+    return next((found for name in sorted(graph) if (found := visit(name, []))), None)
+
+
+def test_ray_is_imported_by_the_commands_search_and_runtime_alone() -> None:
+    wrong = [
+        str(each)
+        for each in all_imports()
+        if imports_ray(each.imported)
+        and (room(each.module) not in RAY_ROOMS or each.module.removeprefix("search.") in WITHOUT_RAY)
+    ]
+    assert wrong == []
+    (found,) = imports("training.loop", "import ray.train")
+    assert imports_ray(found.imported) and room(found.module) not in RAY_ROOMS
+
+
+def test_private_names_of_ray_stand_in_one_file() -> None:
+    private = [each for each in all_imports() if is_private(each.imported)]
+    assert [str(each) for each in private if each.module != PRIVATE_RAY] == []
+    assert private, "ray_internals.py imports nothing private: it can go"
+    (found,) = imports("search.driver", "from ray._private import ray_constants")
+    assert is_private(found.imported) and found.module != PRIVATE_RAY
+
+
+@pytest.mark.parametrize(
+    "name",
+    sorted({each.imported for each in all_imports() if imports_ray(each.imported) and each.module == PRIVATE_RAY}),
+)
+def test_every_private_name_exists_in_the_installed_ray(name: str) -> None:
+    module, _, attribute = name.rpartition(".")
+    try:
+        assert hasattr(importlib.import_module(module), attribute) if module else importlib.import_module(name)
+    except ImportError:
+        importlib.import_module(name)
+
+
+def test_files_are_short() -> None:
+    lengths = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in modules().items()}
+    assert {name: length for name, length in lengths.items() if length > LONGEST} == {}
+
+
+def loaded_by(statement: str) -> set[str]:
+    """The top-level names of the modules that a statement loads in a new interpreter."""
+    script = f"import sys\nbefore = set(sys.modules)\n{statement}\nprint(*sorted(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    return {name.split(".")[0] for name in done.stdout.split()}
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    assert loaded_by(f"import {PACKAGE}") & HEAVY == set()
+
+
+@pytest.mark.parametrize("module", ["convert", "data.demo", "search.layout"])
+def test_what_computes_nothing_imports_no_torch(module: str) -> None:
+    assert loaded_by(f"import {PACKAGE}.{module}") & {"torch", "ray"} == set()
+    assert "torch" in loaded_by(f"import {PACKAGE}.model.dreamprvr")
+
+
+def test_no_module_acts_when_it_is_imported() -> None:
+    """A module's top level holds definitions only: no call stands by itself there."""
+    acting = []
+    for name, path in modules().items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+                acting.append(f"{name}, line {node.lineno}: {ast.unparse(node)[:60]}")
+    # PyYAML has no other way to teach a loader class of one's own a new notation.
+    assert [each for each in acting if "add_implicit_resolver" not in each] == []
+
+
+def test_the_drawing_is_of_todays_imports() -> None:
+    text = architecture_drawing.DOCUMENT.read_text(encoding="utf-8")
+    assert architecture_drawing.with_drawing(text) == text, "docs/architecture.md is stale: run `make docs`"
+
+
+def test_the_documents_name_files_that_exist() -> None:
+    """docs/architecture.md names files and functions; each of them exists."""
+    text = architecture_drawing.DOCUMENT.read_text(encoding="utf-8")
+    missing = []
+    for word in set(text.replace("(", " ").replace(")", " ").replace(",", " ").split()):
+        name = word.strip("`.;:*|")
+        if name.endswith(".py") and "/" in name and not ((ROOT / name).exists() or (ROOT / PACKAGE / name).exists()):
+            missing.append(name)
+    assert sorted(missing) == []
+    assert Path(ROOT / "docs" / "model.md").exists()

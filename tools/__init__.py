@@ -1,1 +1,0 @@
-"""Programs that write parts of the documentation; run them with `make docs`."""
