@@ -41,7 +41,7 @@ class TrialResources(Section):
     gpus_per_worker: Annotated[NonNegative | Literal["auto"] | None, WrapValidator(_or_auto)] = Field(
         default=None,
         description="GPUs per worker: a number of at least 0, which may be a fraction, or `auto` for the fraction "
-        "that a trial's estimated memory needs. By default 1 where there are enough GPUs, else 0; with `workers: "
+        "that a trial's estimated memory needs. By default 1 if there are enough GPUs, otherwise 0; with `workers: "
         "auto`, `auto`.",
     )
     at_a_time: Count | None = Field(
