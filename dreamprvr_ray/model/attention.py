@@ -1,10 +1,13 @@
-"""The attention blocks and the parts they are built of (model page, section 2).
+"""The attention blocks and their parts (docs/model.md, section 2).
 
-Branches with weights of their own are computed together: their parameters are stacked along the leading axis and their rows are
-projected, attended and fed forward in batched operations.
+Branches have their own weights and are computed together: their parameters are stacked along the leading axis, and
+their projections, attention and feed-forward networks are batched operations.
 
-B videos or queries, L tokens, S keys (tokens and registers), K registers, N branches, H heads, d = D / H, D hidden size, F feed-forward
-size, C = contexts (B, or N * B), R rows.
+Shapes, in this file:
+    B  videos or queries          N  branches               D  hidden size
+    L  tokens                     H  heads                  d  D / H
+    K  registers                  C  contexts: B or N * B   F  feed-forward size
+    S  keys, L + K                R  rows, B * L            Q  queries of a context (cross-attention)
 """
 
 from __future__ import annotations
@@ -15,41 +18,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamprvr_ray.model.kernels import compiled as fused
-from dreamprvr_ray.model.kernels import cpu
+from dreamprvr_ray.model import kernels
 
-MASKED = -10000.0  # added to the score of a key that is not to be seen
+MASKED = -10000.0  # added to the scores of masked keys
 
 
-class Dropout(nn.Module):
-    """Dropout whose mask costs little on the CPU.
-
-    There, torch draws one float per element. Here an element takes 16 random bits, so the probability is rounded to a multiple of 2^-16;
-    values are scaled by the probability with which they are really kept.
-    """
+class Dropout(kernels.Accelerated):
+    """Dropout. On the CPU, the probability is rounded to a multiple of 2^-16 (`kernels.dropout_mask`)."""
 
     def __init__(self, probability: float) -> None:
         super().__init__()
         self.probability = probability
-        self.kept = round((1 - probability) * 65536)  # of the 65536 values of a 16-bit number
-        self.register_buffer("keep", torch.tensor(1 - probability), persistent=False)  # for the fused functions
-        self.keep: Tensor
+        self.register_buffer("keep", torch.tensor(1 - probability), persistent=False)  # for `kernels.compiled`
+        self.keep: Tensor  # ()
 
+    @kernels.dropout
     def forward(self, x: Tensor) -> Tensor:
-        """`x` of any shape; unchanged in evaluation."""
-        if not self.training or self.kept == 65536:
-            return x
-        if not cpu.supports(x):
-            return F.dropout(x, self.probability)
-        dropped: Tensor = cpu.Drop.apply(x, self.kept)
-        return dropped
+        """Drop entries of `x`, of any shape. Return `x` itself in evaluation mode."""
+        return F.dropout(x, self.probability) if self.training and self.probability > 0 else x
 
     def extra_repr(self) -> str:
         return f"probability={self.probability}"
 
 
 class StackedLinear(nn.Module):
-    """`parts` linear layers side by side: weight (parts, out, in), bias (parts, out)."""
+    """`parts` linear layers: weight (parts, out, in), bias (parts, out)."""
 
     def __init__(self, parts: int, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -57,16 +50,16 @@ class StackedLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(parts, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Each part on rows of its own: (parts, R, in) -> (parts, R, out)."""
+        """Apply each part to its own rows: (parts, R, in) -> (parts, R, out)."""
         return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight.transpose(1, 2))
 
-    def shared(self, x: Tensor) -> Tensor:
-        """All parts on the same rows: (..., in) -> (..., parts * out), in one product."""
+    def on_shared_rows(self, x: Tensor) -> Tensor:
+        """Apply all parts to the same rows, in one product: (..., in) -> (..., parts * out)."""
         return F.linear(x, self.weight.flatten(0, 1), self.bias.flatten())
 
 
 class StackedLayerNorm(nn.Module):
-    """`parts` layer norms side by side: weight and bias (parts, D)."""
+    """`parts` layer norms: weight and bias (parts, D)."""
 
     def __init__(self, parts: int, size: int) -> None:
         super().__init__()
@@ -74,17 +67,15 @@ class StackedLayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(parts, size))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(parts, R, D) -> (parts, R, D), at least in float32."""
+        """(parts, R, D) -> (parts, R, D), in float32 or better."""
         parts, size = self.weight.shape
         if parts == 1:
             return F.layer_norm(x, (size,), self.weight[0], self.bias[0])
         return torch.addcmul(self.bias.unsqueeze(1), F.layer_norm(x, (size,)), self.weight.unsqueeze(1))
 
 
-class PostNormFeedForward(nn.Module):
-    """What follows attention in every block: x = LN(x + drop(attended)); x = LN(x + drop(FFN(x)))."""
-
-    compiled = False  # whether training on a GPU uses the compiled chains of `fused`
+class PostNormFeedForward(kernels.Accelerated):
+    """The end of every attention block: x = LN(x + drop(attended)); x = LN(x + drop(FFN(x)))."""
 
     def __init__(self, branches: int, size: int, inner: int, dropout: float) -> None:
         super().__init__()
@@ -94,27 +85,17 @@ class PostNormFeedForward(nn.Module):
         self.output_norm = StackedLayerNorm(branches, size)
         self.dropout = Dropout(dropout)
 
+    @kernels.feed_forward
     def forward(self, residual: Tensor, attended: Tensor) -> Tensor:
-        """residual (R, D), shared by the branches, or (N, R, D); attended (N, R, D) -> (N, R, D)."""
-        if self.compiled and self.training and len(attended) > 1 and fused.supports(attended):
-            return self._fused(residual, attended)
+        """residual (R, D), shared by all branches, or (N, R, D); attended (N, R, D) -> (N, R, D)."""
         x = self.attention_norm(residual + self.dropout(attended))
         inner = self.dropout(self.widen(x).relu_())
-        fed: Tensor = self.output_norm(x + self.dropout(self.narrow(inner)))
-        return fed
-
-    def _fused(self, residual: Tensor, attended: Tensor) -> Tensor:
-        keep = self.dropout.keep
-        x = fused.added_and_normed(residual, attended, None, self.attention_norm.weight, self.attention_norm.bias, keep)
-        inner = fused.rectified_and_dropped(x @ self.widen.weight.transpose(1, 2), self.widen.bias, keep)
-        fed = inner @ self.narrow.weight.transpose(1, 2)
-        return fused.added_and_normed(x, fed, self.narrow.bias, self.output_norm.weight, self.output_norm.bias, keep)
+        rows: Tensor = self.output_norm(x + self.dropout(self.narrow(inner)))
+        return rows
 
 
-class SelfAttention(nn.Module):
-    """N Gaussian attention blocks side by side, each over the same tokens (and registers, which are seen and do not see)."""
-
-    compiled = False
+class SelfAttention(kernels.Accelerated):
+    """N Gaussian attention blocks over the same tokens. Registers serve as keys and values only."""
 
     def __init__(self, branches: int, size: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -124,54 +105,43 @@ class SelfAttention(nn.Module):
         self.dropout = Dropout(dropout)
         self.feed_forward = PostNormFeedForward(branches, size, 4 * size, dropout)
 
+    @kernels.self_attention
     def forward(
         self, tokens: Tensor, registers: Tensor | None, factors: Tensor | None, key_mask: Tensor | None
     ) -> Tensor:
-        """The token rows of every branch.
+        """Return the token rows of every branch, (N, B, L, D).
 
-        tokens (B, L, D); registers (B, K, D) or None; factors (N, L, S) multiply the scores, 1 / sqrt(d) included (None: that alone);
-        key_mask (B, S), added to the scores, None where every key is seen -> (N, B, L, D).
+        tokens (B, L, D); registers (B, K, D) or None. factors (N, L, S) multiply the scores and include 1 / sqrt(d);
+        None stands for 1 / sqrt(d) alone. key_mask (B, S) is added to the scores; None masks no key.
         """
-        if cpu.supports(tokens):
-            return self._on_cpu(tokens, registers, factors, key_mask)
         (videos, length, size), n, h = tokens.shape, self.branches, self.heads
-        seen = tokens if registers is None else torch.cat([tokens, registers.to(tokens.dtype)], dim=1)
-        query = self.query.shared(tokens).view(videos, length, n, h, size // h)
-        key, value = self.key_value.shared(seen).view(videos, seen.shape[1], 2, n, h, size // h).unbind(2)
-        if self.compiled and self.training and factors is not None and fused.supports(query):
-            # The keys are copied as they lie and then transposed: the other way round the copy takes twice as long.
-            scores = query.permute(0, 2, 3, 1, 4) @ key.permute(0, 2, 3, 1, 4).contiguous().transpose(3, 4)
-            probabilities = fused.dropped_probabilities(scores, factors, key_mask, self.dropout.keep)
-        else:
-            scores = query.permute(0, 2, 3, 1, 4) @ key.permute(0, 2, 3, 4, 1)  # (B, N, H, L, S)
-            # In place: the product's backward needs its inputs alone, and this is the largest tensor of all.
-            scores.mul_(1 / math.sqrt(size // h) if factors is None else factors.unsqueeze(1))
-            if key_mask is not None:
-                scores.add_(key_mask[:, None, None, None, :])
-            probabilities = self.dropout(_softmax(scores))
+        sources = tokens if registers is None else torch.cat([tokens, registers.to(tokens.dtype)], dim=1)  # (B, S, D)
+        query = self.query.on_shared_rows(tokens).view(videos, length, n, h, size // h)
+        key_value = self.key_value.on_shared_rows(sources).view(videos, sources.shape[1], 2, n, h, size // h)
+        key, value = key_value.unbind(2)
+        probabilities = self._probabilities(query, key, factors, key_mask)
         attended = probabilities @ value.permute(0, 2, 3, 1, 4)  # (B, N, H, L, d)
         attended = attended.permute(1, 0, 3, 2, 4).reshape(n, videos * length, size)
         rows: Tensor = self.feed_forward(tokens.flatten(0, 1), attended)
         return rows.view(n, videos, length, size)
 
-    def _on_cpu(
-        self, tokens: Tensor, registers: Tensor | None, factors: Tensor | None, key_mask: Tensor | None
-    ) -> Tensor:
-        fed = self.feed_forward
-        parts = (self.query, self.key_value, fed.attention_norm, fed.widen, fed.narrow, fed.output_norm)
-        setting = cpu.Setting(
-            self.heads, self.dropout.kept if self.training else 65536, torch.is_grad_enabled(), cpu.product_type(tokens)
-        )
-        weights = [tensor for part in parts for tensor in (part.weight, part.bias)]
-        outputs: Tensor = cpu.AttentionBlock.apply(setting, tokens, registers, factors, key_mask, *weights)
-        return outputs
+    @kernels.attention_probabilities
+    def _probabilities(self, query: Tensor, key: Tensor, factors: Tensor | None, key_mask: Tensor | None) -> Tensor:
+        """query (B, L, N, H, d), key (B, S, N, H, d) -> the probabilities after dropout, (B, N, H, L, S)."""
+        scores = query.permute(0, 2, 3, 1, 4) @ key.permute(0, 2, 3, 4, 1)
+        # In place: the product's backward pass needs only its inputs, and this is the largest tensor of all.
+        scores.mul_(1 / math.sqrt(query.shape[-1]) if factors is None else factors.unsqueeze(1))
+        if key_mask is not None:
+            scores.add_(key_mask[:, None, None, None, :])
+        probabilities: Tensor = self.dropout(_softmax(scores))
+        return probabilities
 
 
 class CrossAttention(nn.Module):
     """The cross-attention block: few queries over many tokens.
 
-    The tokens are never projected. A head's score q . (W_k t) is (W_k^T q) . t and its value sum p (W_v t) is W_v (sum p t), so the
-    projections move to the queries' side, of which there are fewer.
+    The tokens are never projected. A head's score q . (W_k t) equals (W_k^T q) . t, and its value sum p (W_v t) equals
+    W_v (sum p t). So the projections are applied on the side of the queries, of which there are fewer.
     """
 
     def __init__(self, size: int, heads: int, dropout: float) -> None:
@@ -184,12 +154,12 @@ class CrossAttention(nn.Module):
         self.feed_forward = PostNormFeedForward(1, size, size, dropout)
 
     def forward(self, queries: Tensor, tokens: Tensor, key_mask: Tensor | None) -> Tensor:
-        """queries (C, Lq, D), tokens (C, S, D), key_mask (C, S) added to the scores, None where every token is seen -> (C, Lq, D)."""
+        """queries (C, Q, D), tokens (C, S, D), key_mask (C, S) added to the scores or None -> (C, Q, D)."""
         (contexts, count, size), h = queries.shape, self.heads
         d = size // h
         query = self.query(queries).view(contexts, count, h, d) / math.sqrt(d)
         inward = torch.einsum("cqhd,hde->chqe", query, self.key.weight.view(h, d, size))
-        # The key's bias moves all scores of a query alike: softmax does not see it, its gradient is zero.
+        # The key's bias shifts all scores of a query alike: softmax ignores the shift, and its gradient is zero.
         offset = torch.einsum("cqhd,hd->chq", query, self.key.bias.view(h, d))
         scores = (inward.flatten(1, 2) @ tokens.transpose(1, 2)).view(contexts, h, count, tokens.shape[1])
         scores = scores + offset.unsqueeze(-1)
@@ -198,18 +168,19 @@ class CrossAttention(nn.Module):
         probabilities = self.dropout(_softmax(scores))
         gathered = (probabilities.flatten(1, 2) @ tokens).view(contexts, h, count, size)
         attended = torch.einsum("chqe,hde->cqhd", gathered, self.value.weight.view(h, d, size))
-        # Dropout leaves probabilities that do not sum to 1; the value's bias carries their sum.
+        # After dropout the probabilities no longer sum to 1, so the value's bias is multiplied by their sum.
         attended = attended + probabilities.sum(-1).transpose(1, 2).unsqueeze(-1) * self.value.bias.view(h, d)
         rows: Tensor = self.feed_forward(queries.reshape(-1, size), attended.reshape(1, -1, size))
         return rows.view(contexts, count, size)
 
 
 def gaussian_factors(branches: int, length: int, registers: int, head_size: int) -> Tensor:
-    """What the scores of a fusion block's branches are multiplied by, 1 / sqrt(head_size) included: (N, L, L + K).
+    """Return what multiplies the scores of a fusion block's branches, (N, L, L + K): G_w / sqrt(head_size).
 
-    The first branch has no width, the others 2^-2, 2^-1, .. 2^(N-4); registers' columns are 1.
+    The first branch has no width, the others have the widths w = 2^-2, 2^-1, ..., 2^(N-4). The registers' columns have
+    G_w = 1.
     """
-    # The centre is i/L and the grid j/(L-1), as in the authors' model (page, section 2).
+    # The centre is i / L and the grid j / (L - 1), as in the authors' model.
     grid = torch.arange(length, dtype=torch.float64) / max(length - 1, 1)
     centre = torch.arange(length, dtype=torch.float64).unsqueeze(1) / length
     factors = torch.ones(branches, length, length + registers, dtype=torch.float64)
@@ -221,15 +192,15 @@ def gaussian_factors(branches: int, length: int, registers: int, head_size: int)
 
 
 def additive_mask(mask: Tensor) -> Tensor:
-    """0 where a bool mask is true, -10000 elsewhere."""
+    """Return 0 where a bool mask is true and -10000 elsewhere, in float32."""
     return torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, MASKED)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """`x` in float32, or as it is in float64."""
+    """Return `x` in float32, or unchanged if it is float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _softmax(scores: Tensor) -> Tensor:
-    """Softmax over the last axis, computed in float32 or better, returned in the type of `scores`."""
+    """Return the softmax over the last axis, computed in float32 or better, in the type of `scores`."""
     return torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)

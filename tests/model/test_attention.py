@@ -98,7 +98,8 @@ def test_stacked_parts_equal_single_ones() -> None:
     for part in range(3):
         torch.testing.assert_close(linear(x)[part], F.linear(x[part], linear.weight[part], linear.bias[part]))
         torch.testing.assert_close(
-            linear.shared(x[0])[:, 4 * part : 4 * part + 4], F.linear(x[0], linear.weight[part], linear.bias[part])
+            linear.on_shared_rows(x[0])[:, 4 * part : 4 * part + 4],
+            F.linear(x[0], linear.weight[part], linear.bias[part]),
         )
         torch.testing.assert_close(norm(x)[part], F.layer_norm(x[part], (5,), norm.weight[part], norm.bias[part]))
 

@@ -124,9 +124,9 @@ def test_any_number_of_videos_and_queries_trains(changes: dict[str, int], count:
 
 def test_features_of_another_size_are_named() -> None:
     (clips, frames, mask), (tokens, token_mask) = videos(1), queries(1)
-    with pytest.raises(ValueError, match="features have 11 entries, this model was made for 12"):
+    with pytest.raises(ValueError, match="features have size 11; this model takes 12"):
         build().encode_videos(clips[..., 1:], frames[..., 1:], mask)
-    with pytest.raises(ValueError, match="features have 9 entries, this model was made for 10"):
+    with pytest.raises(ValueError, match="features have size 9; this model takes 10"):
         build().encode_queries(tokens[..., 1:], token_mask)
 
 
@@ -256,7 +256,7 @@ def test_an_aligned_start_is_one_orthogonal_projection_and_else_the_papers() -> 
 
 
 def test_features_of_other_sizes_cannot_start_alike() -> None:
-    with pytest.raises(ValueError, match="features of 10 and 12 entries cannot start from one projection"):
+    with pytest.raises(ValueError, match=r"needs query and video features of the same size, not 10 and 12"):
         DreamPRVR(config(initialization="aligned"), VIDEO_SIZE, TEXT_SIZE)
 
 

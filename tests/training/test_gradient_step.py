@@ -18,8 +18,7 @@ from dreamprvr_ray.data.batches import Batch
 from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.device import Precision, autocast
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
-from dreamprvr_ray.model.kernels import compiled as fused
-from dreamprvr_ray.model.kernels import cpu
+from dreamprvr_ray.model.kernels import compiled, cpu
 from dreamprvr_ray.training.gradient_step import GradientPass
 from dreamprvr_ray.training.loop import fit
 from dreamprvr_ray.training.losses import Losses
@@ -101,31 +100,18 @@ def test_the_chains_that_are_compiled_for_a_gpu_are_the_plain_ones(
     expected = gradients(model)
     used = []
     monkeypatch.setattr(cpu, "supports", lambda x: False)
-    monkeypatch.setattr(fused, "supports", lambda x: True)
-    monkeypatch.setattr(fused, "_compiled", lambda function: used.append(function.__name__) or function)
+    monkeypatch.setattr(compiled, "supports", lambda x: True)
+    monkeypatch.setattr(compiled, "compile_chain", lambda chain: used.append(chain.__name__) or chain)
     model, passes = build(setting, CPU, LONG)
     assert values(passes(batch, drawn(setting))) == pytest.approx(plain, rel=1e-5)
     assert_alike(gradients(model), expected, 1e-4)
-    chains = {
-        "_normed_and_dropped",
-        "_added_and_normed",
-        "_rectified_and_dropped",
-        "_dropped_probabilities",
-        "_weighted_sum",
-    }
+    chains = {"normalize_and_drop", "add_and_normalize", "rectify_and_drop", "softmax_and_drop", "sum_by_softmax"}
     assert set(used) == chains
 
 
-def test_the_chains_drop_what_they_are_told_and_keep_the_mean() -> None:
-    torch.manual_seed(0)
-    dropped = fused._rectified_and_dropped(torch.ones(2, 500, 40), torch.ones(2, 40), torch.tensor(0.75))
-    assert dropped.unique().tolist() == pytest.approx([0.0, 2 / 0.75])
-    assert dropped.mean().item() == pytest.approx(2, rel=0.02)
-
-
 def test_only_long_trainings_are_compiled_for() -> None:
-    compiled = [build(experiment(), CPU, videos)[0].clip_fusion.branches.compiled for videos in (24 * 30, LONG)]
-    assert compiled == [False, True]
+    models = [build(experiment(), CPU, videos)[0] for videos in (24 * 30, LONG)]
+    assert [model.clip_fusion.branches.compiled_chains for model in models] == [False, True]
 
 
 @on_a_gpu

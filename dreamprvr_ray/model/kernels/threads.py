@@ -1,4 +1,4 @@
-"""Independent parts of a computation, each on a thread of its own."""
+"""Independent parts of a computation, each on its own thread."""
 
 from __future__ import annotations
 
@@ -8,29 +8,32 @@ from typing import TypeVar
 
 import torch
 
-Part = TypeVar("Part")
+Result = TypeVar("Result")
 
 
-def side_by_side(part: Callable[[int, int], Part], count: int) -> list[Part]:
-    """part(thread, number) of each number below `count`, in their order, without gradients.
+def run_parts(part: Callable[[int, int], Result], count: int) -> list[Result]:
+    """Return part(thread, number) for every number below `count`, in order, computed without gradients.
 
-    torch's threads are shared out among the parts that run at a time. Within an operation, they meet after some ten microseconds of work, and
-    the interpreter is one; between parts, they never wait for each other. Thread t takes the parts t, t + threads, t + 2 threads, .. whichever
-    ends first, so that what is summed by thread is summed in the same order every time.
+    Torch's threads are divided among the parts that run at the same time. Inside an operation, threads synchronise
+    after some ten microseconds of work, and they share one interpreter; parts never wait for each other. Thread t
+    always runs the parts t, t + threads, t + 2 * threads, ..., whichever finishes first, so that sums by thread are
+    added in the same order every time.
+
+    Raises whatever a part raises.
     """
     available = torch.get_num_threads()
     threads = max(1, min(available, count))
 
-    def parts(thread: int) -> list[Part]:
-        torch.empty(0)  # its first operation gives a thread all of torch's threads
+    def run_thread(thread: int) -> list[Result]:
+        torch.empty(0)  # a new thread's first operation resets its number of threads to the default
         torch.set_num_threads(available // threads)
         with torch.no_grad():
             return [part(thread, number) for number in range(thread, count, threads)]
 
     try:
-        with ThreadPoolExecutor(threads) as others:  # which starts as many as are wanted
-            started = [others.submit(parts, thread) for thread in range(1, threads)]
-            made = [parts(0), *(other.result() for other in started)]
+        with ThreadPoolExecutor(threads) as pool:  # starts only the threads that it needs
+            futures = [pool.submit(run_thread, thread) for thread in range(1, threads)]
+            results = [run_thread(0), *(future.result() for future in futures)]
     finally:
         torch.set_num_threads(available)
-    return [made[number % threads][number // threads] for number in range(count)]
+    return [results[number % threads][number // threads] for number in range(count)]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from dreamprvr_ray.model.attention import SelfAttention, additive_mask, gaussian_factors
 from dreamprvr_ray.model.dreamprvr import InputLayer
 from dreamprvr_ray.model.kernels import cpu
+from dreamprvr_ray.model.kernels.dropout_mask import KEEP_ALL, DropoutMask
 
 
 def randomised(module: nn.Module) -> nn.Module:
@@ -92,17 +93,17 @@ def test_dropout_in_the_block_is_that_of_the_stacked_one(monkeypatch: pytest.Mon
 
 
 def test_a_mask_is_its_seed() -> None:
-    mask, x = cpu.Mask(40000, seed=5), torch.randn(3, 7)
+    mask, x = DropoutMask(40000, seed=5), torch.randn(3, 7)
     assert torch.equal(mask.drop_(x.clone()), mask.drop_(x.clone()))
-    assert not torch.equal(mask.drop_(x.clone()), cpu.Mask(40000, seed=6).drop_(x.clone()))
+    assert not torch.equal(mask.drop_(x.clone()), DropoutMask(40000, seed=6).drop_(x.clone()))
     torch.manual_seed(1)
-    assert cpu.Mask.draw(40000).seed != cpu.Mask.draw(40000).seed
+    assert DropoutMask.draw(40000).seed != DropoutMask.draw(40000).seed
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("count", [0, 1, 7, 1_000_000])
 def test_masks_keep_their_share_in_every_type(dtype: torch.dtype, count: int) -> None:
-    x = cpu.Mask(round(0.7 * 65536), seed=2).drop_(torch.ones(count, dtype=dtype))
+    x = DropoutMask(round(0.7 * KEEP_ALL), seed=2).drop_(torch.ones(count, dtype=dtype))
     assert set(x.unique().tolist()) <= {0.0, 1.0}
     if count > 1000:
         halves = x.float().view(2, -1).mean(1)  # in float32, each half is decided by another half of the bits

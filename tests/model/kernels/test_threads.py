@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from dreamprvr_ray.model.kernels.threads import side_by_side
+from dreamprvr_ray.model.kernels.threads import run_parts
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def test_parts_come_in_order_and_share_the_threads(available: int, used: int, ea
             everyone_is_here.wait(timeout=30)  # so they do run at a time
         return number, thread, torch.get_num_threads(), (weight * 2).requires_grad
 
-    made = side_by_side(part, 5)
+    made = run_parts(part, 5)
     assert made == [(number, number % used, each, False) for number in range(5)]
     assert torch.get_num_threads() == available
 
@@ -43,5 +43,5 @@ def test_a_failure_of_any_part_is_raised(number: int) -> None:
             raise ValueError(f"part {which}")
 
     with pytest.raises(ValueError, match=f"part {number}"):
-        side_by_side(part, 4)
+        run_parts(part, 4)
     assert torch.get_num_threads() == 2
