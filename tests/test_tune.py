@@ -39,6 +39,7 @@ TINY = {
     "model.diffusion_steps": 1,
     "training.batch_videos": 8,
     "loss.hard_negative_start_epoch": 2,
+    "training.precision": "fp32",  # numbers are compared
 } | NO_DROPOUT
 
 
@@ -264,7 +265,8 @@ def left_alone(
     ranges = {"model.registers": {"int": [0, 6]}, "optimizer.learning_rate": {"float": [1e-9, 1e-2], "log": True}}
     keys = {
         "trial": {"at_a_time": 1},
-        "pruning": {"grace_epochs": 1, "reduction_factor": 2},
+        # Of the first four trials, those that are not the best so far are pruned after an epoch.
+        "pruning": {"grace_epochs": 1, "reduction_factor": 4},
         "sampler": {"seed": 5, "startup_trials": 3},
     }
     space = write_space(tmp_path_factory.mktemp("alone") / "space.yaml", demo_shards, 7, 4, ranges, **keys)
