@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 
 from dreamprvr_ray.config import Experiment
 from dreamprvr_ray.data.batches import Batch
-from dreamprvr_ray.device import autocast, resolve_precision
+from dreamprvr_ray.device import resolve_precision
 from dreamprvr_ray.model.authors import authors_names
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.training.gradient_step import GradientPass
@@ -20,16 +18,15 @@ STEPS = 10**6  # of the learning rate's schedule
 
 
 class FastSteps:
-    """Steps as the training loop takes them, of a training of `videos` videos in all."""
+    """Training steps as the training loop runs them; `compiled` compiles the chains between matrix products on a GPU."""
 
-    def __init__(self, experiment: Experiment, device: torch.device, precision: str, videos: int = 0) -> None:
+    def __init__(self, experiment: Experiment, device: torch.device, precision: str, compiled: bool = False) -> None:
         torch.manual_seed(0)
         data = experiment.data
         self.model = DreamPRVR(experiment.model, data.video_size, data.text_size, data.trim_frames).to(device).train()
+        self.model.compile_chains(compiled)
         self._optimizer = build_optimizer(self.model, experiment.optimizer, STEPS)
-        self._pass = GradientPass(
-            self.model, experiment, videos, partial(autocast, device, resolve_precision(precision, device))
-        )
+        self._pass = GradientPass(self.model, experiment.loss, resolve_precision(precision, device))
 
     def step(self, batch: Batch, randomness: StepRandomness, hard: bool = True) -> None:
         self._pass(batch, randomness, hard=hard)

@@ -24,11 +24,10 @@ from dreamprvr_ray.command_line import Parser, print_json, run
 from dreamprvr_ray.config import FRAMES, Experiment, load_experiment
 from dreamprvr_ray.device import autocast, resolve_precision
 from dreamprvr_ray.errors import UserError
-from dreamprvr_ray.training.cost import QUERIES_PER_VIDEO, specified_gflop
+from dreamprvr_ray.training.flops import QUERIES_PER_VIDEO, specified_gflop
 from dreamprvr_ray.training.objective import StepRandomness
 
 PATHS = ("fast", "plain")
-VIDEOS = 10**9  # of a training, by which a GPU's chains are compiled
 
 
 class Steps:
@@ -37,7 +36,7 @@ class Steps:
     def __init__(self, path: str, experiment: Experiment, device: torch.device, precision: str) -> None:
         self._before = peak_memory()  # the interpreter and its libraries
         if path == "fast":
-            self._steps: FastSteps | PlainSteps = FastSteps(experiment, device, precision, VIDEOS)
+            self._steps: FastSteps | PlainSteps = FastSteps(experiment, device, precision, compiled=True)
         else:
             self._steps = (
                 LaunchedSteps(experiment, device, precision) if device.type == "cuda" else PlainSteps(experiment)

@@ -1,6 +1,6 @@
 """Write docs/configuration.md from the descriptions of the configuration's and the search file's keys.
 
-    python docs/configuration_page.py
+python docs/configuration_page.py
 """
 
 from __future__ import annotations

@@ -21,8 +21,9 @@ def best_device() -> torch.device:
 def resolve_precision(configured: str, device: torch.device) -> Precision:
     """Return the precision that `training.precision` stands for on `device`.
 
-    `auto` is bf16 if the device has instructions for it, else fp32. The environment variable DREAMPRVR_RAY_AUTO_PRECISION overrides this;
-    a CPU without bf16 instructions then emulates them. Raises `UserError` if the variable is neither `fp32` nor `bf16`.
+    `auto` is bf16 if the device has instructions for it, else fp32. The environment variable
+    DREAMPRVR_RAY_AUTO_PRECISION overrides this; a CPU without bf16 instructions then emulates them. Raises `UserError`
+    if the variable is neither `fp32` nor `bf16`.
     """
     if configured != "auto":
         return cast(Precision, configured)

@@ -1,14 +1,17 @@
 """What crosses between the workers of one training: queries travel, videos stay.
 
-Every worker encodes its own videos and queries. Query embeddings are gathered, every worker scores all queries against its own
-videos, the score columns are gathered, and every worker computes the same loss of the global batch. Video tokens never cross.
+Every worker encodes its own videos and queries. Query embeddings are gathered, every worker scores all queries against
+its own videos, the score columns are gathered, and every worker computes the same loss of the global batch. Video
+tokens never cross.
 
-After the backward pass every worker holds its part of the gradient, and `Workers.sum_gradients` adds the parts up; for that each
-term must be counted once:
+After the backward pass every worker holds its part of the gradient, and `Workers.sum_gradients` adds the parts up; for
+that each term must be counted once:
 
-- what each worker uses for *different* parts of the loss (queries, against its own videos) sends its gradient back from all of
+- what each worker uses for *different* parts of the loss (queries, against its own videos) sends its gradient back from
+all of
   them: `gather_for_own_part`;
-- what all workers use for the *same* loss (score columns, sums over videos) already holds the whole gradient on its owner:
+- what all workers use for the *same* loss (score columns, sums over videos) already holds the whole gradient on its
+owner:
   `gather_for_same_loss` and `sum_for_same_loss` keep it there.
 
 Shapes: Q queries and B videos of the global batch, `Q_r` and `B_r` of one worker, D hidden size.

@@ -130,7 +130,7 @@ def test_a_search_ends_with_its_trials_told_apart_and_the_best_kept(
             and len(epochs) == entry["epochs"]
         )
         if entry["state"] == "failed":
-            reason = "no memory" if trial.params["model.hidden_size"] > 64 else "the loss is not a number"
+            reason = "no memory" if trial.params["model.hidden_size"] > 64 else "the loss is not finite"
             assert (reason in entry["error"] or "can't allocate memory" in entry["error"]) and trial.user_attrs[
                 "reason"
             ] == entry["error"]
@@ -139,7 +139,7 @@ def test_a_search_ends_with_its_trials_told_apart_and_the_best_kept(
             assert entry["state"] == ("finished" if entry["epochs"] == 3 else "pruned")
             assert entry["best_sumr"] == max(each["SumR"] for each in epochs)
     assert any("memory" in entry["error"] for entry in entries.values() if entry["error"])
-    assert any("the loss is not a number" in entry["error"] for entry in entries.values() if entry["error"])
+    assert any("the loss is not finite" in entry["error"] for entry in entries.values() if entry["error"])
     ended = sorted(
         (entry for entry in entries.values() if entry["state"] != "failed"), key=lambda entry: -entry["best_sumr"]
     )
@@ -405,7 +405,9 @@ def test_a_choice_that_does_not_go_with_the_shards_is_named_before_ray_starts(
     done = call("tune", "--space", space)
     assert done.returncode == 2 and not (tmp_path / "out").exists()
     assert (
-        done.stderr.startswith("error: model.initialization = 'aligned': is for features of one encoder")
+        done.stderr.startswith(
+            "error: model.initialization = 'aligned': requires video and query features of one encoder"
+        )
         and done.stderr.count("\n") == 1
     )
 

@@ -1,7 +1,7 @@
 """Checkpoint directories: `weights.safetensors`, `state.pt`, `experiment.yaml`, `metrics.json`.
 
-They hold tensors and plain values only, so loading one never executes code. A directory is written under a temporary name and renamed
-once it is complete, so a directory that exists can be loaded.
+They hold tensors and plain values only, so loading one never executes code. A directory is written under a temporary
+name and renamed once it is complete, so a directory that exists can be loaded.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""The checkpoints of one training in a directory or an object store: the best and the latest, written in the background.
+"""The checkpoints of one training in a directory or an object store: the best and the latest, written in the
+background.
 
 STORE/epoch-0007/   one checkpoint, as `checkpoints.checkpoint` describes it; complete once it has `metrics.json`
-STORE/owner         the id of the current writer: workers of a killed driver can keep writing for seconds while the run is resumed
+STORE/owner         the id of the current writer: workers of a killed driver can keep writing for seconds while the run
+is resumed
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ _NAME = re.compile(r"epoch-(\d+)")
 class CheckpointStore:
     """Keeps the best and the latest checkpoint of a training in `storage`, for one writer at a time.
 
-    The process group that claimed the store last is its writer; writes by earlier ones fail. Pass `writer`, the id that `claim` returned
-    elsewhere, to write on behalf of that group. Otherwise the store is claimed by the first write.
+    The process group that claimed the store last is its writer; writes by earlier ones fail. Pass `writer`, the id that
+    `claim` returned elsewhere, to write on behalf of that group. Otherwise the store is claimed by the first write.
     """
 
     def __init__(self, storage: Storage, writer: str | None = None) -> None:
@@ -94,7 +96,8 @@ class CheckpointStore:
     def write(self, epoch: int, best_epoch: int, write: Callable[[Path], None]) -> None:
         """Write a checkpoint in the background, then delete all but this one and the best epoch's.
 
-        `write` writes the checkpoint's files into a directory. Waits for the previous checkpoint first and raises what `wait` raises.
+        `write` writes the checkpoint's files into a directory. Waits for the previous checkpoint first and raises what
+        `wait` raises.
         """
         self.wait()
         self._pending = self._thread.submit(self._write, epoch, best_epoch, write)
@@ -122,7 +125,8 @@ class CheckpointStore:
             message = f"{self.storage}: cannot write the checkpoint of epoch {epoch}: {reason}; {latest}"
             raise (Failure if self.storage.directory else ObjectStoreError)(message) from None
         names = self.storage.names()  # including incomplete checkpoints of killed writers
-        # Check after listing the names: a writer that claims the store from here on sees this checkpoint, and its own is not listed.
+        # Check after listing the names: a writer that claims the store from here on sees this checkpoint, and its own
+        # is not listed.
         self._check_writer()
         for name in names:
             if name not in (WRITER, _name(epoch), _name(best_epoch)):

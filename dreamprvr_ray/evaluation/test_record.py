@@ -25,9 +25,9 @@ def evaluate_checkpoint(
 ) -> dict[str, Any]:
     """Retrieval of a checkpoint, wherever it is kept, on a split, by the names of the commands' JSON.
 
-    Reading test leaves a record in a checkpoint directory; `test_reads` in the result counts the readings, this one included.
-    Where the record cannot be written, `unrecorded` is told why; without it, the error is raised.
-    Raises `UserError` where the checkpoint does not fit the shards.
+    Reading test leaves a record in a checkpoint directory; `test_reads` in the result counts the readings, this one
+    included. Where the record cannot be written, `unrecorded` is told why; without it, the error is raised. Raises
+    `UserError` where the checkpoint does not fit the shards.
     """
     with storage.local_directory() as path:
         trained = load_model(path)

@@ -28,7 +28,7 @@ from dreamprvr_ray.errors import UserError, redact_password
 from dreamprvr_ray.search.layout import JOURNAL
 from dreamprvr_ray.search.settings import SamplerSettings
 from dreamprvr_ray.search.space import Search
-from dreamprvr_ray.training.cost import specified_gflop
+from dreamprvr_ray.training.flops import specified_gflop
 
 MOST_REFUSALS = 100  # proposals in a row that may break a constraint
 DRIVERS = {  # what to install for a database's module, where pip calls it otherwise

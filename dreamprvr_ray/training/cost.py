@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from dreamprvr_ray.config import CLIPS, FRAMES, QUERY_TOKENS, Experiment
 from dreamprvr_ray.data.batches import Batch
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
+from dreamprvr_ray.training.flops import QUERIES_PER_VIDEO, specified_gflop
 from dreamprvr_ray.training.objective import StepRandomness, training_losses
 
-QUERIES_PER_VIDEO = 5  # TVR's; queries are a small part of the cost
 BYTES_PER_PARAMETER = 16  # fp32 weight, gradient, and Adam's two moments
 
 
@@ -85,31 +85,3 @@ def estimate(experiment: Experiment) -> Cost:
     count = sum(parameter.numel() for parameter in parameters)
     executed = counter.get_total_flops() / videos / 1e9
     return Cost(count, specified_gflop(experiment), executed, activations + count * BYTES_PER_PARAMETER)
-
-
-def specified_gflop(experiment: Experiment) -> float:
-    """GFLOP of a video's matrix products in a training step as the specification writes them; backward is twice forward."""
-    model, data = experiment.model, experiment.data
-    size, registers, steps = model.hidden_size, model.registers, model.diffusion_steps
-    square = size * size
-
-    def attention_block(rows: int) -> int:  # projections, feed-forward, scores and values
-        return 11 * rows * square + 2 * rows * rows * size
-
-    def cross_attention(queries: int, tokens: int) -> int:
-        return (3 * queries + 2 * tokens) * square + 2 * queries * tokens * size
-
-    def fusion(length: int) -> int:
-        each = attention_block(length + registers) + cross_attention(1, length) + square + size * length
-        return registers * square + model.branches * each
-
-    inputs = (CLIPS + FRAMES) * data.video_size * size
-    query = QUERY_TOKENS * data.text_size * size + attention_block(QUERY_TOKENS)
-    products = inputs + fusion(CLIPS) + fusion(FRAMES) + QUERIES_PER_VIDEO * query
-    if registers:
-        denoiser = registers * square * (5 * model.denoiser_layers + 2)
-        pooling = CLIPS * square  # two of D x D/2
-        products += (
-            attention_block(CLIPS) + cross_attention(registers, CLIPS) + pooling + 3 * square + 2 * steps * denoiser
-        )
-    return 3 * 2 * products / 1e9

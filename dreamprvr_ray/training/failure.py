@@ -22,8 +22,8 @@ class TrainingDiverged(Failure):
 class TrialFailure:
     """Why a trial could not be trained.
 
-    `kind` is `out_of_memory` if a GPU or the machine ran out of memory, `store` if an object store failed and a retry may help, `diverged`
-    if the loss was not finite, else `error`.
+    `kind` is `out_of_memory` if a GPU or the machine ran out of memory, `store` if an object store failed and a retry
+    may help, `diverged` if the loss was not finite, else `error`.
     """
 
     kind: FailureKind

@@ -1,8 +1,9 @@
-"""The training loop: knows torch and a `Reporter`, not Ray.
+"""The training loop. It knows torch and a `Reporter`, not Ray.
 
-Resuming is exact without saved random states, because every random choice is a function of the seed and the step: the epoch's plan,
-the negatives and the perturbation's noise (the same on every worker) and dropout (of this worker's rank). The position in the data and
-in the rate's schedule is the number of finished epochs.
+Resuming is exact without saved random states, because every random choice is a function of the seed and the step: the
+order of videos in an epoch, the negatives and the noise of the perturbation sampler (the same on every worker) and
+dropout (also a function of the rank). The position in the data and in the learning rate's schedule follows from the
+number of finished epochs.
 
     fit(load_experiment("demo"), ShardSet.open(Path("shards")), DirectoryReporter(Path("run"), print))
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, astuple, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -22,25 +24,79 @@ from torch.utils._pytree import tree_map_only
 
 from dreamprvr_ray.checkpoints.checkpoint import EXPERIMENT, Checkpoint, read_state, read_weights
 from dreamprvr_ray.config import CLIPS, FRAMES, Experiment, load_experiment
-from dreamprvr_ray.data.batches import collate, plan_epoch, prefetch
+from dreamprvr_ray.data.batches import Batch, collate, plan_epoch, prefetch
 from dreamprvr_ray.data.resident import ResidentSplit
-from dreamprvr_ray.data.shards import Manifest, ShardSet, Split
+from dreamprvr_ray.data.shards import Manifest, ShardSet
 from dreamprvr_ray.device import Precision, autocast, best_device, resolve_precision
-from dreamprvr_ray.distributed import Traffic, Workers, token_traffic
+from dreamprvr_ray.distributed import Division, Workers, token_traffic
 from dreamprvr_ray.errors import UserError
-from dreamprvr_ray.evaluation.retrieval import evaluate
+from dreamprvr_ray.evaluation.retrieval import Retrieval, evaluate
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.training.failure import TrainingDiverged
+from dreamprvr_ray.training.flops import specified_gflop
 from dreamprvr_ray.training.gradient_step import GradientPass
 from dreamprvr_ray.training.losses import Losses
 from dreamprvr_ray.training.objective import StepRandomness, stream_seed
-from dreamprvr_ray.training.optimizer import PartwiseAdam, build_optimizer
+from dreamprvr_ray.training.optimizer import build_optimizer
 from dreamprvr_ray.training.reporter import EpochResult, Reporter, StepTraffic
+
+# GFLOP of a training from which compiling pays off: 3,600 steps of the TVR setting, whose kernels take 25 to 30 s to
+# compile and save 8 ms per step.
+WORTH_COMPILING = 1e7
+LOSS_NAMES = [field.name for field in fields(Losses)]
+
+
+def fit(
+    experiment: Experiment,
+    shards: ShardSet,
+    reporter: Reporter,
+    workers: Workers | None = None,
+    device: torch.device | None = None,
+) -> EpochResult | None:
+    """Train until the last epoch or until patience runs out, resuming from the reporter's latest checkpoint if there is
+    one.
+
+    Returns the last epoch's result, or None if that checkpoint is of a finished training. Raises `UserError` if the
+    experiment does not fit the shards or the checkpoint, and `TrainingDiverged` if an epoch's loss is not finite.
+    """
+    training = Training(experiment, shards, workers or Workers(), device or best_device())
+    with reporter.latest_checkpoint() as checkpoint:
+        training.restore(checkpoint)
+    result = None
+    while not training.progress.finished:
+        result = training.run_epoch(reporter.on_training_start if result is None else None)
+        reporter.report(result, partial(training.snapshot, result))
+    return result
+
+
+def with_feature_sizes(experiment: Experiment, manifest: Manifest) -> Experiment:
+    """Return the experiment with the feature sizes of the shards.
+
+    Raises `UserError` if `model.initialization` does not allow them.
+    """
+    video_size, text_size = manifest.video_size, manifest.text_size
+    if experiment.model.initialization == "aligned" and video_size != text_size:
+        raise UserError(
+            "model.initialization = 'aligned': requires video and query features of one encoder, but the shards' videos"
+            f" have {video_size} features per row and their queries {text_size}; use 'paper'"
+        )
+    return experiment.with_values({"data.video_size": video_size, "data.text_size": text_size}, "shards")
+
+
+def agree_on_precision(configured: str, device: torch.device, workers: Workers) -> Precision:
+    """Return the precision of a training, the same on every worker.
+
+    `auto` is bf16 only if every worker resolves it to bf16.
+    """
+    precision = resolve_precision(configured, device)
+    if configured == "auto" and not workers.all(precision == "bf16", device):
+        return "fp32"
+    return precision
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training is: finished epochs, the best of them by val SumR, and how many since failed to exceed it."""
+    """The finished epochs, the best one by val SumR, and how many in a row have not exceeded it since."""
 
     epoch: int = 0
     best_sumr: float = -math.inf
@@ -49,7 +105,7 @@ class Progress:
     finished: bool = False
 
     def after(self, sumr: float, experiment: Experiment) -> Progress:
-        """The progress after one more epoch with this SumR."""
+        """Return the progress after one more epoch with this SumR."""
         better = sumr > self.best_sumr or experiment.training.with_val
         epoch, stale = self.epoch + 1, 0 if better else self.stale_epochs + 1
         return Progress(
@@ -61,220 +117,180 @@ class Progress:
         )
 
 
-def with_feature_sizes(experiment: Experiment, manifest: Manifest) -> Experiment:
-    """The experiment with the feature sizes of the shards that it is to be trained on. Raises `UserError` where it does not go with them."""
-    video_size, text_size = manifest.video_size, manifest.text_size
-    if experiment.model.initialization == "aligned" and video_size != text_size:
-        raise UserError(
-            f"model.initialization = 'aligned': is for features of one encoder, and the shards' videos have {video_size} entries a row"
-            f" and their queries {text_size}; use 'paper'"
-        )
-    return experiment.with_values({"data.video_size": video_size, "data.text_size": text_size}, "shards")
+@dataclass(frozen=True)
+class TrainedEpoch:
+    """What an epoch's training steps measured; evaluation is not included."""
+
+    losses: dict[str, float]  # means over the batches
+    learning_rate: float
+    seconds: float
+    waited: float  # seconds spent waiting for data
+    traffic: StepTraffic | None
 
 
-def agree_on_precision(configured: str, device: torch.device, workers: Workers) -> Precision:
-    """Return the precision of a training, the same on every worker: with `auto`, bf16 only if every worker resolves it to bf16."""
-    precision = resolve_precision(configured, device)
-    if configured == "auto" and not workers.all(precision == "bf16", device):
-        return "fp32"
-    return precision
+class Training:
+    """One training: the model, its optimiser, the data, and this process's place among the workers."""
 
+    def __init__(self, experiment: Experiment, shards: ShardSet, workers: Workers, device: torch.device) -> None:
+        """Build everything at the first step. Raises `UserError` if the experiment does not fit the shards."""
+        self.experiment = experiment = with_feature_sizes(experiment, shards.manifest)
+        self.progress = Progress()
+        self._workers, self._device, self._manifest = workers, device, shards.manifest
+        settings, data = experiment.training, experiment.data
+        self._train = shards.joined("train", "val") if settings.with_val else shards.split("train")
+        self._val = shards.split("val")
+        self._steps_per_epoch = math.ceil(len(self._train) / settings.batch_videos)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream_seed(settings.seed, 0, "weights"))
+            self._model = DreamPRVR(experiment.model, data.video_size, data.text_size, data.trim_frames).to(device)
+        # Decided by the whole training, not by what is left of it: a resumed training must compute as if it had not
+        # stopped.
+        trained_videos = settings.epochs * len(self._train)
+        self._model.compile_chains(trained_videos * specified_gflop(experiment) >= WORTH_COMPILING)
+        self._optimizer = build_optimizer(self._model, experiment.optimizer, settings.epochs * self._steps_per_epoch)
+        self._precision = agree_on_precision(settings.precision, device, workers)
+        self._gradients = GradientPass(self._model, experiment.loss, self._precision, workers)
+        self._resident = ResidentSplit.where_it_fits(self._train, device)
+        self._first_epoch, self._started = 0, 0.0
 
-def fit(
-    experiment: Experiment,
-    shards: ShardSet,
-    reporter: Reporter,
-    workers: Workers | None = None,
-    device: torch.device | None = None,
-) -> EpochResult | None:
-    """Trains to the end or until patience is used up, from the reporter's latest checkpoint if it has one.
+    def restore(self, checkpoint: Path | None) -> None:
+        """Continue from the first worker's checkpoint, if it has one; the other workers copy its state.
 
-    Returns the last epoch's report; None where the checkpoint was of a finished training.
-    Raises `TrainingDiverged` when an epoch's loss is not a number.
-    """
-    workers = workers or Workers()
-    device = device or best_device()
-    experiment = with_feature_sizes(experiment, shards.manifest)
-    training = experiment.training
-    train = shards.joined("train", "val") if training.with_val else shards.split("train")
-    val = shards.split("val")
-    steps_per_epoch = math.ceil(len(train) / training.batch_videos)
+        Raises `UserError` if the checkpoint is damaged or belongs to another experiment.
+        """
+        if checkpoint and self._workers.rank == 0:
+            self._load(checkpoint)
+        if self._workers.count > 1:
+            self._copy_from_first_worker()
+        self._optimizer.continue_at(self.progress.epoch * self._steps_per_epoch)
+        self._first_epoch, self._started = self.progress.epoch, time.perf_counter()
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(training.seed, 0, "weights"))
-        data = experiment.data
-        model = DreamPRVR(experiment.model, data.video_size, data.text_size, data.trim_frames).to(device)
-    optimizer = build_optimizer(model, experiment.optimizer, training.epochs * steps_per_epoch)
-    progress = Progress()
-    with reporter.latest_checkpoint() as checkpoint:
-        if checkpoint and workers.rank == 0:
-            progress = _restore(checkpoint, model, optimizer, experiment)
-    progress = _as_first_worker(workers, progress, model, optimizer)
-    optimizer.continue_at(progress.epoch * steps_per_epoch)
-    precision = agree_on_precision(training.precision, device, workers)
-    gradients = GradientPass(
-        model, experiment, training.epochs * len(train), partial(autocast, device, precision), workers
-    )
+    def run_epoch(self, on_first_step: Callable[[], None] | None = None) -> EpochResult:
+        """Train the next epoch, evaluate on val, and advance `progress`.
 
-    resident = None if progress.finished else ResidentSplit.where_it_fits(train, device)
-
-    report, started = None, time.perf_counter()
-    first_epoch = progress.epoch
-    while not progress.finished:
-        epoch_started = time.perf_counter()
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        epoch = _train_epoch(
-            model,
-            gradients,
-            optimizer,
-            experiment,
-            train,
-            resident,
-            progress.epoch,
-            workers,
-            device,
-            reporter if report is None else None,
-        )
-        with autocast(device, precision):
-            retrieval = evaluate(model, val, experiment.evaluation.clip_weight, workers)
-        progress = progress.after(retrieval.recall.sumr, experiment)
-        now = time.perf_counter()
-        per_epoch = (now - started) / (progress.epoch - first_epoch)
-        report = EpochResult(
+        `on_first_step` is called right before the first training step.
+        """
+        began = time.perf_counter()
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        trained = self.train_epoch(self.progress.epoch, on_first_step)
+        retrieval = self.evaluate()
+        progress = self.progress = self.progress.after(retrieval.recall.sumr, self.experiment)
+        now, epochs = time.perf_counter(), self.experiment.training.epochs
+        seconds_per_epoch = (now - self._started) / (progress.epoch - self._first_epoch)
+        return EpochResult(
             epoch=progress.epoch,
-            planned_epochs=training.epochs,
-            losses=epoch.losses,
-            recall=retrieval.recall.at,
-            median_rank=retrieval.median_rank,
-            ties=retrieval.ties,
             sumr=retrieval.recall.sumr,
             best_sumr=progress.best_sumr,
             best_epoch=progress.best_epoch,
-            learning_rate=epoch.learning_rate,
-            videos_per_second=len(train) / epoch.seconds,
-            seconds=now - epoch_started,
-            seconds_left=0.0 if progress.finished else per_epoch * (training.epochs - progress.epoch),
-            waited=epoch.waited / epoch.seconds,
-            gpu_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
-            traffic=epoch.sent,
+            recall=retrieval.recall.at,
+            median_rank=retrieval.median_rank,
+            ties=retrieval.ties,
+            losses=trained.losses,
+            learning_rate=trained.learning_rate,
+            videos_per_second=len(self._train) / trained.seconds,
+            seconds=now - began,
+            seconds_left=0.0 if progress.finished else seconds_per_epoch * (epochs - progress.epoch),
+            waited=trained.waited / trained.seconds,
             finished=progress.finished,
+            gpu_bytes=torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else None,
+            traffic=trained.traffic,
+            planned_epochs=epochs,
         )
-        reporter.report(report, partial(_snapshot, model, optimizer, experiment, progress, report, shards.manifest))
-    return report
 
+    def train_epoch(self, epoch: int, on_first_step: Callable[[], None] | None = None) -> TrainedEpoch:
+        """Train on every video once; `epoch` counts from 0.
 
-@dataclass(frozen=True)
-class _Epoch:
-    losses: dict[str, float]
-    learning_rate: float
-    seconds: float
-    waited: float
-    sent: StepTraffic | None
+        Raises `TrainingDiverged` if the mean loss is not finite.
+        """
+        settings = self.experiment.training
+        plan = plan_epoch(len(self._train), settings.batch_videos, settings.seed, epoch)
+        queries_per_video = np.diff(self._train.first_query)
+        hard = epoch >= self.experiment.loss.hard_negative_start_epoch
+        totals = torch.zeros(len(LOSS_NAMES), device=self._device)
+        traffic_before, token_bytes = replace(self._workers.traffic), 0
+        started, waited = time.perf_counter(), 0.0
+        self._model.train()
+        batches = self._batches(plan)
+        for step, videos in enumerate(plan, start=epoch * len(plan)):
+            requested = time.perf_counter()
+            batch = next(batches).to(self._device)
+            waited += time.perf_counter() - requested
+            if on_first_step:
+                on_first_step()
+                on_first_step = None
+            division = self._workers.division(queries_per_video[videos])
+            token_bytes += token_traffic(division.videos, CLIPS + FRAMES, self.experiment.model.hidden_size)
+            losses = self._step(step, batch, division, hard)
+            totals += torch.stack([getattr(losses, name).detach().float() for name in LOSS_NAMES])
+        means = dict(zip(LOSS_NAMES, (totals / len(plan)).tolist(), strict=True))
+        if not math.isfinite(means["total"]):
+            terms = ", ".join(name for name in LOSS_NAMES if not math.isfinite(means[name]))
+            raise TrainingDiverged(
+                f"epoch {epoch + 1}: the loss is not finite ({terms}); a lower optimizer.learning_rate may help"
+            )
+        traffic = None
+        if self._workers.count > 1:
+            sent, megabytes = self._workers.traffic.since(traffic_before), 1e6 * len(plan)
+            traffic = StepTraffic(sent.loss / megabytes, sent.gradients / megabytes, token_bytes / megabytes)
+        learning_rate = self._optimizer.param_groups[0]["lr"]
+        return TrainedEpoch(means, learning_rate, time.perf_counter() - started, waited, traffic)
 
+    def _batches(self, plan: list[np.ndarray]) -> Iterator[Batch]:
+        """Yield this worker's part of each planned batch."""
+        own = (self._workers.divide(videos)[self._workers.rank] for videos in plan)
+        if self._resident is not None:
+            resident = self._resident
+            return (resident.collate(videos, self._model.trimmed) for videos in own)
+        return prefetch(collate(self._train, videos, self._model.trimmed) for videos in own)
 
-def _train_epoch(
-    model: DreamPRVR,
-    gradients: GradientPass,
-    optimizer: PartwiseAdam,
-    experiment: Experiment,
-    train: Split,
-    resident: ResidentSplit | None,
-    epoch: int,
-    workers: Workers,
-    device: torch.device,
-    waiting: Reporter | None,
-) -> _Epoch:
-    """One epoch; `waiting` hears that its first step begins."""
-    training = experiment.training
-    plan = plan_epoch(len(train), training.batch_videos, training.seed, epoch)
-    hard = epoch >= experiment.loss.hard_negative_start_epoch
-    names = [field.name for field in fields(Losses)]
-    totals = torch.zeros(len(names), device=device)
-    started, waited = time.perf_counter(), 0.0
-    traffic_before, token_bytes = replace(workers.traffic), 0
-    model.train()
-    queries_per_video = np.diff(train.first_query)
-    own = (workers.divide(videos)[workers.rank] for videos in plan)
-    made = (
-        resident.collate(videos, model.trimmed) if resident else collate(train, videos, model.trimmed) for videos in own
-    )
-    batches = made if resident else prefetch(made)
-    for step, videos in enumerate(plan, start=epoch * len(plan)):
-        asked = time.perf_counter()
-        batch = next(batches).to(device)
-        waited += time.perf_counter() - asked
-        if waiting:
-            waiting.on_training_start()
-            waiting = None
-        division = workers.division(queries_per_video[videos])
-        token_bytes += token_traffic(division.videos, CLIPS + FRAMES, experiment.model.hidden_size)
-        torch.manual_seed(stream_seed(training.seed, step, "dropout", workers.rank))
+    def _step(self, step: int, batch: Batch, division: Division, hard: bool) -> Losses:
+        seed, model = self.experiment.training.seed, self.experiment.model
+        torch.manual_seed(stream_seed(seed, step, "dropout", self._workers.rank))
         randomness = StepRandomness.draw(
-            training.seed,
-            step,
-            sum(division.videos),
-            sum(division.queries),
-            experiment.model.registers,
-            experiment.model.hidden_size,
+            seed, step, sum(division.videos), sum(division.queries), model.registers, model.hidden_size
         )
-        losses = gradients(batch, randomness, division, hard)
-        workers.sum_gradients(model.parameters())
-        optimizer.step()
-        totals += torch.stack([getattr(losses, name).detach().float() for name in names])
-    means = dict(zip(names, (totals / len(plan)).tolist(), strict=True))
-    if not math.isfinite(means["total"]):
-        bad = ", ".join(name for name in names if not math.isfinite(means[name]))
-        raise TrainingDiverged(
-            f"epoch {epoch + 1}: the loss is not a number ({bad}); a lower optimizer.learning_rate may help"
-        )
-    sent = _sent(workers.traffic.since(traffic_before), token_bytes, len(plan)) if workers.count > 1 else None
-    return _Epoch(means, optimizer.param_groups[0]["lr"], time.perf_counter() - started, waited, sent)
+        losses = self._gradients(batch, randomness, division, hard)
+        self._workers.sum_gradients(self._model.parameters())
+        self._optimizer.step()
+        return losses
 
+    def evaluate(self) -> Retrieval:
+        """Evaluate the current weights on val, in the precision of the training."""
+        with autocast(self._device, self._precision):
+            return evaluate(self._model, self._val, self.experiment.evaluation.clip_weight, self._workers)
 
-def _sent(traffic: Traffic, token_bytes: int, steps: int) -> StepTraffic:
-    megabytes = 1e6 * steps
-    return StepTraffic(traffic.loss / megabytes, traffic.gradients / megabytes, token_bytes / megabytes)
+    def snapshot(self, result: EpochResult) -> Checkpoint:
+        """Copy the state to the CPU's memory, as the checkpoint of the epoch with this result."""
+        metrics: dict[str, Any] = result.to_dict() | {
+            "collection": self._manifest.collection,
+            "protocol": self._manifest.protocol,
+        }
+        weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self._model.state_dict().items()}
+        state = {
+            "progress": asdict(self.progress),
+            "optimizer": tree_map_only(torch.Tensor, lambda t: t.to("cpu", copy=True), self._optimizer.state_dict()),
+        }
+        return Checkpoint(weights, state, self.experiment, metrics)
 
+    def _load(self, checkpoint: Path) -> None:
+        saved = load_experiment(checkpoint / EXPERIMENT)
+        if changes := self.experiment.changes_from(saved):
+            raise UserError(*(f"{checkpoint}: belongs to another experiment: {change}" for change in changes))
+        try:
+            self._model.load_state_dict(read_weights(checkpoint))
+            state = read_state(checkpoint)
+            self._optimizer.load_state_dict(state["optimizer"])
+            self.progress = replace(Progress(), **state["progress"])
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"{checkpoint}: does not match this experiment: {reason}") from None
 
-def _snapshot(
-    model: DreamPRVR,
-    optimizer: PartwiseAdam,
-    experiment: Experiment,
-    progress: Progress,
-    report: EpochResult,
-    manifest: Manifest,
-) -> Checkpoint:
-    """Copy the state of the training to the CPU's memory."""
-    metrics: dict[str, Any] = report.to_dict() | {"collection": manifest.collection, "protocol": manifest.protocol}
-    weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
-    state = {
-        "progress": asdict(progress),
-        "optimizer": tree_map_only(torch.Tensor, lambda t: t.to("cpu", copy=True), optimizer.state_dict()),
-    }
-    return Checkpoint(weights, state, experiment, metrics)
-
-
-def _restore(checkpoint: Path, model: DreamPRVR, optimizer: PartwiseAdam, experiment: Experiment) -> Progress:
-    recorded = load_experiment(checkpoint / EXPERIMENT)
-    if changes := experiment.changes_from(recorded):
-        raise UserError(*(f"{checkpoint}: is of another experiment: {change}" for change in changes))
-    try:
-        model.load_state_dict(read_weights(checkpoint))
-        state = read_state(checkpoint)
-        optimizer.load_state_dict(state["optimizer"])
-        return replace(Progress(), **state["progress"])
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{checkpoint}: does not fit this experiment: {' '.join(str(error).split())[:300]}") from None
-
-
-def _as_first_worker(workers: Workers, progress: Progress, model: DreamPRVR, optimizer: PartwiseAdam) -> Progress:
-    """Gives every worker the first one's weights, moments and progress: only that one reads a checkpoint."""
-    if workers.count == 1:
-        return progress
-    workers.copy_from_first(model.state_dict().values())
-    workers.copy_from_first(optimizer.moments())
-    numbers = torch.tensor(astuple(progress), dtype=torch.float64, device=optimizer.moments()[0].device)
-    workers.copy_from_first([numbers])
-    epoch, best_sumr, best_epoch, stale, finished = numbers.tolist()
-    return Progress(int(epoch), best_sumr, int(best_epoch), int(stale), bool(finished))
+    def _copy_from_first_worker(self) -> None:
+        """Overwrite weights, moments and progress with the first worker's, which alone reads a checkpoint."""
+        self._workers.copy_from_first(self._model.state_dict().values())
+        self._workers.copy_from_first(self._optimizer.moments())
+        numbers = torch.tensor(astuple(self.progress), dtype=torch.float64, device=self._device)
+        self._workers.copy_from_first([numbers])
+        epoch, best_sumr, best_epoch, stale, finished = numbers.tolist()
+        self.progress = Progress(int(epoch), best_sumr, int(best_epoch), int(stale), bool(finished))

@@ -1,8 +1,10 @@
 """Each loss on full Q x B score matrices, and their weighted sum (model page, section 3).
 
-Masked tensor reductions only: no loop over videos or queries, and nothing that makes a device wait. Computed in float32 or better.
+Masked tensor reductions only: no loop over videos or queries, and nothing that makes a device wait. Computed in float32
+or better.
 
-B videos, Q queries, D hidden size; `owner[q]` is the video of query q, ascending; `own[q, b]` says that query q is one of video b's.
+B videos, Q queries, D hidden size; `owner[q]` is the video of query q, ascending; `own[q, b]` says that query q is one
+of video b's.
 """
 
 from __future__ import annotations
@@ -116,8 +118,8 @@ def triplet(
 ) -> Tensor:
     """Triplet loss both ways: scores (Q, B), own (Q, B) bool, draws (B,) and (Q,) -> scalar.
 
-    With `pool` None, negatives are uniform among the others. Else a video meets its hardest query, and a query one of its `pool` hardest
-    videos. With one video, 0.
+    With `pool` None, negatives are uniform among the others. Else a video meets its hardest query, and a query one of
+    its `pool` hardest videos. With one video, 0.
     """
     scores = at_least_float32(scores)
     queries, videos = scores.shape

@@ -58,8 +58,9 @@ def training_losses(
 ) -> Losses:
     """The losses of the global batch, the same on every worker.
 
-    `batch` holds this worker's videos and queries, `division` says how the global batch is divided (None: it is this batch).
-    After `losses.total.backward()` the gradient of the global batch is the sum over the workers (`Workers.sum_gradients`).
+    `batch` holds this worker's videos and queries, `division` says how the global batch is divided (None: it is this
+    batch). After `losses.total.backward()` the gradient of the global batch is the sum over the workers
+    (`Workers.sum_gradients`).
     """
     workers = workers or Workers()
     division = division or Division.alone(batch.owner, len(batch.clips))

@@ -1,7 +1,7 @@
 """Adam as the paper's model is trained with it (model page, section 4).
 
-No bias correction, epsilon outside the root, decoupled weight decay, linear warm-up and decay of the rate. Each part of a parameter (a
-branch, or the keys' half of a stack) is clipped by itself.
+No bias correction, epsilon outside the root, decoupled weight decay, linear warm-up and decay of the rate. Each part of
+a parameter (a branch, or the keys' half of a stack) is clipped by itself.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ def learning_rate_factor(step: int, total_steps: int, warmup_fraction: float) ->
 class PartwiseAdam:
     """Adam over parameters whose leading axis may stack parts, each clipped to norm 1 by itself.
 
-    `parts` and `undecayed` are as `DreamPRVR.gradient_parts` and `.undecayed` give them. `state_dict()` is laid out as torch's optimisers'
-    are: in every group, `step` is how many steps were taken and `lr` the rate of the last one; the state of a parameter is its two moments.
+    `parts` and `undecayed` are as `DreamPRVR.gradient_parts` and `.undecayed` give them. `state_dict()` is laid out as
+    torch's optimisers' are: in every group, `step` is how many steps were taken and `lr` the rate of the last one; the
+    state of a parameter is its two moments.
     """
 
     # Not a torch.optim.Optimizer: making one imports torch's compiler, three seconds of every worker's start.
@@ -148,7 +149,8 @@ class _Prepared:
 def _prepare(
     group: Mapping[str, Any], members: list[int], state: Mapping[nn.Parameter, dict[str, Tensor]]
 ) -> _Prepared:
-    # A GPU wants few launches; a CPU wants a part of the group in its caches at a time, and a copy of its gradients alone in memory.
+    # A GPU wants few launches; a CPU wants a part of the group in its caches at a time, and a copy of its gradients
+    # alone in memory.
     sizes = [group["params"][number].numel() for number in members]
     limit = CACHED if group["params"][members[0]].device.type == "cpu" else math.inf
     parts: list[list[int]] = [[]]
@@ -168,8 +170,8 @@ def _prepare(
 class _PreparedPart:
     """Some parameters of a group, whose steps are a few launches and little work of the host.
 
-    The gradients are copied into one buffer (R, C), where every part is a run of whole rows: the norms of all parts are then sums of rows,
-    and one product clips them all.
+    The gradients are copied into one buffer (R, C), where every part is a run of whole rows: the norms of all parts are
+    then sums of rows, and one product clips them all.
     """
 
     def __init__(

@@ -1,4 +1,7 @@
-"""The result of an epoch and where it is reported. The training loop knows a `Reporter`; it knows neither Ray Train nor Ray Tune."""
+"""The result of an epoch, and the interface through which the training loop reports it.
+
+The loop knows a `Reporter`; it knows neither Ray Train nor Ray Tune.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,8 @@ class StepTraffic:
 class EpochResult:
     """The result of one finished epoch. SumR and recall are measured on the val split, in percent.
 
-    `to_dict` gives the flat metrics that lie in `metrics.json` and `epochs.jsonl` and go to TensorBoard and Ray; `from_dict` reads them.
+    `to_dict` gives the flat metrics that lie in `metrics.json` and `epochs.jsonl` and go to TensorBoard and Ray;
+    `from_dict` reads them.
     """
 
     epoch: int  # finished epochs, counted from 1
@@ -86,7 +90,8 @@ class EpochResult:
     def from_dict(cls, metrics: Mapping[str, Any]) -> EpochResult:
         """Read what `to_dict` wrote, ignoring other keys such as those that Ray Tune adds.
 
-        Measurements that are missing are nan. Raises KeyError if `epoch`, `SumR`, `best_SumR` or `best_epoch` is missing.
+        Measurements that are missing are nan. Raises KeyError if `epoch`, `SumR`, `best_SumR` or `best_epoch` is
+        missing.
         """
         traffic = _with_prefix(metrics, TRAFFIC)
         return cls(
@@ -133,11 +138,11 @@ def latest_result(store: CheckpointStore) -> EpochResult | None:
 
 
 Snapshot = Callable[[], Checkpoint]
-"""Copies the state of a training to memory of the host, from where the checkpoint can be written while training continues."""
+"""Copies the state of a training to the CPU's memory, so that it can be written while training continues."""
 
 
 class Reporter(Protocol):
-    """Where a training reports its progress and keeps its checkpoints. Each worker has its own and calls every method."""
+    """Receives the progress of a training and keeps its checkpoints. Each worker has its own and calls every method."""
 
     def latest_checkpoint(self) -> AbstractContextManager[Path | None]:
         """Open the checkpoint to resume from, or None to start from scratch. Only the first worker's is used."""
@@ -150,7 +155,7 @@ class Reporter(Protocol):
 
 
 class DirectoryReporter:
-    """A reporter without Ray for a single worker. Keeps the `last` and the `best` checkpoint in a directory and prints each epoch."""
+    """A reporter for a single worker without Ray. Keeps the `last` and the `best` checkpoint in a directory."""
 
     def __init__(self, directory: Path, print_line: Callable[[str], None] | None = None) -> None:
         self.last, self.best = directory / "last", directory / "best"

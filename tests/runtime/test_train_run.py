@@ -100,7 +100,7 @@ def test_a_run_in_an_object_store_survives_its_worker(
 def test_what_failed_for_good_is_said_in_a_line(local_ray: None, demo_shards: Path, tmp_path: Path) -> None:
     hopeless = experiment(optimizer__learning_rate=1e6)
     with pytest.raises(
-        Failure, match=r"^epoch 1: the loss is not a number \(.*\); a lower optimizer\.learning_rate may help$"
+        Failure, match=r"^epoch 1: the loss is not finite \(.*\); a lower optimizer\.learning_rate may help$"
     ):
         train(
             hopeless,

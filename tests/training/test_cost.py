@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dreamprvr_ray.config import CLIPS, FRAMES, QUERY_TOKENS, Experiment, load_experiment
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
-from dreamprvr_ray.training.cost import BYTES_PER_PARAMETER, QUERIES_PER_VIDEO, Cost, estimate, specified_gflop
+from dreamprvr_ray.training.cost import BYTES_PER_PARAMETER, Cost, estimate
+from dreamprvr_ray.training.flops import QUERIES_PER_VIDEO, specified_gflop
 
 
 def counted_gflop(experiment: Experiment) -> float:

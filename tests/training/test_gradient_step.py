@@ -1,9 +1,8 @@
-"""Recorded steps and compiled chains give what the plain path gives, in value and gradient; on a GPU where there is one."""
+"""Captured steps and compiled chains give the values and gradients of the plain path; on a GPU if there is one."""
 
 from __future__ import annotations
 
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from dreamprvr_ray.checkpoints.checkpoint import read_weights
 from dreamprvr_ray.config import Experiment, load_experiment
 from dreamprvr_ray.data.batches import Batch
 from dreamprvr_ray.data.shards import ShardSet
-from dreamprvr_ray.device import Precision, autocast
+from dreamprvr_ray.device import Precision
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.model.kernels import compiled, cpu
 from dreamprvr_ray.training.gradient_step import GradientPass
@@ -33,7 +32,6 @@ SMALL = {
     "model.diffusion_steps": 2,
 }
 NO_DROPOUT = {"model.dropout": 0.0, "model.input_dropout": 0.0}
-LONG = 10**12  # videos of a training that is worth compiling for
 CPU = torch.device("cpu")
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 
@@ -43,11 +41,12 @@ def experiment(**changes: Any) -> Experiment:
 
 
 def build(
-    setting: Experiment, device: torch.device, videos: int = 0, precision: Precision = "fp32"
+    setting: Experiment, device: torch.device, compile_chains: bool = False, precision: Precision = "fp32"
 ) -> tuple[DreamPRVR, GradientPass]:
     torch.manual_seed(0)
     model = DreamPRVR(setting.model, setting.data.video_size, setting.data.text_size).to(device).train()
-    return model, GradientPass(model, setting, videos, partial(autocast, device, precision))
+    model.compile_chains(compile_chains)
+    return model, GradientPass(model, setting.loss, precision)
 
 
 def drawn(setting: Experiment, videos: int = 6, queries: int = 12, step: int = 0) -> StepRandomness:
@@ -102,33 +101,28 @@ def test_the_chains_that_are_compiled_for_a_gpu_are_the_plain_ones(
     monkeypatch.setattr(cpu, "supports", lambda x: False)
     monkeypatch.setattr(compiled, "supports", lambda x: True)
     monkeypatch.setattr(compiled, "compile_chain", lambda chain: used.append(chain.__name__) or chain)
-    model, passes = build(setting, CPU, LONG)
+    model, passes = build(setting, CPU, compile_chains=True)
     assert values(passes(batch, drawn(setting))) == pytest.approx(plain, rel=1e-5)
     assert_alike(gradients(model), expected, 1e-4)
     chains = {"normalize_and_drop", "add_and_normalize", "rectify_and_drop", "softmax_and_drop", "sum_by_softmax"}
     assert set(used) == chains
 
 
-def test_only_long_trainings_are_compiled_for() -> None:
-    models = [build(experiment(), CPU, videos)[0] for videos in (24 * 30, LONG)]
-    assert [model.clip_fusion.branches.compiled_chains for model in models] == [False, True]
-
-
 @on_a_gpu
 @pytest.mark.parametrize("compiled", [False, True])
-def test_recorded_steps_are_launched_steps(compiled: bool) -> None:
+def test_captured_steps_are_launched_steps(compiled: bool) -> None:
     device, setting = torch.device("cuda"), experiment()
     batches = [random_batch(setting.data, 6, 2, seed).to(device) for seed in range(3)]
     batches[2] = shortened(batches[2])
-    model, passes = build(setting, device, LONG if compiled else 0, "bf16")
-    other, launches = build(setting, device, LONG if compiled else 0, "bf16")
+    model, passes = build(setting, device, compiled, "bf16")
+    other, launches = build(setting, device, compiled, "bf16")
     seen = []
     for step in range(6):
         batch, hard = batches[step % 3], step > 1
         torch.manual_seed(step)
         ours = values(passes(batch, drawn(setting, step=step), hard=hard))
         torch.manual_seed(step)
-        theirs = values(launches.launch(*launches._copied(batch, drawn(setting, step=step)), hard=hard))
+        theirs = values(launches.launch(*launches.copy_to_buffers(batch, drawn(setting, step=step)), hard=hard))
         assert ours == theirs, step
         assert all(torch.equal(gradient, gradients(other)[name]) for name, gradient in gradients(model).items()), step
         seen.append(ours["total"])
@@ -146,7 +140,7 @@ def test_the_same_seed_gives_the_same_step_and_another_other_masks() -> None:
     batch = random_batch(setting.data, 6, 2).to(device)
     model, passes = build(setting, device, precision="bf16")
     totals, made = [], []
-    for seed in (5, 5, 5, 7):  # launched, recorded, replayed, replayed
+    for seed in (5, 5, 5, 7):  # launched, captured, replayed, replayed
         torch.manual_seed(seed)
         totals.append(passes(batch, drawn(setting)).total.item())
         made.append(gradients(model))
@@ -163,7 +157,7 @@ def test_the_fast_path_is_the_plain_one(compiled: bool) -> None:
     batch = random_batch(setting.data, 6, 2).to(device)
     plain, launches = build(setting, device)
     expected = values(launches.launch(batch, drawn(setting)))
-    model, passes = build(setting, device, LONG if compiled else 0)
+    model, passes = build(setting, device, compiled)
     for _ in range(3):
         assert values(passes(batch, drawn(setting))) == pytest.approx(expected, rel=1e-4)
         assert_alike(gradients(model), gradients(plain), 1e-3)

@@ -14,11 +14,13 @@ import torch
 from dreamprvr_ray.checkpoints.checkpoint import STATE, load_model, read_state, read_weights
 from dreamprvr_ray.config import Experiment, load_experiment
 from dreamprvr_ray.data.shards import ShardSet
+from dreamprvr_ray.distributed import Workers
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.evaluation.retrieval import evaluate
-from dreamprvr_ray.training import gradient_step as recorded
+from dreamprvr_ray.model.dreamprvr import DreamPRVR
+from dreamprvr_ray.training import gradient_step
 from dreamprvr_ray.training.failure import TrainingDiverged
-from dreamprvr_ray.training.loop import Progress, fit, with_feature_sizes
+from dreamprvr_ray.training.loop import Progress, Training, fit, with_feature_sizes
 from dreamprvr_ray.training.reporter import DirectoryReporter, EpochResult, Snapshot
 
 CPU = torch.device("cpu")
@@ -151,7 +153,7 @@ def test_a_finished_training_does_nothing(uninterrupted: DirectoryReporter, shar
 
 
 def test_a_checkpoint_of_another_model_is_refused(uninterrupted: DirectoryReporter, shards: ShardSet) -> None:
-    with pytest.raises(UserError, match=r"is of another experiment: model\.hidden_size was 16 and is 32 now"):
+    with pytest.raises(UserError, match=r"belongs to another experiment: model\.hidden_size was 16 and is 32 now"):
         fit(experiment(model__hidden_size=32), shards, DirectoryReporter(uninterrupted.last.parent), device=CPU)
 
 
@@ -164,7 +166,7 @@ def test_a_checkpoint_without_progress_is_refused(
         (reporter.last / path.name).write_bytes(path.read_bytes())
     for state in ({"optimizer": read_state(reporter.last)["optimizer"]}, [1], {"optimizer": {}, "progress": {}}):
         torch.save(state, reporter.last / STATE)
-        with pytest.raises(UserError, match="does not fit this experiment"):
+        with pytest.raises(UserError, match="does not match this experiment"):
             fit(experiment(), shards, reporter, device=CPU)
 
 
@@ -202,7 +204,7 @@ def test_a_loss_that_is_no_number_ends_the_training(shards: ShardSet, tmp_path: 
     reporter = DirectoryReporter(tmp_path)
     with pytest.raises(
         TrainingDiverged,
-        match=r"^epoch 1: the loss is not a number \(.*total\); a lower optimizer.learning_rate may help$",
+        match=r"^epoch 1: the loss is not finite \(.*total\); a lower optimizer.learning_rate may help$",
     ):
         fit(experiment(optimizer__learning_rate=1e6), shards, reporter, device=CPU)
     assert reporter.results == [] and not reporter.last.exists()
@@ -234,7 +236,7 @@ def test_odd_settings_train(changes: dict[str, Any], steps: int, shards: ShardSe
 def test_every_step_has_its_own_draws_and_every_epoch_its_order(
     shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hard, draws, videos, losses = [], [], [], recorded.training_losses
+    hard, draws, videos, losses = [], [], [], gradient_step.training_losses
 
     def watched(model: Any, batch: Any, *arguments: Any, **named: Any) -> Any:
         hard.append(named["hard_negatives"])
@@ -242,7 +244,7 @@ def test_every_step_has_its_own_draws_and_every_epoch_its_order(
         videos.extend(batch.clips.sum((1, 2)).tolist())
         return losses(model, batch, *arguments, **named)
 
-    monkeypatch.setattr(recorded, "training_losses", watched)
+    monkeypatch.setattr(gradient_step, "training_losses", watched)
     fit(experiment(epochs=3), shards, DirectoryReporter(tmp_path), device=CPU)
     assert hard == [False] * 6 + [True] * 3  # hard negatives begin with epoch 2, counted from 0
     assert len(set(draws)) == 9
@@ -254,17 +256,37 @@ def test_every_step_has_its_own_draws_and_every_epoch_its_order(
 def test_an_epochs_losses_are_the_means_of_its_batches(
     shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    totals, losses = [], recorded.training_losses
+    totals, losses = [], gradient_step.training_losses
 
     def watched(*arguments: Any, **named: Any) -> Any:
         totals.append(losses(*arguments, **named))
         return totals[-1]
 
-    monkeypatch.setattr(recorded, "training_losses", watched)
+    monkeypatch.setattr(gradient_step, "training_losses", watched)
     report = fit(experiment(epochs=1), shards, DirectoryReporter(tmp_path), device=CPU)
     assert report is not None
     for name, value in report.losses.items():
         assert value == pytest.approx(sum(getattr(each, name).item() for each in totals) / 3, rel=1e-5), name
+
+
+def test_only_long_trainings_are_compiled_for(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[bool] = []
+    monkeypatch.setattr(DreamPRVR, "compile_chains", lambda model, compiled_: compiled.append(compiled_))
+    for epochs in (30, 10**11):
+        Training(experiment(epochs=epochs), shards, Workers(), CPU)
+    assert compiled == [False, True]
+
+
+def test_a_restored_training_continues_with_the_state_of_its_snapshot(shards: ShardSet, tmp_path: Path) -> None:
+    first = Training(experiment(), shards, Workers(), CPU)
+    first.restore(None)
+    result = first.run_epoch()
+    first.snapshot(result).write(tmp_path)
+    second = Training(experiment(), shards, Workers(), CPU)
+    second.restore(tmp_path)
+    assert second.progress == first.progress and second.progress.epoch == 1
+    assert second.evaluate() == first.evaluate()
+    assert second.train_epoch(1).losses == first.train_epoch(1).losses
 
 
 def test_checkpoints_say_what_they_were_measured_on(uninterrupted: DirectoryReporter, shards: ShardSet) -> None:
@@ -281,7 +303,7 @@ def test_sizes_come_from_the_shards(shards: ShardSet) -> None:
 
 def test_features_of_two_encoders_cannot_start_alike(shards: ShardSet) -> None:
     aligned = experiment(model__initialization="aligned")
-    with pytest.raises(UserError, match="videos have 64 entries a row and their queries 48; use 'paper'"):
+    with pytest.raises(UserError, match="videos have 64 features per row and their queries 48; use 'paper'"):
         with_feature_sizes(aligned, shards.manifest)
     assert with_feature_sizes(aligned, replace(shards.manifest, text_size=64)).model.initialization == "aligned"
 
