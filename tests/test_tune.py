@@ -241,7 +241,7 @@ def test_a_value_is_put_back_to_tell_what_it_does_by_itself(
         "--json",
     )
     last_json(done)
-    assert "not ablated, the best trial has the paper's value: optimizer.learning_rate" in done.stderr
+    assert "skipping ablation: the best trial already uses the paper's value of optimizer.learning_rate" in done.stderr
     assert before == {
         path: path.stat().st_mtime_ns for path in before
     }  # what was trained and tested before is left alone

@@ -1,6 +1,7 @@
-"""The report of a search: one HTML file that needs no network. `python -m dreamprvr_ray.report EXPERIMENT` makes it.
+"""The report of a search, written by `python -m dreamprvr_ray.report`: one HTML file that works without a network.
 
-`experiment.py` reads what a search left on disk, `importance.py` asks what mattered, `pictures.py` and `final_pictures.py` draw, `page.py` writes
-it all down.
-Nothing here imports Ray or changes the search: a report may be made at any time, of a running or a killed search too.
+`reader.py` reads the directory of a search into a `SearchRecord`, `importance.py` estimates which parameters matter,
+`summary.py` states the results in sentences, `charts/` draws them, and `page.py` puts the page together. Nothing here
+imports Ray or changes the search, so a report can be written at any time, also of a search that is still running or was
+killed.
 """

@@ -1,4 +1,4 @@
-"""Numbers and lists as a reader wants them."""
+"""Numbers and lists as text."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def sumr(value: float | None) -> str:
-    """A SumR or a recall: one decimal."""
+def format_sumr(value: float | None) -> str:
+    """Format a SumR or a recall with one decimal."""
     return "-" if value is None else f"{value:.1f}"
 
 
-def signed(value: float) -> str:
-    """A difference in SumR, with its sign. What rounds to nothing has none."""
+def format_difference(value: float) -> str:
+    """Format a difference in SumR with its sign, or as `0.0` if it rounds to zero."""
     text = f"{value:+.1f}"
     return "0.0" if text in ("-0.0", "+0.0") else text
 
 
-def short(value: Any) -> str:
-    """A searched value: three digits of a number with a fraction, all digits of a whole one."""
+def format_value(value: Any) -> str:
+    """Format the value of a parameter: integers in full, other numbers with three significant digits."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -31,20 +31,20 @@ def short(value: Any) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
-def counted(number: int, noun: str) -> str:
-    """`1 trial`, `3 trials`, `3 queries`."""
-    return (
-        f"{number} {noun}" if number == 1 else f"{number} {noun[:-1]}ies" if noun.endswith("y") else f"{number} {noun}s"
-    )
+def format_count(number: int, noun: str) -> str:
+    """Format a number with its noun: `1 trial`, `3 trials`, `3 queries`."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number} {noun[:-1]}ies" if noun.endswith("y") else f"{number} {noun}s"
 
 
-def listed(words: Sequence[str]) -> str:
-    """`a, b and c`."""
+def format_list(words: Sequence[str]) -> str:
+    """Join words as in `a, b and c`."""
     return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
 
 
-def duration(seconds: float) -> str:
-    """`40 seconds`, `12 minutes`, `3.4 hours`."""
+def format_duration(seconds: float) -> str:
+    """Format a duration: `40 seconds`, `12 minutes`, `3.4 hours`."""
     if seconds < 90:
-        return counted(round(seconds), "second")
+        return format_count(round(seconds), "second")
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

@@ -1,88 +1,86 @@
-"""The commands, the space file and the versions with which a search can be repeated."""
+"""The commands, the space file and the versions that are needed to reproduce a search."""
 
 from __future__ import annotations
 
-import platform
 import shlex
-from importlib import metadata
 from typing import Any
 
 import yaml
 
-import dreamprvr_ray
 from dreamprvr_ray.config import load_experiment
 from dreamprvr_ray.errors import UserError
-from dreamprvr_ray.report.experiment import SearchRecord, Trial
+from dreamprvr_ray.report.search_record import SearchRecord
+from dreamprvr_ray.search.final_record import installed_versions
+from dreamprvr_ray.search.results import TrialRecord
 from dreamprvr_ray.yaml_files import flatten
 
-PACKAGES = ("torch", "ray", "optuna")
-SIZES = ("data.video_size", "data.text_size")
+FEATURE_SIZES = ("data.video_size", "data.text_size")  # taken from the shards
 
 
 def space_file(search: SearchRecord) -> str:
-    """The search's settings as a space file, what is not set left out."""
+    """Return the search's settings as a space file, without those that are not set."""
     return yaml.safe_dump(_without_nulls(search.settings), sort_keys=False, allow_unicode=True, width=120)
 
 
 def tune_command(search: SearchRecord) -> str:
-    """The search once more, from the space file above."""
-    fixed = {
-        key: value for key, value in fixed_values(search).items() if key not in (search.settings.get("space") or {})
-    }
-    return " ".join(["python -m dreamprvr_ray.tune --space", shlex.quote(f"{search.name}.yaml"), *_set(fixed)])
+    """Return the command that repeats the search, given `space_file`."""
+    space = search.settings.get("space") or {}
+    fixed = {key: value for key, value in fixed_values(search).items() if key not in space}
+    return " ".join(["python -m dreamprvr_ray.tune --space", shlex.quote(f"{search.name}.yaml"), *_set_options(fixed)])
 
 
-def train_command(search: SearchRecord, trial: Trial, out: str) -> str:
-    """One trial's training alone."""
+def train_command(search: SearchRecord, trial: TrialRecord, out: str) -> str:
+    """Return the command that trains one trial's configuration."""
     settings = search.settings
     words = [
         "python -m dreamprvr_ray.train",
         "--config",
         shlex.quote(str(settings.get("config"))),
-        *_set(fixed_values(search) | trial.values),
+        *_set_options(fixed_values(search) | trial.values),
+        "--shards",
+        shlex.quote(str(settings.get("shards"))),
+        "--out",
+        shlex.quote(out),
     ]
-    return " ".join([*words, "--shards", shlex.quote(str(settings.get("shards"))), "--out", shlex.quote(out)])
+    return " ".join(words)
 
 
 def fixed_values(search: SearchRecord) -> dict[str, Any]:
-    """What every trial has, by dotted key, where it is not as in the configuration that the search names.
+    """Return the values, by dotted key, that all trials share and that differ from the named configuration's.
 
-    Empty where that configuration is no longer there to compare with; sizes of features are the shards' own.
+    The result is empty if that configuration does not exist any more. Feature sizes are left out.
     """
     try:
-        base = load_experiment(str(search.settings.get("config"))).flat()
+        named = load_experiment(str(search.settings.get("config"))).flat()
     except UserError:
         return {}
-    now = flatten(search.experiment)
-    return {key: value for key, value in now.items() if key not in SIZES and key in base and base[key] != value}
+    current = flatten(search.experiment)
+    return {
+        key: value
+        for key, value in current.items()
+        if key not in FEATURE_SIZES and key in named and named[key] != value
+    }
 
 
 def versions(search: SearchRecord) -> tuple[dict[str, str], bool]:
-    """Versions by package, and whether the search itself recorded them (else they are those of this machine, now)."""
+    """Return the versions by package, and whether the search recorded them; otherwise they are this machine's."""
     if search.final is not None and search.final.versions:
-        return {name: str(version) for name, version in search.final.versions.items()}, True
-    found = {"dreamprvr_ray": dreamprvr_ray.__version__}
-    found |= {name: metadata.version(name) for name in PACKAGES}
-    return found | {"python": platform.python_version()}, False
+        return search.final.versions, True
+    return installed_versions(), False
 
 
-def _set(values: dict[str, Any]) -> list[str]:
-    """`--set` with every pair; YAML reads the values back to the last digit."""
+def _set_options(values: dict[str, Any]) -> list[str]:
+    """Return `--set` and a `key=value` pair for each value, which YAML reads back without loss."""
     if not values:
         return []
-    return [
-        "--set",
-        *(
-            shlex.quote(f"{key}={str(value).lower() if isinstance(value, bool) else value}")
-            for key, value in values.items()
-        ),
-    ]
+    texts = {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in values.items()}
+    return ["--set", *(shlex.quote(f"{key}={text}") for key, text in texts.items())]
 
 
 def _without_nulls(values: dict[str, Any]) -> dict[str, Any]:
-    kept = {
+    nested = {
         key: _without_nulls(value) if isinstance(value, dict) else value
         for key, value in values.items()
         if value is not None
     }
-    return {key: value for key, value in kept.items() if value not in ({}, [], ())}
+    return {key: value for key, value in nested.items() if value not in ({}, [], ())}

@@ -1,4 +1,4 @@
-"""The search in plain words: what was searched, how it ended, what mattered, and what test says."""
+"""A search in sentences: what was searched, how it ended, which parameters matter, and the test results."""
 
 from __future__ import annotations
 
@@ -6,223 +6,260 @@ import textwrap
 from collections import Counter
 from collections.abc import Sequence
 
-from dreamprvr_ray.report.experiment import Candidate, Comparison, Final, SearchRecord, Trial
-from dreamprvr_ray.report.formatting import counted, duration, listed, short, signed, sumr
-from dreamprvr_ray.report.importance import Importance, beaten_by_choice, usual_range
+from dreamprvr_ray.report.formatting import (
+    format_count,
+    format_difference,
+    format_duration,
+    format_list,
+    format_sumr,
+    format_value,
+)
+from dreamprvr_ray.report.importance import Importance, typical_range, win_rate_by_choice
+from dreamprvr_ray.report.search_record import SearchRecord
+from dreamprvr_ray.search.results import Candidate, Comparison, FinalResult, TrialRecord
 
 PROTOCOLS = {
-    "own splits": "The collection's own splits: train learns, val chooses, test is read once.",
-    "dev": "Val was carved from train by video; test is as distributed, and was read once.",
-    "paper": "Val is test itself, as in the authors' release: these figures were chosen on test, and are too favourable. Compare them with"
-    " figures made the same way only.",
+    "own splits": "Models are trained on the collection's own train split, selected on val, and tested once.",
+    "dev": "Val was split off from train, by video; models are selected on it and tested once, on test as distributed.",
+    "paper": "Val is the test split itself, as in the authors' release: these results were selected on test and are too"
+    " optimistic. Compare them only with results obtained in the same way.",
 }
+_COUNTED = {  # by state: singular, plural
+    "finished": ("finished", "finished"),
+    "pruned": ("was pruned", "were pruned"),
+    "failed": ("failed", "failed"),
+    "running": ("is running or was interrupted", "are running or were interrupted"),
+    "waiting": ("is waiting", "are waiting"),
+}
+_REASON_WIDTH = 90  # characters
 
 
-def summary(search: SearchRecord, found: Sequence[Importance]) -> list[str]:
-    """Paragraphs of plain text."""
-    return [text for text in (_searched(search), _winner(search), mattered(search, found), on_test(search)) if text]
+def summarize(search: SearchRecord, found: Sequence[Importance]) -> list[str]:
+    """Return the summary as paragraphs of plain text."""
+    paragraphs = (
+        _describe_trials(search),
+        _describe_best(search),
+        describe_importances(search, found),
+        describe_test(search),
+    )
+    return [paragraph for paragraph in paragraphs if paragraph]
 
 
-def status(search: SearchRecord) -> str:
-    """Whether the search is over, in a line."""
-    over = len(search.in_state("finished", "pruned", "failed"))
+def describe_status(search: SearchRecord) -> str:
+    """Return in one sentence whether the search has ended."""
+    ended = len(search.in_state("finished", "pruned", "failed"))
     planned = int(search.settings.get("trials") or 0)
-    if search.final is None and (search.in_state("running", "waiting") or over < planned):
-        return f"{over} of {planned} trials ended; the search is running, or was stopped."
-    return f"All {counted(over, 'trial')} ended." if over >= planned else f"{over} of {planned} trials ended."
+    if search.final is None and (search.in_state("running", "waiting") or ended < planned):
+        return f"{ended} of {planned} trials have ended; the search is running or was interrupted."
+    if ended >= planned:
+        return f"All {ended} trials have ended." if ended > 1 else "The only trial has ended."
+    return f"{ended} of {planned} trials have ended."
 
 
-def _searched(search: SearchRecord) -> str:
+def _describe_trials(search: SearchRecord) -> str:
     trials, epochs = search.trials, search.epochs
-    length = f" of up to {counted(epochs, 'epoch')}" if epochs else ""
-    names = listed([axis.name for axis in search.axes])
-    what = counted(len(search.axes), "value")
-    sentences = [f"{counted(len(trials), 'trial')}{length} searched {what} around {search.own_setting}: {names}."]
-    counts = [f"{len(search.in_state('finished'))} finished"]
-    for state, words in (
-        ("pruned", "were pruned early"),
-        ("failed", "failed"),
-        ("running", "are running or were cut off"),
-        ("waiting", "wait"),
-    ):
+    length = f" of up to {format_count(epochs, 'epoch')}" if epochs else ""
+    names = format_list([parameter.name for parameter in search.parameters])
+    count = format_count(len(search.parameters), "parameter")
+    sentences = [
+        f"{format_count(len(trials), 'trial')}{length} searched {count} around {search.baseline_name}: {names}."
+    ]
+    counts = []
+    for state, (singular, plural) in _COUNTED.items():
         number = len(search.in_state(state))
-        if number:
-            counts.append(
-                f"{number} {words if number > 1 else words.replace('were', 'was').replace('are', 'is').replace('wait', 'waits')}"
-            )
+        if number or state == "finished":
+            counts.append(f"{number} {singular if number == 1 else plural}")
+    sentences.append(f"{format_list(counts)}.")
     reasons = Counter(
-        textwrap.shorten(trial.reason or "no reason recorded", 90, placeholder=" ...")
+        textwrap.shorten(trial.error or "no reason recorded", _REASON_WIDTH, placeholder=" ...")
         for trial in search.in_state("failed")
     )
-    why = f" ({'; '.join(f'{reason}: {number}' for reason, number in reasons.most_common(3))})" if reasons else ""
-    sentences.append(f"{listed(counts)}{why}.")
-    if search.refused:
-        sentences.append(
-            f"{counted(search.refused, 'proposal')} broke a constraint and {'was' if search.refused == 1 else 'were'} not trained."
-        )
-    spent, seconds = sum(trial.epochs for trial in trials), sum(trial.seconds or 0 for trial in trials)
-    if spent:
-        took = f" and took {duration(seconds)} of training" if seconds else ""
-        saved = ""
-        if epochs and search.in_state("pruned"):
-            left = sum(epochs - trial.epochs for trial in search.in_state("pruned"))
-            saved = f"; pruning spared up to {counted(left, 'epoch')}"
-        sentences.append(f"Together they trained {counted(spent, 'epoch')}{took}{saved}.")
+    if reasons:
+        listed = "; ".join(f"{reason} ({format_count(number, 'trial')})" for reason, number in reasons.most_common(3))
+        sentences.append(f"Reasons for failure: {listed}.")
+    if search.infeasible:
+        verb = "was" if search.infeasible == 1 else "were"
+        sentences.append(f"{format_count(search.infeasible, 'proposal')} violated a constraint and {verb} not trained.")
+    trained_epochs = sum(trial.epochs for trial in trials)
+    seconds = sum(trial.seconds or 0 for trial in trials)
+    if trained_epochs:
+        took = f", which took {format_duration(seconds)}" if seconds else ""
+        sentences.append(f"In total, {format_count(trained_epochs, 'epoch')} were trained{took}.")
+        pruned = search.in_state("pruned")
+        if epochs and pruned:
+            saved = sum(epochs - trial.epochs for trial in pruned)
+            sentences.append(f"Pruning saved up to {format_count(saved, 'epoch')}.")
     return " ".join(sentences)
 
 
-def _winner(search: SearchRecord) -> str:
-    best, first = search.best, search.first
-    if best is None:
-        return "No epoch has ended yet."
+def _describe_best(search: SearchRecord) -> str:
+    best, baseline, name = search.best, search.baseline, search.baseline_name
+    if best is None or best.best_sumr is None:
+        return "No epoch has finished yet."
     at = f" at epoch {best.best_epoch}" if best.best_epoch else ""
-    if best is first:
-        return f"Nothing beat {search.own_setting} (trial 0) so far: its best val SumR is {sumr(best.sumr)}{at}."
-    text = f"The best is trial {best.number}: val SumR {sumr(best.sumr)}{at}."
-    if first is not None and first.sumr is not None and best.sumr is not None:
-        own = f"{search.own_setting.capitalize()} (trial 0)"
-        if search.first_finished:
-            text += f" {own} reached {sumr(first.sumr)}: a gain of {sumr(best.sumr - first.sumr)} on val."
+    if best is baseline:
+        return f"No trial has beaten {name} (trial 0), whose best val SumR is {format_sumr(best.best_sumr)}{at}."
+    text = f"The best is trial {best.number}, with a val SumR of {format_sumr(best.best_sumr)}{at}."
+    if baseline is not None and baseline.best_sumr is not None:
+        subject = f"{name[0].upper()}{name[1:]} (trial 0)"
+        if search.finished_baseline:
+            gain = format_sumr(best.best_sumr - baseline.best_sumr)
+            text += f" {subject} reached {format_sumr(baseline.best_sumr)}, so the gain on val is {gain}."
         else:
-            text += f" {own} {cut_off(first)}{_at_one_epoch(first, best)}."
-        text += " A best of many trials is lucky too: its val SumR promises more than a new training will keep."
+            text += f" {subject} {describe_stop(baseline)}{_compare_at_common_epoch(baseline, best)}."
+        text += " The best of many trials is partly luck; expect a retrained model to score lower."
     return text
 
 
-def cut_off(trial: Trial) -> str:
-    """How far a trial came that was not trained to its end."""
-    how = {"pruned": "was stopped after", "failed": "failed after"}.get(trial.state, "has come to")
+def describe_stop(trial: TrialRecord) -> str:
+    """Return how far a trial got that has not finished."""
+    how = {"pruned": "was stopped after", "failed": "failed after"}.get(trial.state, "has reached")
     return f"{how} epoch {trial.epochs}"
 
 
-def _at_one_epoch(first: Trial, best: Trial) -> str:
-    """Both trials' SumR at the last epoch that both reached; empty where their epochs are not recorded."""
-    if not first.curve or not best.curve:
+def _compare_at_common_epoch(baseline: TrialRecord, best: TrialRecord) -> str:
+    """Compare two trials at the last epoch that both reached; return nothing if their epochs are not recorded."""
+    if not baseline.curve or not best.curve:
         return ""
-    epoch = min(first.curve[-1][0], best.curve[-1][0])
-    one, other = first.best_until(epoch), best.best_until(epoch)
-    if one is None or other is None:
+    epoch = min(baseline.curve[-1][0], best.curve[-1][0])
+    sumr, best_sumr = baseline.best_until(epoch), best.best_until(epoch)
+    if sumr is None or best_sumr is None:
         return ""
-    where = ", where" if epoch == first.epochs else f"; at epoch {epoch}, the last that both reached,"
-    return f"{where} it had {sumr(one)} and the best trial {sumr(other)}"
+    values = f"its val SumR was {format_sumr(sumr)} and that of the best trial {format_sumr(best_sumr)}"
+    if epoch == baseline.epochs:
+        return f"; by then, {values}"
+    return f"; at epoch {epoch}, the last that both reached, {values}"
 
 
-def mattered(search: SearchRecord, found: Sequence[Importance]) -> str:
-    """What mattered, with numbers; empty where too little is known."""
+def describe_importances(search: SearchRecord, found: Sequence[Importance]) -> str:
+    """Return which parameters matter, in numbers; nothing if the importances are not known."""
     if not found:
         return ""
-    out = [importance for importance in found if importance.stands_out]
-    if not out:
-        return (
-            "No single value made a difference that stands out from chance: more trials are needed to say what matters."
-        )
+    important = [importance for importance in found if importance.stands_out]
+    if not important:
+        return "No parameter stands out from chance: more trials are needed to tell which ones matter."
     sentences = []
-    for place, importance in enumerate(out[:3]):
-        name, share = importance.axis.name.capitalize(), f"{importance.share:.0%}"
+    for place, importance in enumerate(important[:3]):
+        parameter, share = importance.parameter, f"{importance.share:.0%}"
         sentences.append(
-            f"{name} mattered most: it makes {share} of the differences between trials."
+            f"The most important parameter is {parameter.name}: it explains {share} of the differences between trials."
             if place == 0
-            else f"{name} came next, with {share}."
+            else f"Next is {parameter.name}, with {share}."
         )
-        where = usual_range(search, importance.axis)
-        if where is not None:
-            axis = importance.axis
-            own = f"; {search.own_setting} has {short(axis.own)}" if axis.own is not None else ""
-            between = (
-                f"at {short(where[0])}" if where[0] == where[1] else f"between {short(where[0])} and {short(where[1])}"
-            )
-            searched = f"{short(int(axis.low) if axis.whole else axis.low)} to {short(int(axis.high) if axis.whole else axis.high)}"
-            sentences.append(f"The best quarter of the trials has it {between} (searched: {searched}{own}).")
-        elif importance.axis.choices is not None:
-            (best, beaten), *others = beaten_by_choice(search, importance.axis)
-            those = "".join(f", those with {short(choice)} {one:.0%}" for choice, one in others)
-            sentences.append(f"Trials with {short(best)} beat {beaten:.0%} of all others{those}.")
-    rest = len(found) - len(out)
-    if rest:
+        typical = typical_range(search, parameter)
+        if typical is not None:
+            low, high = map(format_value, typical)
+            between = f"it is {low}" if low == high else f"it is between {low} and {high}"
+            searched = " to ".join(map(format_value, parameter.ends))
+            baseline = ""
+            if parameter.baseline is not None:
+                baseline = f"; {search.baseline_name}: {format_value(parameter.baseline)}"
+            sentences.append(f"In the best quarter of the trials, {between} (searched: {searched}{baseline}).")
+        elif parameter.choices is not None:
+            (best, rate), *others = win_rate_by_choice(search, parameter)
+            rest = "".join(f"; trials with {format_value(choice)} beat {other:.0%}" for choice, other in others)
+            sentences.append(f"Trials with {format_value(best)} beat {rate:.0%} of all other trials{rest}.")
+    rest_count = len(found) - len(important)
+    if rest_count:
+        rest = "The other parameter does" if rest_count == 1 else f"The other {rest_count} parameters do"
+        sentences.append(f"{rest} not stand out from chance.")
+    if search.final is None or not search.final.result.ablations:
         sentences.append(
-            f"{'The other value does' if rest == 1 else f'The other {rest} values do'} not stand out from chance."
-        )
-    if search.final is None or not search.final.ablations:
-        sentences.append(
-            "Good trials share values for more reasons than one: what a value does by itself is told by final.ablate."
+            "These are correlations, since good trials share several values: use final.ablate to isolate one"
+            " parameter's effect."
         )
     return " ".join(sentences)
 
 
-def on_test(search: SearchRecord) -> str:
-    """What test says, against the configuration's own setting."""
-    final = search.final
-    if final is None or not final.candidates:
-        return "Test has not been read yet."
-    if not final.retrained:
-        reading = final.candidates[0].runs[0].test
+def describe_test(search: SearchRecord) -> str:
+    """Return the test results, compared with the baseline's."""
+    if search.final is None or not search.final.result.candidates:
+        return "Nothing has been evaluated on test yet."
+    result = search.final.result
+    if not result.retrained:
         return (
-            f"The winner's own checkpoint has SumR {sumr(reading['SumR'])} on test. That is one training with one seed, and nothing was"
-            " trained beside it to compare with."
+            f"The checkpoint of the best trial has a test SumR of {format_sumr(result.candidates[0].mean)}. This is a"
+            " single training with a single seed, and no other configuration was tested."
         )
-    parts = [f"{candidate_name(search, one)} {_mean(one)}" for one in final.candidates]
-    seeds = {len(one.runs) for one in final.candidates}
-    again = f" with {counted(seeds.pop(), 'seed')} each" if len(seeds) == 1 else " with several seeds"
-    data = " on train and val together" if search.trained_on_val else ""
-    ablations = [_ablated(search, final, comparison) for comparison in final.ablations]
-    means = f"Trained again{data}{again}, mean SumR on test: {'; '.join(parts)}."
-    return " ".join(filter(None, [means, compared(search, final), *ablations, _kept(search, final)]))
+    means = "; ".join(f"{candidate_name(search, candidate)} {_mean(candidate)}" for candidate in result.candidates)
+    seed_counts = {len(candidate.runs) for candidate in result.candidates}
+    seeds = f"{format_count(seed_counts.pop(), 'seed')} each" if len(seed_counts) == 1 else "several seeds"
+    data = " on train and val" if result.with_val else ""
+    sentences = [
+        f"Mean test SumR after retraining{data} with {seeds}: {means}.",
+        describe_comparison(search, result),
+        *(_describe_ablation(search, result, comparison) for comparison in result.ablations),
+        _describe_chosen(search, result),
+    ]
+    return " ".join(sentence for sentence in sentences if sentence)
 
 
-def _kept(search: SearchRecord, final: Final) -> str:
-    """Which of the trainings best/ holds: its SumR is not the mean that stands beside it."""
-    run, candidate = search.chosen, final.candidates[0]
-    if run is None:
-        return ""
-    val = "" if search.trained_on_val or run.val_sumr is None else f"val SumR {sumr(run.val_sumr)}, "
-    text = f"The model in best/ is {candidate_name(search, candidate)} trained with seed {run.seed}: {val}test SumR {sumr(run.test['SumR'])}"
+def _describe_chosen(search: SearchRecord, result: FinalResult) -> str:
+    """Return which run's model is in best/. Its SumR differs from the mean of its candidate."""
+    run, candidate = result.chosen, result.candidates[0]
+    val = "" if result.with_val or run.val_sumr is None else f"val SumR {format_sumr(run.val_sumr)}, "
+    text = (
+        f"The model in best/ is {candidate_name(search, candidate)}, trained with seed {run.seed}:"
+        f" {val}test SumR {format_sumr(run.test['SumR'])}."
+    )
     if len(candidate.runs) == 1:
-        return f"{text}."
-    why = "the first of them, since val was learnt from" if search.trained_on_val else "the one with the best val SumR"
-    return f"{text}; of its {len(candidate.runs)} seeds this is {why}."
+        return text
+    if result.with_val:
+        return f"{text} It is the first of {len(candidate.runs)} seeds, since val was trained on and cannot rank them."
+    return f"{text} It has the best val SumR of {len(candidate.runs)} seeds."
 
 
-def compared(search: SearchRecord, final: Final) -> str:
-    """The comparison and its interval, and what may be concluded."""
-    comparison = final.comparison
+def describe_comparison(search: SearchRecord, result: FinalResult) -> str:
+    """Return the comparison with the baseline, its interval, and what follows from it."""
+    comparison = result.comparison
     if comparison is None:
         return ""
-    named = {candidate.name: candidate_name(search, candidate) for candidate in final.candidates}
-    better, than = named.get(comparison.better, comparison.better), named.get(comparison.than, comparison.than)
-    interval = f"{comparison.confidence:.0%} interval {signed(comparison.low)} to {signed(comparison.high)}"
-    text = f"{better.capitalize()} against {than}: {signed(comparison.difference)} SumR ({interval}, paired bootstrap over videos and seeds)."
+    names = {candidate.name: candidate_name(search, candidate) for candidate in result.candidates}
+    better, than = names.get(comparison.better, comparison.better), names.get(comparison.than, comparison.than)
+    text = (
+        f"{better[0].upper()}{better[1:]} against {than}: {format_difference(comparison.difference)} SumR"
+        f" ({_interval(comparison)}, paired bootstrap over videos and seeds)."
+    )
     if comparison.low > 0:
-        return f"{text} The interval lies above zero: the gain is not an accident of which videos were tested."
+        return f"{text} The interval is above zero: the choice of test videos does not explain the gain."
     if comparison.high < 0:
-        return f"{text} The interval lies below zero: on test it is worse."
-    return f"{text} The interval holds zero: on test the two cannot be told apart."
+        return f"{text} The interval is below zero: on test, it is worse."
+    return f"{text} The interval includes zero: on test, the two cannot be told apart."
 
 
 def candidate_name(search: SearchRecord, candidate: Candidate) -> str:
-    """A candidate in words: the one that `tune` calls paper may start from another configuration."""
+    """Return what the report calls a candidate. The one named `paper` may start from another configuration."""
     if candidate.ablated:
-        return f"trial {candidate.trial} with {_put_back(search, candidate.ablated)}"
-    return search.own_setting if candidate.trial == 0 or candidate.name == "paper" else candidate.name
+        return f"trial {candidate.trial} with {_reset(search, candidate.ablated)}"
+    return search.baseline_name if candidate.is_paper else candidate.name
 
 
-def _put_back(search: SearchRecord, key: str) -> str:
-    axis = next((axis for axis in search.axes if axis.key == key), None)
-    return f"{axis.name} put back to {short(axis.own)}" if axis else f"{key} put back"
+def _reset(search: SearchRecord, key: str) -> str:
+    parameter = next((parameter for parameter in search.parameters if parameter.key == key), None)
+    return f"{parameter.name} reset to {format_value(parameter.baseline)}" if parameter else f"{key} reset"
 
 
-def _ablated(search: SearchRecord, final: Final, comparison: Comparison) -> str:
-    """What one value does by itself."""
-    key = next((candidate.ablated for candidate in final.candidates if candidate.name == comparison.than), None)
-    lost, low, high = comparison.difference, comparison.low, comparison.high
-    text = f"{comparison.better.capitalize()} with {_put_back(search, key or comparison.than)} has {signed(-lost)} SumR on test"
-    interval = f"{comparison.confidence:.0%} interval {signed(-high)} to {signed(-low)}"
-    if low > 0:
-        return f"{text} ({interval}): in this setting, that value makes the difference."
-    return f"{text} ({interval}): " + (
-        "it does better so." if high < 0 else "that value makes no difference here that can be told from chance."
+def _describe_ablation(search: SearchRecord, result: FinalResult, comparison: Comparison) -> str:
+    """Return the effect of resetting one parameter of a trial, with the sign of the change that the reset makes."""
+    key = next((candidate.ablated for candidate in result.candidates if candidate.name == comparison.than), None)
+    trial = f"{comparison.better[0].upper()}{comparison.better[1:]}"
+    reset = comparison.reversed()
+    text = (
+        f"{trial} with {_reset(search, key or comparison.than)}: {format_difference(reset.difference)} SumR"
+        f" ({_interval(reset)})"
     )
+    if reset.high < 0:
+        return f"{text}; for this trial, the parameter makes a difference."
+    if reset.low > 0:
+        return f"{text}; the reset value is better."
+    return f"{text}; the difference may be chance."
+
+
+def _interval(comparison: Comparison) -> str:
+    low, high = format_difference(comparison.low), format_difference(comparison.high)
+    return f"{comparison.confidence:.0%} interval {low} to {high}"
 
 
 def _mean(candidate: Candidate) -> str:
-    deviation = candidate.deviation
-    return sumr(candidate.mean) + (f" (standard deviation {deviation:.1f})" if deviation is not None else "")
+    deviation = "" if candidate.std is None else f" (standard deviation {candidate.std:.1f})"
+    return format_sumr(candidate.mean) + deviation

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -263,6 +263,12 @@ class Comparison:
     def high(self) -> float:
         """The upper end of the interval."""
         return self.interval[1]
+
+    def reversed(self) -> Comparison:
+        """Return the comparison of the other candidate with this one."""
+        return replace(
+            self, better=self.than, than=self.better, difference=-self.difference, interval=(-self.high, -self.low)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison's entry in `final.json`."""

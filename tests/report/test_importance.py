@@ -1,4 +1,4 @@
-"""Which trials are the good ones, and what they have in common."""
+"""Win rates of trials, and the importance of parameters."""
 
 from __future__ import annotations
 
@@ -9,65 +9,65 @@ import numpy as np
 import pytest
 from support.experiments import make_search
 
-from dreamprvr_ray.report.experiment import Trial, read_search
-from dreamprvr_ray.report.importance import beaten_by_choice, importances, standings
-from dreamprvr_ray.report.summary import mattered
+from dreamprvr_ray.report.importance import importances, win_rate_by_choice, win_rates
+from dreamprvr_ray.report.reader import read_search
+from dreamprvr_ray.report.summary import describe_importances
+from dreamprvr_ray.search.results import TrialRecord
 
 
-def trial(number: int, *curve: float) -> Trial:
+def trial(number: int, *curve: float) -> TrialRecord:
     points = tuple(enumerate(curve, start=1))
-    return Trial(number, "finished", {}, max(curve), 1 + int(np.argmax(curve)), len(curve), points)
+    return TrialRecord(number, "finished", max(curve), 1 + int(np.argmax(curve)), len(curve), {}, curve=points)
 
 
 def test_two_trials_are_compared_at_the_last_epoch_that_both_reached() -> None:
     slow, pruned, fast = trial(0, 10, 20, 30, 40), trial(1, 25, 24), trial(2, 30, 35, 35, 41)
-    assert standings([slow, pruned]) == pytest.approx(
-        [0.0, 1.0]
-    )  # 20 against 25: the later epochs of one say nothing of the other
-    assert standings([slow, pruned, fast]) == pytest.approx([0.0, 0.5, 1.0])
-    assert standings([trial(0, 10, 20), trial(1, 20, 5)]) == pytest.approx([0.5, 0.5])  # the best so far, and a tie
-    assert standings([replace(slow, curve=()), replace(fast, curve=())]) == pytest.approx([0.0, 1.0])
+    assert win_rates([slow, pruned]) == pytest.approx([0.0, 1.0])  # 20 against 25, at epoch 2
+    assert win_rates([slow, pruned, fast]) == pytest.approx([0.0, 0.5, 1.0])
+    assert win_rates([trial(0, 10, 20), trial(1, 20, 5)]) == pytest.approx([0.5, 0.5])  # a tie: each one's best is 20
+    assert win_rates([replace(slow, curve=()), replace(fast, curve=())]) == pytest.approx([0.0, 1.0])
 
 
-def test_a_choice_that_is_bad_stands_out_however_few_trials_have_it(tmp_path: Path) -> None:
-    """As a sampler leaves it, which soon proposes the good choice alone: what the best have in common, nearly all trials have."""
-    search = read_search(make_search(tmp_path / "made", trials=24, pruning=False))
+def test_a_bad_choice_stands_out_even_if_few_trials_have_it(tmp_path: Path) -> None:
+    """A sampler soon proposes only the good choice, which is then common to nearly all trials."""
+    search = read_search(make_search(tmp_path / "synthetic", trials=24, pruning=False))
     bad = {0, 1, 3, 6, 8}
 
-    def told(trial: Trial) -> Trial:
+    def scored(trial: TrialRecord) -> TrialRecord:
         low = 150.0 if trial.number in bad else 240.0
         value = low + np.random.default_rng(trial.number).normal()
         return replace(
             trial,
             values=trial.values | {"model.branches": 4 if trial.number in bad else 8},
-            sumr=value,
+            best_sumr=value,
             curve=((20, value),),
         )
 
-    search = replace(search, trials=tuple(map(told, search.trials)))
+    search = replace(search, trials=tuple(map(scored, search.trials)))
     found = importances(search)
-    assert found[0].axis.key == "model.branches" and [importance.stands_out for importance in found] == [
+    assert found[0].parameter.key == "model.branches" and [importance.stands_out for importance in found] == [
         True,
         *[False] * 5,
     ]
-    beaten = beaten_by_choice(search, found[0].axis)
-    assert beaten == [(8, pytest.approx((5 + 9) / 23)), (4, pytest.approx(2 / 23))]
-    said = mattered(search, found)
-    assert "Branches mattered most" in said and "Trials with 8 beat 61% of all others, those with 4 9%." in said
+    rates = win_rate_by_choice(search, found[0].parameter)
+    assert rates == [(8, pytest.approx((5 + 9) / 23)), (4, pytest.approx(2 / 23))]
+    text = describe_importances(search, found)
+    assert "The most important parameter is branches: it explains" in text
+    assert "Trials with 8 beat 61% of all other trials; trials with 4 beat 9%." in text
 
 
-def test_the_first_trials_length_does_not_hide_what_matters(tmp_path: Path) -> None:
-    """The first trials are never pruned, however bad: their last SumR is above that of better ones which were."""
-    search = read_search(make_search(tmp_path / "made", trials=24, pruning=False))
+def test_the_number_of_epochs_does_not_distort_importances(tmp_path: Path) -> None:
+    """The first trials are never pruned, even bad ones, and end with a higher SumR than better trials that were."""
+    search = read_search(make_search(tmp_path / "synthetic", trials=24, pruning=False))
     by_rate = sorted(search.trials, key=lambda trial: abs(np.log10(trial.values["optimizer.learning_rate"] / 1e-3)))
     good = {trial.number for trial in by_rate[: len(by_rate) // 2]}
 
-    def curve(trial: Trial) -> Trial:
+    def curve(trial: TrialRecord) -> TrialRecord:
         random = np.random.default_rng(trial.number)
         start = 60.0 if trial.number in good else 40.0
         epochs = 2 if trial.number in good and trial.number % 2 else 20
         values = tuple((epoch, start + 4 * epoch + random.normal()) for epoch in range(1, epochs + 1))
-        return replace(trial, curve=values, sumr=values[-1][1], state="pruned" if epochs == 2 else "finished")
+        return replace(trial, curve=values, best_sumr=values[-1][1], state="pruned" if epochs == 2 else "finished")
 
-    told = importances(replace(search, trials=tuple(map(curve, search.trials))))
-    assert told[0].axis.key == "optimizer.learning_rate" and told[0].stands_out
+    found = importances(replace(search, trials=tuple(map(curve, search.trials))))
+    assert found[0].parameter.key == "optimizer.learning_rate" and found[0].stands_out

@@ -1,4 +1,7 @@
-"""A search's directory as `tune` leaves it, made without training: SumR follows from the values by a known rule."""
+"""Synthetic directories of searches, as `tune` writes them but without training.
+
+SumR is a known function of the values.
+"""
 
 from __future__ import annotations
 
@@ -38,12 +41,12 @@ def distribution(range_: dict[str, Any]) -> optuna.distributions.BaseDistributio
 
 
 def sumr_at(values: dict[str, Any], epoch: int) -> float:
-    """Only the learning rate matters, and is best at 1e-3; registers a little."""
-    away = math.log10(values["optimizer.learning_rate"] / 1e-3)
-    return (250 - 30 * away**2 - 0.02 * (values["model.registers"] - 6) ** 2) * (1 - 0.5 * 0.75**epoch)
+    """The learning rate matters, and is best at 1e-3. Registers matter a little."""
+    distance = math.log10(values["optimizer.learning_rate"] / 1e-3)
+    return (250 - 30 * distance**2 - 0.02 * (values["model.registers"] - 6) ** 2) * (1 - 0.5 * 0.75**epoch)
 
 
-def proposed(draw: random.Random) -> dict[str, Any]:
+def propose(draw: random.Random) -> dict[str, Any]:
     values: dict[str, Any] = {
         "model.registers": draw.randint(0, 16),
         "optimizer.learning_rate": 10 ** draw.uniform(-5, -2),
@@ -69,19 +72,19 @@ def make_search(
     epoch_records: bool = True,
     noise: bool = False,
     pruning: bool = True,
-    name: str = "made",
+    name: str = "synthetic",
     reason: str = "out of memory: 38.1 GiB were asked for",
     seed: int = 0,
     first_pruned_after: int | None = None,
 ) -> Path:
-    """Writes the directory and returns it. With `noise`, SumR has nothing to do with the values."""
+    """Write the directory and return it. With `noise`, SumR does not depend on the values."""
     draw = random.Random(seed)
     out.mkdir(parents=True, exist_ok=True)
     fixed = {"model.hidden_size": 128, "training.epochs": EPOCHS, "data.trim_frames": "batch"}
     experiment = load_experiment("tvr", fixed | {"data.video_size": 384, "data.text_size": 384}).model_dump()
     settings = {
         "config": "tvr",
-        "shards": "shards/made",
+        "shards": "shards/synthetic",
         "out": str(out),
         "trials": planned or trials - len(refused),
         "space": SPACE | fixed,
@@ -103,7 +106,7 @@ def make_search(
     board: list[dict[str, Any]] = []
     best_at: dict[int, list[float]] = {4: [], 12: []}
     for number in range(trials):
-        values = dict(PAPER) if number == 0 else proposed(draw)
+        values = dict(PAPER) if number == 0 else propose(draw)
         distributions = {key: distribution(SPACE[key]) for key in values}
         if number in refused:
             frozen = optuna.trial.create_trial(
@@ -117,7 +120,7 @@ def make_search(
         shift = draw.uniform(-40, 0) if noise else 0.0
         jitter = [draw.gauss(0, 0.8) for _ in range(EPOCHS)]
 
-        def reached(
+        def reach(
             epoch: int, values: dict[str, Any] = values, shift: float = shift, jitter: list[float] = jitter
         ) -> float:
             basis = PAPER if noise else values
@@ -132,11 +135,11 @@ def make_search(
             last, state = first_pruned_after, TrialState.PRUNED
         elif pruning and not two_objectives:
             for rung, seen in best_at.items():
-                seen.append(reached(rung))
-                if sorted(seen, reverse=True).index(reached(rung)) > max(1, len(seen) // 3):
+                seen.append(reach(rung))
+                if sorted(seen, reverse=True).index(reach(rung)) > max(1, len(seen) // 3):
                     last, state = rung, TrialState.PRUNED
                     break
-        curve = {epoch: reached(epoch) for epoch in range(1, last + 1)}
+        curve = {epoch: reach(epoch) for epoch in range(1, last + 1)}
         best_epoch = max(curve, key=lambda epoch: curve[epoch])
         best = curve[best_epoch]
         attributes = {"epochs": last, "best_epoch": best_epoch, "best_SumR": best, "seconds": 31.0 * last}
@@ -144,13 +147,13 @@ def make_search(
             attributes["reason"] = reason
         cost = 2.0 + values["model.registers"] * values.get("model.diffusion_steps", 0) / 20
         ended = state in (TrialState.COMPLETE, TrialState.PRUNED)
-        told = None if not ended else [best, cost] if two_objectives else [best]
+        objectives = None if not ended else [best, cost] if two_objectives else [best]
         study.add_trial(
             optuna.trial.create_trial(
                 state=state,
                 params=values,
                 distributions=distributions,
-                values=told,
+                values=objectives,
                 intermediate_values={} if two_objectives else curve,
                 user_attrs=attributes,
             )
@@ -190,7 +193,7 @@ def make_search(
 
 
 def evaluation(sumr: float, *, moments: bool = True, older: bool = False) -> dict[str, Any]:
-    """An evaluation of test by the names of the commands' JSON; an older one has zeros where a group has no queries."""
+    """Return a test result as `evaluate --json` prints it. An older one has zeros for a group without queries."""
     recall = {"R@1": sumr * 0.1, "R@5": sumr * 0.22, "R@10": sumr * 0.28, "R@100": sumr * 0.4, "SumR": sumr}
 
     def group(queries: int, more: float) -> dict[str, Any]:
@@ -217,7 +220,10 @@ def add_final(
     older: bool = False,
     ablated: tuple[float, float] | None = None,
 ) -> None:
-    """Writes final.json: the winner and the paper's setting, retrained with three seeds; with `ablated` the winner also with the paper's rate."""
+    """Write final.json for a trial and the paper's configuration, retrained with three seeds.
+
+    With `ablated`, the interval of the ablation, the trial was also retrained with the paper's learning rate.
+    """
 
     def candidate(name: str, number: int, sumrs: list[float]) -> dict[str, Any]:
         runs = [
@@ -235,14 +241,14 @@ def add_final(
         return {"name": name, "trial": number, "values": {}, "runs": runs, "mean": sum(sumrs) / 3, "std": 1.0}
 
     def comparison(than: str, difference: float, interval: tuple[float, float]) -> dict[str, Any]:
-        told = {"better": f"trial {trial}", "than": than, "difference": difference, "interval": list(interval)}
-        return told | {"confidence": 0.95, "resamples": 10000}
+        entry = {"better": f"trial {trial}", "than": than, "difference": difference, "interval": list(interval)}
+        return entry | {"confidence": 0.95, "resamples": 10000}
 
     key = "optimizer.learning_rate"
     without = candidate(f"trial {trial} with the paper's {key}", trial, [241.0, 242.0, 243.0]) | {"ablated": key}
     final = {
         "split": "test",
-        "collection": "made",
+        "collection": "synthetic",
         "protocol": "own splits",
         "candidates": [
             candidate(f"trial {trial}", trial, [249.6, 251.2, 248.8]),
@@ -258,6 +264,6 @@ def add_final(
             "optuna": "5.0.0",
             "python": "3.11.2",
         },
-        "commands": ["python -m dreamprvr_ray.tune --space search_spaces/made.yaml --shards shards/made"],
+        "commands": ["python -m dreamprvr_ray.tune --space search_spaces/synthetic.yaml --shards shards/synthetic"],
     }
     (out / "final.json").write_text(json.dumps(final))

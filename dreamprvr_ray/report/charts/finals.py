@@ -1,4 +1,4 @@
-"""The pictures of what test said of the final trainings, as plotly figures: a row or a colour for each setting."""
+"""Charts of the test results of the retrained candidates. Each candidate has one colour in all of them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from dreamprvr_ray.report.experiment import Candidate, Comparison
-from dreamprvr_ray.report.formatting import counted, signed, sumr
-from dreamprvr_ray.report.pictures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, empty_figure
+from dreamprvr_ray.report.charts.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, empty_figure
+from dreamprvr_ray.report.formatting import format_count, format_difference, format_sumr
+from dreamprvr_ray.search.results import Candidate, Comparison
 
 CANDIDATE_COLOURS = (VERMILION, BLUE, GREEN, ORANGE, PURPLE, SKY)
 
 
-def results(candidates: Sequence[Candidate], names: Sequence[str]) -> go.Figure:
-    """Test SumR: a dot for each seed, a diamond with the standard deviation for their mean."""
+def candidate_chart(candidates: Sequence[Candidate], names: Sequence[str]) -> go.Figure:
+    """Draw test SumR: a circle for each seed, and a diamond with the standard deviation for their mean."""
     figure = empty_figure(90 + 44 * len(candidates), xaxis_title="test SumR", showlegend=False)
     for place, (candidate, name) in enumerate(zip(candidates, names, strict=True)):
         colour = CANDIDATE_COLOURS[place % len(CANDIDATE_COLOURS)]
@@ -24,7 +24,7 @@ def results(candidates: Sequence[Candidate], names: Sequence[str]) -> go.Figure:
             y=[name] * len(candidate.runs),
             mode="markers",
             marker={"color": colour, "size": 9, "symbol": "circle-open", "line": {"width": 2}},
-            text=[f"seed {run.seed}: {sumr(run.test['SumR'])}" for run in candidate.runs],
+            text=[f"seed {run.seed}: {format_sumr(run.test['SumR'])}" for run in candidate.runs],
             hovertemplate="%{text}<extra></extra>",
         )
         figure.add_scatter(
@@ -34,18 +34,18 @@ def results(candidates: Sequence[Candidate], names: Sequence[str]) -> go.Figure:
             marker={"color": colour, "size": 11, "symbol": "diamond"},
             error_x={
                 "type": "data",
-                "array": [candidate.deviation or 0],
-                "visible": candidate.deviation is not None,
+                "array": [candidate.std or 0],
+                "visible": candidate.std is not None,
                 "thickness": 1.5,
             },
-            hovertemplate=f"mean {sumr(candidate.mean)}<extra></extra>",
+            hovertemplate=f"mean {format_sumr(candidate.mean)}<extra></extra>",
         )
     figure.update_yaxes(range=[len(candidates) - 0.5, -0.5], showgrid=False)
     return figure
 
 
-def differences(comparisons: Sequence[Comparison], names: Sequence[str]) -> go.Figure:
-    """The differences of pairs of candidates and their intervals beside zero."""
+def difference_chart(comparisons: Sequence[Comparison], names: Sequence[str]) -> go.Figure:
+    """Draw the differences between pairs of candidates with their intervals, and a line at zero."""
     figure = empty_figure(70 + 44 * len(comparisons), xaxis_title="difference in test SumR", showlegend=False)
     figure.add_vline(x=0, line={"color": BLACK, "width": 1, "dash": "dash"})
     figure.add_scatter(
@@ -60,30 +60,34 @@ def differences(comparisons: Sequence[Comparison], names: Sequence[str]) -> go.F
             "arrayminus": [comparison.difference - comparison.low for comparison in comparisons],
             "thickness": 2,
         },
-        text=[f"{signed(each.difference)} ({signed(each.low)} to {signed(each.high)})" for each in comparisons],
+        text=[
+            f"{format_difference(comparison.difference)}"
+            f" ({format_difference(comparison.low)} to {format_difference(comparison.high)})"
+            for comparison in comparisons
+        ],
         hovertemplate="%{text}<extra></extra>",
     )
-    ends = [0.0, *(end for each in comparisons for end in (each.low, each.high))]
-    room = 0.05 * (max(ends) - min(ends))
-    figure.update_xaxes(range=[min(ends) - room, max(ends) + room])
+    ends = [0.0, *(end for comparison in comparisons for end in comparison.interval)]
+    space = 0.05 * (max(ends) - min(ends))
+    figure.update_xaxes(range=[min(ends) - space, max(ends) + space])
     figure.update_yaxes(range=[len(comparisons) - 0.5, -0.5], showgrid=False, showline=False)
     return figure
 
 
-def by_moment(candidates: Sequence[Candidate], names: Sequence[str]) -> go.Figure:
-    """Test SumR by moment length: the mean over seeds, and a dot a seed."""
-    figure = empty_figure(320, xaxis_title="moment / video length", yaxis_title="test SumR")
+def moment_chart(candidates: Sequence[Candidate], names: Sequence[str]) -> go.Figure:
+    """Draw test SumR by moment length: the mean over the seeds, and a circle for each seed."""
+    figure = empty_figure(320, xaxis_title="moment length / video length", yaxis_title="test SumR")
     labels = {
-        group: f"{group}<br>{counted(evaluations[0]['queries'], 'query')}"
+        group: f"{group}<br>{format_count(results[0]['queries'], 'query')}"
         for candidate in candidates
-        for group, evaluations in candidate.moments().items()
+        for group, results in candidate.by_moment().items()
     }
     for place, (candidate, name) in enumerate(zip(candidates, names, strict=True)):
-        colour, moments = CANDIDATE_COLOURS[place % len(CANDIDATE_COLOURS)], candidate.moments()
-        x = [labels[group] for group in moments]
+        colour, groups = CANDIDATE_COLOURS[place % len(CANDIDATE_COLOURS)], candidate.by_moment()
+        x = [labels[group] for group in groups]
         figure.add_scatter(
             x=x,
-            y=[float(np.mean([one["SumR"] for one in groups])) for groups in moments.values()],
+            y=[float(np.mean([result["SumR"] for result in results])) for results in groups.values()],
             mode="lines+markers",
             name=name,
             line={"color": colour, "width": 2},
@@ -91,10 +95,12 @@ def by_moment(candidates: Sequence[Candidate], names: Sequence[str]) -> go.Figur
             hovertemplate="%{y:.1f}<extra></extra>",
         )
         if len(candidate.runs) > 1:
-            seeds = [(label, one["SumR"]) for label, groups in zip(x, moments.values(), strict=True) for one in groups]
+            seeds = [
+                (label, result["SumR"]) for label, results in zip(x, groups.values(), strict=True) for result in results
+            ]
             figure.add_scatter(
                 x=[label for label, _ in seeds],
-                y=[value for _, value in seeds],
+                y=[sumr for _, sumr in seeds],
                 mode="markers",
                 marker={"color": colour, "size": 7, "symbol": "circle-open"},
                 showlegend=False,

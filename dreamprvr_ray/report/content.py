@@ -1,0 +1,86 @@
+"""The parts that sections consist of: HTML fragments, charts, and notes about what is not shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+import plotly.graph_objects as go
+
+from dreamprvr_ray.report.parameters import SearchedParameter
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure with a caption below it."""
+
+    figure: go.Figure
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class ChartGrid:
+    """Small charts side by side, each below a heading in HTML."""
+
+    charts: tuple[tuple[str, Chart], ...]
+
+
+Part = str | Chart | ChartGrid  # a string is HTML
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of the page. Empty parts are left out."""
+
+    title: str
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Omission:
+    """What the page does not show, and why."""
+
+    reason: str
+
+
+def paragraph(text: str, soft: bool = False) -> str:
+    """Return a paragraph of plain text; `soft` sets it smaller and grey."""
+    return f"<p{' class=soft' if soft else ''}>{escape(text)}</p>" if text else ""
+
+
+def code(text: str) -> str:
+    """Return a block of preformatted text."""
+    return f"<pre>{escape(text)}</pre>"
+
+
+def details(summary: str, body: str) -> str:
+    """Return HTML that is folded away behind a line of text."""
+    return f"<details><summary>{escape(summary)}</summary>{body}</details>"
+
+
+def parameter_name(parameter: SearchedParameter) -> str:
+    """Return a parameter's name, with its full key as a tooltip."""
+    return f'<abbr title="{escape(parameter.key)}">{escape(parameter.name)}</abbr>'
+
+
+def table(
+    heads: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    row_classes: Sequence[str] = (),
+    text_columns: Sequence[int] = (0,),
+) -> str:
+    """Return a table of cells in HTML. Columns of text are set flush left, and the last of them may wrap."""
+    column_classes = dict.fromkeys(text_columns, ' class="words"')
+    if text_columns and text_columns[-1] > 1:
+        column_classes[text_columns[-1]] = ' class="words long"'
+
+    def cells(tag: str, row: Sequence[str]) -> str:
+        return "".join(f"<{tag}{column_classes.get(column, '')}>{cell}</{tag}>" for column, cell in enumerate(row))
+
+    body = []
+    for place, row in enumerate(rows):
+        row_class = f' class="{row_classes[place]}"' if row_classes and row_classes[place] else ""
+        body.append(f"<tr{row_class}>{cells('td', row)}</tr>")
+    head = f"<thead><tr>{cells('th', heads)}</tr></thead>"
+    return f'<div class="wide"><table>{head}<tbody>{"".join(body)}</tbody></table></div>'

@@ -1,0 +1,101 @@
+"""The sections about the test split: the results of the candidates, and their results by moment length."""
+
+from __future__ import annotations
+
+from html import escape
+
+from dreamprvr_ray.report.charts.finals import candidate_chart, difference_chart, moment_chart
+from dreamprvr_ray.report.content import Chart, Omission, Part, Section, paragraph, table
+from dreamprvr_ray.report.formatting import format_count, format_sumr
+from dreamprvr_ray.report.search_record import SearchRecord
+from dreamprvr_ray.report.summary import PROTOCOLS, candidate_name
+from dreamprvr_ray.search.results import Candidate, FinalRecord, FinalResult
+
+_RECALL_RANKS = (1, 5, 10, 100)
+
+
+def final_section(search: SearchRecord) -> Section | None:
+    """Return the test results, if there are any."""
+    final = search.final
+    if final is None or not final.result.candidates:
+        return None
+    result, names = final.result, _names(search, final.result)
+    parts: list[Part] = [paragraph(_describe_split(final)), _result_table(result, names)]
+    if not result.retrained:
+        parts.append(
+            paragraph("A single training with a single seed: another seed may differ by several points.", soft=True)
+        )
+        return Section("Best trial on test", tuple(parts))
+    has_seeds = any(len(candidate.runs) > 1 for candidate in result.candidates)
+    if has_seeds:
+        parts.append(paragraph("Means over the seeds; ± is their standard deviation.", soft=True))
+    if has_seeds or len(result.candidates) > 1:
+        caption = "A circle for each seed; the diamond is their mean."
+        parts.append(Chart(candidate_chart(result.candidates, list(names.values())), caption))
+    if result.comparisons:
+        first = result.comparisons[0]
+        pairs = [
+            " against<br>".join(names.get(name, name) for name in (comparison.better, comparison.than))
+            for comparison in result.comparisons
+        ]
+        caption = (
+            f"The {first.confidence:.0%} interval of a paired bootstrap over the test videos and the seeds,"
+            f" with {first.resamples} resamples."
+        )
+        parts.append(Chart(difference_chart(result.comparisons, pairs), caption))
+    return Section("Final results", tuple(parts))
+
+
+def moment_section(search: SearchRecord) -> Section | Omission | None:
+    """Return the test results by moment length."""
+    if search.final is None or not search.final.result.candidates:
+        return None
+    result, names = search.final.result, _names(search, search.final.result)
+    groups = result.candidates[0].by_moment()
+    if len(groups) < 2:
+        reason = "all queries are in one group" if groups else "the collection has no positions of moments"
+        return Omission(f"Results by moment length: {reason}.")
+    rows = []
+    for group, results in groups.items():
+        sumrs = [_moment_sumr(candidate, group) for candidate in result.candidates]
+        rows.append([escape(cell) for cell in [group, str(results[0]["queries"]), *map(format_sumr, sumrs)]])
+    heads = ["moment / video length", "queries", *(f"SumR, {escape(name)}" for name in names.values())]
+    caption = (
+        "Test SumR by the share of the video that the moment covers: the mean over the seeds (diamonds) and each seed"
+        " (circles)."
+    )
+    chart = Chart(moment_chart(result.candidates, list(names.values())), caption)
+    return Section("By moment length", (table(heads, rows), chart))
+
+
+def _names(search: SearchRecord, result: FinalResult) -> dict[str, str]:
+    """Return what the report calls each candidate, by its name in the record."""
+    return {candidate.name: candidate_name(search, candidate) for candidate in result.candidates}
+
+
+def _describe_split(final: FinalRecord) -> str:
+    test = final.result.candidates[0].runs[0].test
+    size = f"{format_count(test['videos'], 'video')}, {format_count(test['queries'], 'query')}"
+    return f"The {final.split} split of {final.collection}: {size}. {PROTOCOLS.get(final.protocol, '')}"
+
+
+def _result_table(result: FinalResult, names: dict[str, str]) -> str:
+    rows = []
+    for candidate in result.candidates:
+        deviation = "" if candidate.std is None else f" ± {candidate.std:.1f}"
+        cells = [
+            names[candidate.name],
+            str(len(candidate.runs)),
+            format_sumr(None if result.with_val else candidate.val_mean),
+            format_sumr(candidate.mean) + deviation,
+            *(format_sumr(candidate.mean_of(f"R@{rank}")) for rank in _RECALL_RANKS),
+            f"{candidate.mean_of('median_rank'):.3g}",
+        ]
+        rows.append([escape(cell) for cell in cells])
+    recall = [f"R@{rank}" for rank in _RECALL_RANKS]
+    return table(["", "seeds", "val SumR", "test SumR", *recall, "median rank"], rows)
+
+
+def _moment_sumr(candidate: Candidate, group: str) -> float | None:
+    results = candidate.by_moment().get(group, [])
+    return sum(result["SumR"] for result in results) / len(results) if results else None

@@ -1,0 +1,104 @@
+"""The numbers in the charts of the trials and parameters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.experiments import make_search
+
+from dreamprvr_ray.report.charts.heat_map import bins
+from dreamprvr_ray.report.charts.parameters import slice_chart, ticks
+from dreamprvr_ray.report.charts.trials import learning_curves, optimization_history, pareto_front
+from dreamprvr_ray.report.parameters import SearchedParameter
+from dreamprvr_ray.report.reader import read_search
+from dreamprvr_ray.report.search_record import SearchRecord
+
+
+@pytest.fixture(scope="module")
+def search(tmp_path_factory: pytest.TempPathFactory) -> SearchRecord:
+    return read_search(
+        make_search(tmp_path_factory.mktemp("search") / "synthetic", trials=24, failed=(5,), refused=(7,), seed=3)
+    )
+
+
+def test_every_trial_with_a_result_is_in_the_history_once(search: SearchRecord) -> None:
+    numbers = [int(x) for trace in optimization_history(search).data if trace.mode == "markers" for x in trace.x]
+    assert sorted(numbers) == [trial.number for trial in search.trials] and 7 not in numbers
+
+
+def test_the_history_marks_the_baseline_only_if_it_finished(search: SearchRecord, tmp_path: Path) -> None:
+    assert search.baseline is not None
+    assert [line.y0 for line in optimization_history(search).layout.shapes] == [search.baseline.best_sumr]
+    stopped = read_search(make_search(tmp_path / "synthetic", trials=4, first_pruned_after=2))
+    assert stopped.baseline is not None and not optimization_history(stopped).layout.shapes
+
+
+def test_a_slice_leaves_out_trials_without_the_parameter(search: SearchRecord) -> None:
+    steps = next(parameter for parameter in search.parameters if parameter.name == "diffusion steps")
+    figure = slice_chart(search, steps)
+    assert figure.layout.xaxis.type == "log" and figure.layout.shapes[0].x0 == 10  # the baseline's value
+    shown = sum(len(trace.x) for trace in figure.data)
+    assert shown == sum(steps.key in trial.values for trial in search.trials) < len(search.trials)
+
+
+def test_a_slice_of_choices_labels_them(search: SearchRecord) -> None:
+    axis = slice_chart(search, next(parameter for parameter in search.parameters if parameter.choices)).layout.xaxis
+    assert list(axis.ticktext) == ["4", "8"] and list(axis.tickvals) == [0, 1]
+
+
+def test_points_are_inside_the_axis(search: SearchRecord) -> None:
+    figure = optimization_history(search)
+    low, high = figure.layout.yaxis.range
+    assert all(low <= y <= high for trace in figure.data if trace.mode == "markers" for y in trace.y)
+
+
+def test_pruned_curves_end_with_a_cross(search: SearchRecord) -> None:
+    traces = learning_curves(search).data
+    pruned = [trace for trace in traces if trace.name == "pruned"]
+    assert len(pruned) == len(search.in_state("pruned")) > 0
+    assert all(trace.marker.size[-1] > 0 and not any(trace.marker.size[:-1]) for trace in pruned)
+
+
+def test_the_pareto_front_has_the_trials_that_no_other_dominates(tmp_path: Path) -> None:
+    trials = read_search(make_search(tmp_path / "synthetic", trials=20, two_objectives=True)).trials
+
+    def is_dominated(number: int) -> bool:
+        sumr, cost = trials[number].best_sumr, trials[number].cost
+        return any(
+            other.best_sumr >= sumr and other.cost <= cost and (other.best_sumr, other.cost) != (sumr, cost)
+            for other in trials
+        )  # type: ignore[operator]
+
+    assert {trial.number for trial in pareto_front(trials)} == {
+        number for number in range(20) if not is_dominated(number)
+    }
+
+
+@pytest.mark.parametrize(
+    ("parameter", "expected"),
+    [
+        (SearchedParameter("r", "r", 0, 16, is_integer=True), [(0, 0), (1, 4), (5, 8), (9, 12), (13, 16)]),
+        (SearchedParameter("s", "s", 1, 50, log=True, is_integer=True), [(1, 2), (3, 6), (7, 18), (19, 50)]),
+        (SearchedParameter("r", "r", 4, 6, is_integer=True), [(4, 4), (5, 5), (6, 6)]),
+    ],
+)
+def test_the_bins_of_the_heat_map_cover_the_range(
+    parameter: SearchedParameter, expected: list[tuple[int, int]]
+) -> None:
+    assert bins(parameter) == expected
+
+
+@pytest.mark.parametrize(
+    ("parameter", "marks"),
+    [
+        (SearchedParameter("a", "a", 1e-5, 1e-2, log=True), [1e-5, 1e-4, 1e-3, 1e-2]),
+        (SearchedParameter("a", "a", 1e-4, 1e-3, log=True), [1e-4, 2e-4, 5e-4, 1e-3]),
+        (SearchedParameter("a", "a", 1, 50, log=True, is_integer=True), [1, 2, 5, 10, 20, 50]),
+        (SearchedParameter("a", "a", 0, 16, is_integer=True), [0, 5, 10, 15]),
+        (SearchedParameter("a", "a", 0, 3, is_integer=True), [0, 1, 2, 3]),
+        (SearchedParameter("a", "a", 0.05, 0.5), [0.1, 0.2, 0.3, 0.4, 0.5]),
+    ],
+)
+def test_ticks_are_few_and_round(parameter: SearchedParameter, marks: list[float]) -> None:
+    assert ticks(parameter) == pytest.approx(marks)
