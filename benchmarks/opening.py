@@ -14,7 +14,9 @@ import numpy as np
 
 from dreamprvr_ray.command_line import Parser, print_json, run
 from dreamprvr_ray.config import CLIPS
-from dreamprvr_ray.data.shards import Manifest, ShardContent, ShardSet, SplitRecord, write_shard
+from dreamprvr_ray.data.manifest import Manifest, SplitRecord
+from dreamprvr_ray.data.shard_files import ShardContent, write_shard
+from dreamprvr_ray.data.shards import ShardSet
 
 SIZE = 2  # of a feature
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dreamprvr_ray.checkpoints.checkpoint import TrainedModel
-    from dreamprvr_ray.data.shards import FeatureType, ShardSet, Split
+    from dreamprvr_ray.data.manifest import FeatureType
+    from dreamprvr_ray.data.shards import ShardSet, Split
     from dreamprvr_ray.search.driver import Outcome
 
 Log = Callable[[str], None]

@@ -1,8 +1,9 @@
-"""The command that turns a source tree into shards.
+"""The command that converts a source tree into shards.
 
     python -m dreamprvr_ray.convert --source DIR --collection tvr --out shards/tvr
 
-`dreamprvr_ray.data.source` shows the layout of DIR, `dreamprvr_ray.data.shards` that of the shards. Killed, it goes on when run again.
+`dreamprvr_ray.data.source` documents the layout of DIR, `dreamprvr_ray.data.shard_files` that of the shards. A
+conversion that was stopped or killed is resumed by running the same command again. Imports no torch.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from dreamprvr_ray.data.source import Source
 from dreamprvr_ray.errors import NotWritableError, UserError
 from dreamprvr_ray.storage.location import local_folder
 
-LINE_SECONDS = 5.0  # between two lines of progress where stderr is no terminal
+LINE_SECONDS = 5.0  # between two lines of progress if stderr is not a terminal
 
 
 def main(arguments: list[str]) -> None:
-    """Runs the command. Raises `UserError` for what the user can mend, `KeyboardInterrupt` having said how to go on."""
+    """Run the command. Raises `UserError` for mistakes; prints how to resume before passing on `KeyboardInterrupt`."""
     options = _parser().parse_args(arguments)
     if options.workers < 1:
         raise UserError(f"--workers {options.workers}: must be 1 or more")
@@ -36,44 +37,60 @@ def main(arguments: list[str]) -> None:
         conversion = convert(source, options.out, settings, options.workers, _Display())
     except KeyboardInterrupt:
         print(
-            f"\nstopped; the finished shards are kept in {options.out}: the same command goes on from there",
-            file=sys.stderr,
+            f"\nstopped; finished shards remain in {options.out}: run the same command again to resume", file=sys.stderr
         )
         raise
     except OSError as error:
         reason = str(error) if isinstance(error, NotWritableError) else f"{options.out}: {error.strerror or error}"
-        kept = "; finished shards are kept: run the same command again" if has_finished_shards(options.out) else ""
-        raise UserError(reason + kept) from None
+        finished = has_finished_shards(options.out)
+        hint = "; finished shards remain: run the same command again to resume" if finished else ""
+        raise UserError(reason + hint) from None
     print(_summary(options.out, conversion))
     if options.json:
         command_line.print_json(_values(options.out, conversion))
 
 
 def _parser() -> command_line.Parser:
-    parser = command_line.Parser("convert", "Pool, normalise, check and shard a benchmark's features.")
-    parser.add_argument(
-        "--source", type=Path, required=True, help="the root that holds the collection, or the collection's own folder"
+    parser = command_line.Parser(
+        "convert", "Check, pool and normalise a benchmark's features and write them as shards."
     )
-    parser.add_argument("--collection", required=True, help="such as tvr: the prefix of its caption files")
-    parser.add_argument("--out", type=local_folder, required=True, help="the folder for the shards")
-    parser.add_argument("--features", help="a folder under FeatureData, where there are several")
     parser.add_argument(
-        "--dtype", choices=("float16", "float32"), default="float16", help="of the stored features (float16)"
+        "--source",
+        type=Path,
+        required=True,
+        help="root directory that holds the collection, or the collection's own directory",
+    )
+    parser.add_argument(
+        "--collection", required=True, help="name of the collection, such as tvr: the prefix of its caption files"
+    )
+    parser.add_argument("--out", type=local_folder, required=True, help="directory to write the shards to")
+    parser.add_argument("--features", help="directory under FeatureData, if there are several")
+    parser.add_argument(
+        "--dtype",
+        choices=("float16", "float32"),
+        default="float16",
+        help="type of the stored features (default: float16)",
     )
     parser.add_argument(
         "--protocol", choices=("dev", "paper"), default="dev",
-        help="without a test split of its own: carve a val split from train (dev) or choose on the test split as the authors do (paper)",
+        help="without separate val and test splits: carve val from train (dev, the default) or use test as val, as the"
+        " authors do (paper)",
     )  # fmt: skip
     parser.add_argument(
-        "--dev-fraction", type=float, default=0.1, help="of the train videos that become the val split (0.1)"
+        "--dev-fraction",
+        type=float,
+        default=0.1,
+        help="fraction of the train videos for dev's val split (default: 0.1)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of that choice (0)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (one a core)")
+    parser.add_argument("--seed", type=int, default=0, help="seed for choosing them (default: 0)")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="number of processes (default: one per core)"
+    )
     return parser
 
 
 class _Display:
-    """Progress on stderr: one line that is rewritten on a terminal, else a line now and then."""
+    """Prints progress to stderr: a line that is updated in place on a terminal, else a line every few seconds."""
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
@@ -107,8 +124,8 @@ def _summary(out: Path, conversion: Conversion) -> str:
         "dev": "val carved from train, test as distributed",
         "paper": "protocol paper: val IS test, as in the authors' release",
     }[manifest.protocol]
-    what = "already converted" if conversion.already_converted else "converted"
-    return f"{out}: {what}: {counts} ({protocol})"
+    state = "already converted" if conversion.already_converted else "converted"
+    return f"{out}: {state}: {counts} ({protocol})"
 
 
 def _values(out: Path, conversion: Conversion) -> dict[str, object]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from urllib.parse import urlsplit, urlunsplit
 
 
@@ -61,11 +61,23 @@ def redact_password(url: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")))
 
 
+def redact_uri(uri: str) -> str:
+    """Return a URI without its password and its query string, which may hold access keys."""
+    return redact_password(uri).partition("?")[0]
+
+
 def redact(text: str) -> str:
-    """Return `text` with the passwords and the query strings (which may hold access keys) of its URIs removed."""
-    return re.sub(r"[A-Za-z][A-Za-z0-9+.-]*://\S+", lambda match: redact_password(match[0]).partition("?")[0], text)
+    """Return `text` with every URI in it redacted as by `redact_uri`."""
+    return re.sub(r"[A-Za-z][A-Za-z0-9+.-]*://\S+", lambda match: redact_uri(match[0]), text)
 
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the name of its type if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def first_few(mistakes: Sequence[str], count: int = 3) -> list[str]:
+    """Return the first `count` of many mistakes of the same kind, followed by a line with the number of the others."""
+    if len(mistakes) <= count:
+        return list(mistakes)
+    return [*mistakes[:count], f"... and {len(mistakes) - count} more like these"]

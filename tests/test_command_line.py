@@ -61,7 +61,7 @@ def test_a_users_mistakes_are_a_line_each_and_no_traceback() -> None:
 
 
 def test_a_destination_that_cannot_be_written_is_a_line_that_names_it() -> None:
-    body = "import pathlib; from dreamprvr_ray.data.shards import write_json; from dreamprvr_ray.storage.files import writing"
+    body = "import pathlib; from dreamprvr_ray.storage.files import write_json, writing"
     body = f"{body}\n  with writing(pathlib.Path('/proc/x')): write_json(pathlib.Path('/proc/x/a.json'), dict())"
     assert run_main(body) == (2, "", "error: /proc/x: cannot be written: No such file or directory\n")
 

@@ -1,3 +1,5 @@
+"""The command convert: its output, interrupts, full disks and mistakes."""
+
 from __future__ import annotations
 
 import errno
@@ -9,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from dreamprvr_ray import convert
-from dreamprvr_ray.data import conversion
-from dreamprvr_ray.data.shards import FileRecord, ShardSet
+from dreamprvr_ray.data import shard_plan, shard_workers
+from dreamprvr_ray.data.conversion import Progress
+from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden" / "data"
@@ -41,7 +44,7 @@ def test_json_and_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert json.loads(printed.out.splitlines()[-1])["already_converted"] is True
 
 
-def test_protocol_paper_is_said_aloud(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_protocol_paper_is_stated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "mini"
     for path in (GOLDEN / "mini").rglob("*"):
         if path.is_file() and "minitest" not in path.name:
@@ -65,49 +68,50 @@ def test_protocol_paper_is_said_aloud(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "val IS test" in capsys.readouterr().out
 
 
-def test_interrupted(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conversion, "SMALLEST_SHARD_BYTES", 1)
+def test_an_interrupted_conversion_says_how_to_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_plan, "SMALLEST_SHARD_BYTES", 1)
 
-    def interrupt(display: convert._Display, progress: conversion.Progress) -> None:
+    def interrupt(display: convert._Display, progress: Progress) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(convert._Display, "__call__", interrupt)
         convert.main(_arguments(tmp_path / "out"))
-    assert "the same command goes on from there" in capsys.readouterr().err
+    assert "run the same command again to resume" in capsys.readouterr().err
     convert.main(_arguments(tmp_path / "out", "--json"))
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["kept_shards"] == 1
 
 
-def test_a_disk_that_does_not_take_it(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(
-        UserError, match=r"file/out: cannot be written: Not a directory$"
-    ):  # and no word of shards that are kept
+    # The message does not claim that finished shards remain.
+    with pytest.raises(UserError, match=r"file/out: cannot be written: Not a directory$"):
         convert.main(_arguments(tmp_path / "file" / "out"))
 
 
-def test_what_is_kept_where_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conversion, "SMALLEST_SHARD_BYTES", 1)
-    made = []
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_plan, "SMALLEST_SHARD_BYTES", 1)
+    tasks = []
 
-    def make(task: conversion._ShardTask) -> tuple[str, dict[str, FileRecord], int]:
-        made.append(task)
-        if len(made) in (1, 3):
+    def fail_at_first_and_third(task: shard_workers.ShardTask) -> shard_workers.FinishedShard:
+        tasks.append(task)
+        if len(tasks) in (1, 3):
             raise OSError(errno.ENOSPC, "No space left on device")
         return make_shard(task)
 
-    make_shard = conversion._make_shard
-    monkeypatch.setattr(conversion, "_make_shard", make)
+    make_shard = shard_workers.make_shard
+    monkeypatch.setattr(shard_workers, "make_shard", fail_at_first_and_third)
     with pytest.raises(UserError, match=r"out: No space left on device$"):
         convert.main(_arguments(tmp_path / "out"))
     with pytest.raises(
-        UserError, match=r"out: No space left on device; finished shards are kept: run the same command again$"
+        UserError, match=r"out: No space left on device; finished shards remain: run the same command again to resume$"
     ):
         convert.main(_arguments(tmp_path / "out"))
 
 
-def test_a_uri_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_uri_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
         UserError,
@@ -117,14 +121,14 @@ def test_a_uri_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert not list(tmp_path.iterdir())
 
 
-def test_mistakes(tmp_path: Path) -> None:
+def test_invalid_options(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--workers 0"):
         convert.main(_arguments(tmp_path, "--workers", "0"))
     with pytest.raises(UserError, match="--collection"):
         convert.main(["--source", str(GOLDEN), "--out", str(tmp_path)])
 
 
-def test_a_mistake_is_one_line_and_code_2(tmp_path: Path) -> None:
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",

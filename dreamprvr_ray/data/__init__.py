@@ -1,1 +1,1 @@
-"""From the distributed features to training batches: source trees, pooling, Arrow shards, batches, and the demo's data."""
+"""Data, from a benchmark's features to batches: source trees, pooling, Arrow shards, their cache, and the demo."""

@@ -1,16 +1,19 @@
-"""Shards by their location: a folder, or a URI whose copy each node keeps in its cache.
+"""Shards by location: a local directory, or a URI of which each node caches a copy.
 
-    read_manifest("s3://bucket/tvr")    only what the set is; nothing is kept
-    local_shards("s3://bucket/tvr")     the node's copy, downloaded by the first process that asks, mapped by all
+    read_manifest("s3://bucket/tvr")    returns the manifest only; nothing is cached
+    local_shards("s3://bucket/tvr")     returns the node's copy; the first process that asks downloads it
 
-A URI is whatever `pyarrow.fs.FileSystem.from_uri` takes: s3, gs, abfs, file; credentials come from the environment. Of each set the cache holds
+A URI is anything that `pyarrow.fs.FileSystem.from_uri` accepts (s3, gs, abfs, file). Credentials come from the
+environment. For each set of shards the cache holds
 
-    CACHE/<collection>-<hash of its manifest>/    a folder of shards; manifest.json last, so that a folder that has one is whole
-    CACHE/.<its name>.in-use                      locked, shared, by every process that uses the set; its time is that of the last use
+    CACHE/<collection>-<hash of its manifest>/    a directory of shards; it is complete if it has a manifest.json
+    CACHE/.<the directory's name>.in-use          share-locked by every process that uses the set; its modification time
+                                                  is that of the last use
 
-and beside them `.filling`, locked by the one process of the node that makes room or downloads. The locks are flocks: the kernel releases them with
-their process, however it ends. CACHE is `DREAMPRVR_RAY_CACHE`, else `$XDG_CACHE_HOME/dreamprvr_ray`, else `~/.cache/dreamprvr_ray`, and
-holds at most `DREAMPRVR_RAY_CACHE_GIB` (100) GiB: the sets that were used least recently give way, those in use never.
+and, beside them, `.filling`, which is locked by the one process on the node that downloads or makes room. The locks are
+flocks, which the kernel releases when their process ends for any reason. CACHE is `DREAMPRVR_RAY_CACHE`, else
+`$XDG_CACHE_HOME/dreamprvr_ray`, else `~/.cache/dreamprvr_ray`. It holds at most `DREAMPRVR_RAY_CACHE_GIB` (100) GiB:
+the least recently used sets are removed first, sets in use never.
 """
 
 from __future__ import annotations
@@ -30,19 +33,20 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 from pyarrow.fs import FileSystem
 
-from dreamprvr_ray.data.shards import MANIFEST, FileRecord, Manifest, ShardSet, file_record, partial_path
-from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.data.manifest import MANIFEST, FileRecord, Manifest
+from dreamprvr_ray.data.shards import ShardSet
+from dreamprvr_ray.errors import UserError, first_line, redact_uri
+from dreamprvr_ray.storage.files import partial_path, remove_partial_files, replacing_file
 from dreamprvr_ray.storage.location import is_uri
 
 CACHE = "DREAMPRVR_RAY_CACHE"
 CACHE_GIB = "DREAMPRVR_RAY_CACHE_GIB"
 _GIB = 2**30
-_PIECE = 8 * 2**20  # bytes a request
+_CHUNK = 8 * 2**20  # bytes per read
 _CONNECTIONS = 8
 _PROGRESS_SECONDS = 5.0
 
@@ -50,19 +54,22 @@ _log = logging.getLogger(__name__)
 
 
 def read_manifest(location: str) -> Manifest:
-    """The manifest of the shards at a path or a URI. Raises `UserError` where there is none or it cannot be reached."""
-    return _Remote.open(location).manifest if is_uri(location) else ShardSet.open(Path(location)).manifest
+    """Return the manifest of the shards at a path or URI. Raises `UserError` if it is missing or unreachable."""
+    return _RemoteShards.open(location).manifest if is_uri(location) else Manifest.open(Path(location))
 
 
 def local_shards(location: str) -> ShardSet:
-    """The shards in a folder, or this node's copy of those at a URI, downloaded if the cache does not have them.
+    """Return the shards in a directory, or this node's cached copy of those at a URI, downloaded if necessary.
 
-    Any number of processes of the node may call it at once: one downloads, the others wait. The copy stays in the cache at least as long as the
-    returned object lives. Raises `UserError` where the shards are missing, unreachable or damaged, or do not fit into the cache or onto its disk.
+    Any number of processes on the node may call this at once: one downloads, the others wait. The copy stays in the
+    cache at least until the returned object is garbage-collected.
+
+    Raises:
+        UserError: The shards are missing, unreachable or damaged, or do not fit into the cache or onto its disk.
     """
     if not is_uri(location):
         return ShardSet.open(Path(location))
-    remote = _Remote.open(location)
+    remote = _RemoteShards.open(location)
     cache = _cache_directory()
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -70,32 +77,31 @@ def local_shards(location: str) -> ShardSet:
         try:
             fcntl.flock(in_use, fcntl.LOCK_SH)
             os.utime(in_use)
-            shards = _opened(cache / remote.name) or _filled(remote, cache)
+            shards = _open(cache / remote.name) or _fill(remote, cache)
         except BaseException:
             os.close(in_use)
             raise
     except OSError as error:
         raise UserError(
-            f"{cache}: cannot keep {remote.uri} there: {error.strerror or error} ({CACHE} names another folder)"
+            f"{cache}: cannot cache {remote.uri} here: {error.strerror or error}; set {CACHE} to another directory"
         ) from None
     weakref.finalize(shards, os.close, in_use)
     return shards
 
 
 @dataclass(frozen=True)
-class _Remote:
+class _RemoteShards:
     """The shards at a URI."""
 
-    uri: str  # as shown to users: without the query and the password, which may be secrets
+    uri: str  # for messages: without password and query string
     files: FileSystem
     path: str
     manifest_bytes: bytes
     manifest: Manifest
 
     @staticmethod
-    def open(location: str) -> _Remote:
-        parts = urlsplit(location)
-        uri = f"{parts.scheme}://{re.sub(':[^@]*@', ':***@', parts.netloc)}{parts.path}".rstrip("/")
+    def open(location: str) -> _RemoteShards:
+        uri = redact_uri(location).rstrip("/")
         with _reading(uri):
             files, path = FileSystem.from_uri(location)
             path = path.rstrip("/")
@@ -104,100 +110,101 @@ class _Remote:
                     content: bytes = stream.read()
             except FileNotFoundError:
                 raise UserError(
-                    f"{uri}: there is no {MANIFEST}: no such bucket or folder, or these are no shards"
+                    f"{uri}: no {MANIFEST}: no such bucket or directory, or it does not hold shards"
                 ) from None
-            return _Remote(uri, files, path, content, _parsed(content, f"{uri}/{MANIFEST}"))
+            return _RemoteShards(uri, files, path, content, _parse_manifest(content, f"{uri}/{MANIFEST}"))
 
     @property
     def name(self) -> str:
-        """Its name in the cache, by content: another set at the same URI has another."""
-        return f"{re.sub(r'[^A-Za-z0-9_-]', '_', self.manifest.collection)}-{hashlib.sha256(self.manifest_bytes).hexdigest()[:16]}"
+        """Name of the directory in the cache. It depends on the content: other shards at the same URI get another."""
+        collection = re.sub(r"[^A-Za-z0-9_-]", "_", self.manifest.collection)
+        return f"{collection}-{hashlib.sha256(self.manifest_bytes).hexdigest()[:16]}"
 
     @property
     def bytes(self) -> int:
+        """Total size of all files."""
         return len(self.manifest_bytes) + sum(record.bytes for record in self.manifest.files.values())
 
 
-def _parsed(content: bytes, shown: str) -> Manifest:
-    manifest = Manifest.parse(content, shown)
+def _parse_manifest(content: bytes, uri: str) -> Manifest:
+    manifest = Manifest.parse(content, uri)
     for name in manifest.files:
-        if not re.fullmatch(r"[^/\\.][^/\\]*\.arrow", name):  # it becomes a path in the cache
-            raise UserError(f"{shown}: is no manifest of shards: {name!r} is no shard file's name")
+        if not re.fullmatch(r"[^/\\.][^/\\]*\.arrow", name):  # the name becomes a path in the cache
+            raise UserError(f"{uri}: not a manifest of shards: {name!r} is not a valid name of a shard file")
     return manifest
 
 
 def _cache_directory() -> Path:
-    named = os.environ.get(CACHE)
-    cache = Path(named or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "dreamprvr_ray")).expanduser()
-    if not cache.is_absolute():  # every worker has a working directory of its own
-        raise UserError(
-            f"{CACHE if named else 'XDG_CACHE_HOME'}={named or os.environ['XDG_CACHE_HOME']}: must be an absolute path"
-        )
+    directory = os.environ.get(CACHE)
+    cache = Path(directory or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "dreamprvr_ray")).expanduser()
+    if not cache.is_absolute():  # workers have different working directories
+        variable = CACHE if directory else "XDG_CACHE_HOME"
+        raise UserError(f"{variable}={os.environ[variable]}: must be an absolute path")
     return cache
 
 
-def _cache_bound() -> int:
-    """Bytes."""
+def _cache_limit() -> int:
+    """Return the cache's maximum size in bytes."""
     text = os.environ.get(CACHE_GIB) or "100"
     with suppress(ValueError):
         if 0 < float(text) < math.inf:
             return int(float(text) * _GIB)
-    raise UserError(f"{CACHE_GIB}={text}: must be a number of GiB above 0")
+    raise UserError(f"{CACHE_GIB}={text}: must be a positive number of GiB")
 
 
 def _in_use_path(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.in-use")
 
 
-def _opened(folder: Path) -> ShardSet | None:
+def _open(folder: Path) -> ShardSet | None:
     try:
         return ShardSet.open(folder)
-    except UserError:  # not there, not whole, or damaged by hand
+    except UserError:  # missing, incomplete or damaged
         return None
 
 
-def _filled(remote: _Remote, cache: Path) -> ShardSet:
-    """Downloads the set, unless another process has done so in the meantime; the caller holds its `.in-use`."""
+def _fill(remote: _RemoteShards, cache: Path) -> ShardSet:
+    """Download the set unless another process has done so meanwhile. The caller holds the lock on its `.in-use`."""
     folder = cache / remote.name
     with open(cache / ".filling", "w") as filling:
         try:
             fcntl.flock(filling, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _log.info("%s: waiting for another process that fills %s", remote.uri, cache)
+            _log.info("%s: waiting for another process that is downloading to %s", remote.uri, cache)
             fcntl.flock(filling, fcntl.LOCK_EX)
-        shards = _opened(folder)
+        shards = _open(folder)
         if shards is None:
             _download(remote, folder)
             shards = ShardSet.open(folder)
         return shards
 
 
-def _download(remote: _Remote, folder: Path) -> None:
-    """Completes the folder: keeps the files that an earlier download finished, fetches the others."""
+def _download(remote: _RemoteShards, folder: Path) -> None:
+    """Complete the directory: keep the files that an earlier download finished and fetch the others."""
     folder.mkdir(exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
-    for path in folder.glob(".*.partial-*"):
-        path.unlink()
-    missing = {name: record for name, record in remote.manifest.files.items() if not _is_whole(folder / name, record)}
+    remove_partial_files(folder)
+    missing = {
+        name: record for name, record in remote.manifest.files.items() if not _is_complete(folder / name, record)
+    }
     _make_room(remote, folder, sum(record.bytes for record in missing.values()))
     _fetch_all(remote, folder, missing)
-    partial = partial_path(folder / MANIFEST)
-    partial.write_bytes(remote.manifest_bytes)
-    os.replace(partial, folder / MANIFEST)
+    with replacing_file(folder / MANIFEST) as partial:
+        partial.write_bytes(remote.manifest_bytes)
 
 
-def _is_whole(path: Path, record: FileRecord) -> bool:
-    return path.is_file() and file_record(path) == record
+def _is_complete(path: Path, record: FileRecord) -> bool:
+    return path.is_file() and FileRecord.of(path) == record
 
 
-def _make_room(remote: _Remote, folder: Path, missing: int) -> None:
-    """Removes other sets, the least recently used first, until this one fits under the bound and its missing bytes onto the disk.
+def _make_room(remote: _RemoteShards, folder: Path, missing: int) -> None:
+    """Remove other sets, least recently used first, until this one fits into the cache and onto its disk.
 
-    Removes none where that would not do.
+    Raises `UserError`, having removed nothing, if that would not suffice.
     """
-    cache, bound, needed = folder.parent, _cache_bound(), remote.bytes
-    if needed > bound:
-        raise UserError(f"{remote.uri}: {_size(needed)}, more than the cache may hold: {CACHE_GIB} is {_size(bound)}")
+    cache, limit, needed = folder.parent, _cache_limit(), remote.bytes
+    if needed > limit:
+        raise UserError(f"{remote.uri}: {_size(needed)} is more than the cache may hold: {CACHE_GIB} is {_size(limit)}")
     with ExitStack() as stack:
         sizes, idle = {}, []
         for lock in sorted(cache.glob(".*.in-use"), key=lambda path: path.stat().st_mtime_ns):
@@ -208,26 +215,27 @@ def _make_room(remote: _Remote, folder: Path, missing: int) -> None:
             if stack.enter_context(_unused(lock)):
                 idle.append(other)
         in_use = sum(sizes[other] for other in sizes if other not in idle)
-        if needed + in_use > bound:
+        if needed + in_use > limit:
             raise UserError(
-                f"{remote.uri}: {_size(needed)} do not fit beside the {_size(in_use)} in use in {cache}: {CACHE_GIB} is {_size(bound)}"
+                f"{remote.uri}: {_size(needed)} does not fit beside {_size(in_use)} in use in {cache}:"
+                f" {CACHE_GIB} is {_size(limit)}"
             )
         free = shutil.disk_usage(cache).free + sum(sizes[other] for other in idle)
         if missing > free:
             raise UserError(
-                f"{remote.uri}: {_size(missing)} do not fit onto the disk of {cache}, which has room for {_size(free)}"
+                f"{remote.uri}: {_size(missing)} does not fit onto the disk of {cache}, which has {_size(free)} free"
             )
-        while idle and (needed + sum(sizes.values()) > bound or missing > shutil.disk_usage(cache).free):
+        while idle and (needed + sum(sizes.values()) > limit or missing > shutil.disk_usage(cache).free):
             oldest = idle.pop(0)
             _log.info("%s: removed to make room", oldest)
-            (oldest / MANIFEST).unlink(missing_ok=True)  # first: killed halfway, what is left is not taken for whole
+            (oldest / MANIFEST).unlink(missing_ok=True)  # first, so that a kill leaves an incomplete set
             shutil.rmtree(oldest)
             del sizes[oldest]
 
 
 @contextmanager
 def _unused(lock: Path) -> Iterator[bool]:
-    """Whether no process uses the set; then none begins to before the context ends."""
+    """Yield whether no process uses the set. If so, none can start to before the block ends."""
     with open(lock, "r+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -237,8 +245,8 @@ def _unused(lock: Path) -> Iterator[bool]:
             yield True
 
 
-def _fetch_all(remote: _Remote, folder: Path, records: dict[str, FileRecord]) -> None:
-    received = dict.fromkeys(records, 0)  # each counted by the thread that fetches it
+def _fetch_all(remote: _RemoteShards, folder: Path, records: dict[str, FileRecord]) -> None:
+    received = dict.fromkeys(records, 0)  # bytes; each entry is written by one thread
     stopped = threading.Event()
     total, start = sum(record.bytes for record in records.values()), time.monotonic()
     with ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="download") as pool:
@@ -250,20 +258,24 @@ def _fetch_all(remote: _Remote, folder: Path, records: dict[str, FileRecord]) ->
                 done, running = wait(running, _PROGRESS_SECONDS, FIRST_EXCEPTION)
                 for future in done:
                     future.result()
-                here, seconds = sum(received.values()), time.monotonic() - start
-                left = f"{seconds * (total - here) / here:.0f} s left" if here else "waiting for the first bytes"
-                _log.info(
-                    "%s: %s of %s, %.1f MB/s, %s", remote.uri, _size(here), _size(total), here / seconds / 1e6, left
-                )
+                count, seconds = sum(received.values()), time.monotonic() - start
+                left = f"{seconds * (total - count) / count:.0f} s left" if count else "waiting for the first bytes"
+                rate = count / seconds / 1e6
+                _log.info("%s: %s of %s, %.1f MB/s, %s", remote.uri, _size(count), _size(total), rate, left)
         finally:
             stopped.set()
             pool.shutdown(cancel_futures=True)
 
 
 def _fetch(
-    remote: _Remote, folder: Path, name: str, record: FileRecord, received: dict[str, int], stopped: threading.Event
+    remote: _RemoteShards,
+    folder: Path,
+    name: str,
+    record: FileRecord,
+    received: dict[str, int],
+    stopped: threading.Event,
 ) -> None:
-    """Downloads one file; once more, if it is not what the manifest says."""
+    """Download a file; try once more if its size or checksum differs from the manifest's."""
     uri, partial = f"{remote.uri}/{name}", partial_path(folder / name)
     try:
         for _ in range(2):
@@ -275,22 +287,22 @@ def _fetch(
                     )
                 while not stopped.is_set():
                     with _reading(uri):
-                        piece = stream.read(_PIECE)
-                    if not piece:
+                        chunk = stream.read(_CHUNK)
+                    if not chunk:
                         break
-                    digest.update(piece)
-                    sink.write(piece)
-                    received[name] += len(piece)
+                    digest.update(chunk)
+                    sink.write(chunk)
+                    received[name] += len(chunk)
                 sink.flush()
-                os.fsync(sink.fileno())  # or a machine that fails could leave the name without the content
+                os.fsync(sink.fileno())  # else a machine failure could leave the name without the content
             if stopped.is_set():
                 return
             if FileRecord(received[name], digest.hexdigest()) == record:
                 os.replace(partial, folder / name)
                 return
-            _log.warning("%s: not what the manifest says", uri)
+            _log.warning("%s: differs from the manifest", uri)
         raise UserError(
-            f"{uri}: size or SHA-256 is not the manifest's: damaged, or the set is being replaced; upload it again"
+            f"{uri}: size or SHA-256 differs from the manifest's: damaged or being replaced; upload it again"
         )
     finally:
         partial.unlink(missing_ok=True)
@@ -298,12 +310,13 @@ def _fetch(
 
 @contextmanager
 def _reading(uri: str) -> Iterator[None]:
+    """Turn errors of reading from an object store into one-line errors that name `uri`."""
     try:
         yield
     except FileNotFoundError:
-        raise UserError(f"{uri}: no such file, though the manifest names it") from None
+        raise UserError(f"{uri}: no such file, but the manifest lists it") from None
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise UserError(f"{uri}: cannot be read: {' '.join(str(error).split())[:300]}") from None
+        raise UserError(f"{uri}: cannot be read: {first_line(error)[:300]}") from None
 
 
 def _size(count: int) -> str:

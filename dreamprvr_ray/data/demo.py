@@ -23,9 +23,8 @@ import h5py
 import numpy as np
 
 from dreamprvr_ray import command_line
-from dreamprvr_ray.data.shards import write_json
 from dreamprvr_ray.errors import UserError
-from dreamprvr_ray.storage.files import writing
+from dreamprvr_ray.storage.files import write_json, writing
 from dreamprvr_ray.storage.location import local_folder
 
 COLLECTION = "demo"

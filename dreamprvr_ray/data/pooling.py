@@ -1,6 +1,6 @@
-"""What conversion does to raw features once, so that training never does (model page, section 1).
+"""Pooling and normalising raw features, once, at conversion (docs/model.md, section 1). Imports no torch.
 
-n raw frames of a video, Lq raw tokens of a query, Dv and Dt their sizes.
+Shapes: n raw frames of a video, Lq raw tokens of a query; Dv and Dt values per frame and token.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ PREPROCESSING = {
     "frames": f"as they are up to {FRAMES}, else means of {FRAMES} slices",
     "tokens": f"the first {QUERY_TOKENS}",
     "rows": f"divided by their L2 norm + {NORM_FLOOR:g}",
-}  # as the manifest of the shards records it
+}  # as recorded in the manifest
 
 
 def clips(features: np.ndarray) -> np.ndarray:
-    """The clip rows (32, Dv), float32, of a video's raw frames (n, Dv), n >= 1."""
-    return _normalised(_slice_means(_float32(features), CLIPS))
+    """Return the clip rows (32, Dv), float32, of a video's raw frames (n, Dv), n >= 1."""
+    return _normalise(_slice_means(_float32(features), CLIPS))
 
 
 def frames(features: np.ndarray) -> np.ndarray:
-    """The frame rows (min(n, 128), Dv), float32, of a video's raw frames (n, Dv), n >= 1."""
+    """Return the frame rows (min(n, 128), Dv), float32, of a video's raw frames (n, Dv), n >= 1."""
     features = _float32(features)
-    return _normalised(features if len(features) <= FRAMES else _slice_means(features, FRAMES))
+    return _normalise(features if len(features) <= FRAMES else _slice_means(features, FRAMES))
 
 
 def query_tokens(features: np.ndarray) -> np.ndarray:
-    """The token rows (min(Lq, 30), Dt), float32, of a query's raw tokens (Lq, Dt)."""
-    return _normalised(_float32(features[:QUERY_TOKENS]))
+    """Return the token rows (min(Lq, 30), Dt), float32, of a query's raw tokens (Lq, Dt)."""
+    return _normalise(_float32(features[:QUERY_TOKENS]))
 
 
 def _float32(features: np.ndarray) -> np.ndarray:
@@ -42,9 +42,10 @@ def _float32(features: np.ndarray) -> np.ndarray:
 
 
 def _slice_means(features: np.ndarray, slices: int) -> np.ndarray:
-    """Means (slices, Dv) of consecutive slices of the rows; an empty slice gives the row at which it starts.
+    """Return the means (slices, Dv) of consecutive slices of the rows; an empty slice gives the row at which it starts.
 
-    The last row is the end of the last slice and so, in videos of several rows a slice, in none: the authors' cutting.
+    As in the authors' code, the last row is the exclusive end of the last slice, so unless that slice is empty the last
+    row is in no slice.
     """
     count = len(features)
     cuts = np.minimum(np.round(np.arange(slices + 1) * count / slices).astype(np.int64), count - 1).tolist()
@@ -52,13 +53,13 @@ def _slice_means(features: np.ndarray, slices: int) -> np.ndarray:
     sizes = np.empty((slices, 1), dtype=np.float32)
     for i, (start, stop) in enumerate(pairwise(cuts)):
         stop = max(stop, start + 1)
-        # One reduction a slice: numpy's reduceat over all of them is ten times slower along this axis.
+        # One reduction per slice: np.add.reduceat over all slices is ten times slower along this axis.
         np.add.reduce(features[start:stop], axis=0, out=sums[i])
         sizes[i] = stop - start
     return sums / sizes
 
 
-def _normalised(rows: np.ndarray) -> np.ndarray:
+def _normalise(rows: np.ndarray) -> np.ndarray:
     norms: np.ndarray = np.sqrt(np.einsum("ij,ij->i", rows, rows))
     normalised: np.ndarray = rows / (norms + np.float32(NORM_FLOOR))[:, None]
     return normalised

@@ -16,7 +16,7 @@ from dreamprvr_ray.search.results import FinalRecord, FinalResult
 from dreamprvr_ray.storage.files import write_text
 
 if TYPE_CHECKING:
-    from dreamprvr_ray.data.shards import Manifest
+    from dreamprvr_ray.data.manifest import Manifest
 
 PACKAGES = ("torch", "ray", "optuna")  # whose versions are recorded
 

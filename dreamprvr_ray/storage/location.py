@@ -22,7 +22,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.fs
 
-from dreamprvr_ray.errors import ObjectStoreError, UserError, first_line, redact
+from dreamprvr_ray.errors import ObjectStoreError, UserError, first_line, redact, redact_uri
 from dreamprvr_ray.storage.files import replacing, write_text
 
 _CONNECTIONS = 8
@@ -41,7 +41,7 @@ def absolute(location: str) -> str:
 def local_folder(location: str) -> Path:
     """Return the path of a directory that a command writes on this machine. Raises `UserError` for a URI."""
     if is_uri(location):
-        raise UserError(f"{redact(location)}: must be a local directory; copy it to the object store afterwards")
+        raise UserError(f"{redact_uri(location)}: must be a local directory; copy it to the object store afterwards")
     return Path(location)
 
 
@@ -63,7 +63,7 @@ class Storage:
         try:
             pyarrow.fs.FileSystem.from_uri(text)
         except (pa.ArrowException, ValueError, OSError) as error:  # OSError: the region of an S3 bucket was not found
-            raise UserError(f"{redact(text)}: not a usable storage location: {redact(first_line(error))}") from None
+            raise UserError(f"{redact_uri(text)}: not a usable storage location: {redact(first_line(error))}") from None
         return cls(text)
 
     @property
@@ -82,7 +82,7 @@ class Storage:
         return Storage(f"{path.rstrip('/')}/{name}{mark}{query}")
 
     def __str__(self) -> str:
-        return redact(self.location) if is_uri(self.location) else self.location
+        return redact_uri(self.location) if is_uri(self.location) else self.location
 
     @property
     def name(self) -> str:

@@ -25,8 +25,9 @@ from torch.utils._pytree import tree_map_only
 from dreamprvr_ray.checkpoints.checkpoint import EXPERIMENT, Checkpoint, read_state, read_weights
 from dreamprvr_ray.config import CLIPS, FRAMES, Experiment, load_experiment
 from dreamprvr_ray.data.batches import Batch, collate, plan_epoch, prefetch
+from dreamprvr_ray.data.manifest import Manifest
 from dreamprvr_ray.data.resident import ResidentSplit
-from dreamprvr_ray.data.shards import Manifest, ShardSet
+from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.device import Precision, autocast, best_device, resolve_precision
 from dreamprvr_ray.distributed import Division, Workers, token_traffic
 from dreamprvr_ray.errors import UserError
@@ -150,7 +151,7 @@ class Training:
         self._optimizer = build_optimizer(self._model, experiment.optimizer, settings.epochs * self._steps_per_epoch)
         self._precision = agree_on_precision(settings.precision, device, workers)
         self._gradients = GradientPass(self._model, experiment.loss, self._precision, workers)
-        self._resident = ResidentSplit.where_it_fits(self._train, device)
+        self._resident = ResidentSplit.if_it_fits(self._train, device)
         self._first_epoch, self._started = 0, 0.0
 
     def restore(self, checkpoint: Path | None) -> None:

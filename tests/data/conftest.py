@@ -1,4 +1,4 @@
-"""Source trees and shards that the tests of the data share."""
+"""Source trees and shards that the tests of data share."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def golden() -> Path:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A copy of the golden collection's folder, to be changed."""
-    return copied_tree(tmp_path / "source")
+    """A copy of the golden collection's directory, which a test may change."""
+    return copy_tree(tmp_path / "source")
 
 
 @pytest.fixture
 def converted(tmp_path: Path) -> Callable[..., ShardSet]:
-    """`converted(folder, dtype="float32")`: shards of a collection's folder named mini."""
+    """Return `converted(folder, dtype="float32")`, which converts the collection mini in a directory."""
 
     def run(folder: Path, out: Path = tmp_path / "shards", workers: int = 1, **settings: object) -> ShardSet:
         convert(Source.open(folder, "mini"), out, ConversionSettings(**settings), workers)  # type: ignore[arg-type]
@@ -39,16 +39,16 @@ def converted(tmp_path: Path) -> Callable[..., ShardSet]:
 
 @pytest.fixture
 def many_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A shard for each one or two of the golden videos, and a process for each shard."""
-    monkeypatch.setattr("dreamprvr_ray.data.conversion.SMALLEST_SHARD_BYTES", 1)
-    monkeypatch.setattr("dreamprvr_ray.data.conversion.PROCESS_BYTES", 1)
+    """Put one or two golden videos in a shard, and let every shard justify a process."""
+    monkeypatch.setattr("dreamprvr_ray.data.shard_plan.SMALLEST_SHARD_BYTES", 1)
+    monkeypatch.setattr("dreamprvr_ray.data.shard_workers.PROCESS_BYTES", 1)
 
 
-def copied_tree(root: Path) -> Path:
+def copy_tree(root: Path) -> Path:
     folder = root / "mini"
     for path in GOLDEN.joinpath("mini").rglob("*"):
         if path.is_file():
             copy = folder / path.relative_to(GOLDEN / "mini")
             copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)  # without its mode: the original may be read-only
+            shutil.copyfile(path, copy)  # not its mode: the original may be read-only
     return folder

@@ -1,3 +1,5 @@
+"""The cache of shards on a node: downloads, several processes at once, kills, limits and damage."""
+
 from __future__ import annotations
 
 import hashlib
@@ -16,13 +18,14 @@ import pytest
 from pyarrow.fs import FileSystem, copy_files
 
 from dreamprvr_ray.data.cache import local_shards, read_manifest
-from dreamprvr_ray.data.shards import MANIFEST, FileRecord, Manifest, ShardSet
+from dreamprvr_ray.data.manifest import MANIFEST, FileRecord, Manifest
+from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.errors import UserError
 
 if TYPE_CHECKING:
     from support.object_store import S3
 
-# Processes of their own, without importing everything anew for each.
+# Starts processes that share what the fork server has imported.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["dreamprvr_ray.data.cache"])
 
@@ -36,11 +39,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Shards as far as a cache is concerned: six files and their manifest."""
-    return made_shards(tmp_path / "shards")
+    """Six files and their manifest: all that the cache looks at."""
+    return write_shards(tmp_path / "shards")
 
 
-def made_shards(folder: Path, content: bytes = b"", **changes: Any) -> Path:
+def write_shards(folder: Path, content: bytes = b"", **changes: Any) -> Path:
     folder.mkdir()
     files = {f"train-{number:05d}.videos.arrow": content + bytes([number]) * (100_000 + number) for number in range(6)}
     for name, written in files.items():
@@ -51,13 +54,13 @@ def made_shards(folder: Path, content: bytes = b"", **changes: Any) -> Path:
     return folder
 
 
-def uploaded(s3: S3, folder: Path) -> str:
+def upload(s3: S3, folder: Path) -> str:
     uri = s3.uri("some/shards")
     copy_files(str(folder), uri)
     return uri
 
 
-def written(uri: str, name: str, content: bytes) -> None:
+def overwrite(uri: str, name: str, content: bytes) -> None:
     files, path = FileSystem.from_uri(uri)
     with files.open_output_stream(f"{path}/{name}") as stream:
         stream.write(content)
@@ -93,15 +96,18 @@ def nothing(pipe: Connection) -> None:
 
 @pytest.fixture
 def start() -> Iterator[Started]:
-    """`start(uri, before)`: another process that calls `before` with its end of the pipe, opens the URI's shards, sends their folder and
-    keeps them until it is sent anything."""
+    """Return `start(uri, before)`, which starts a process and returns it and our end of a pipe.
+
+    The process calls `before` with its end of the pipe, opens the shards at the URI, sends their directory and uses
+    them until it receives something.
+    """
     running = []
 
     def run(uri: str, before: Callable[[Connection], None] = nothing) -> tuple[Any, Connection]:
         ours, theirs = PROCESSES.Pipe()
-        # The server that forks was started in the environment of an earlier test.
+        # The fork server has the environment of an earlier test.
         environment = {name: value for name, value in os.environ.items() if name.startswith(("AWS", "DREAMPRVR"))}
-        process = PROCESSES.Process(target=opened_elsewhere, args=(theirs, uri, environment, before))
+        process = PROCESSES.Process(target=open_in_process, args=(theirs, uri, environment, before))
         process.start()
         running.append(process)
         theirs.close()
@@ -113,7 +119,7 @@ def start() -> Iterator[Started]:
         process.join()
 
 
-def opened_elsewhere(
+def open_in_process(
     pipe: Connection, uri: str, environment: dict[str, str], before: Callable[[Connection], None]
 ) -> None:
     os.environ.update(environment)
@@ -128,7 +134,7 @@ def opened_elsewhere(
 
 
 def test_the_copy_equals_the_source(s3: S3, folder: Path, cache: Path) -> None:
-    uri = uploaded(s3, folder)
+    uri = upload(s3, folder)
     assert read_manifest(uri) == Manifest.read(folder / MANIFEST)
     assert not cache.exists()
     shards = local_shards(uri)
@@ -162,20 +168,20 @@ def pause_at_the_third_file(pipe: Connection) -> None:
     at_the_rename_of("train-00002.videos.arrow", lambda: (pipe.send("paused"), pipe.recv()))
 
 
-def tell_of_waiting(pipe: Connection) -> None:
+def report_waiting(pipe: Connection) -> None:
     handler = logging.Handler()
     handler.emit = lambda record: pipe.send("waiting") if "waiting for another process" in record.getMessage() else None  # type: ignore[method-assign]
     logging.getLogger("dreamprvr_ray.data.cache").addHandler(handler)
     logging.getLogger("dreamprvr_ray.data.cache").setLevel(logging.INFO)
 
 
-def test_one_process_downloads_the_others_wait(s3: S3, folder: Path, cache: Path, start: Started) -> None:
-    uri = uploaded(s3, folder)
+def test_one_process_downloads_and_the_others_wait(s3: S3, folder: Path, cache: Path, start: Started) -> None:
+    uri = upload(s3, folder)
     first = start(uri, pause_at_the_third_file)[1]
     assert first.recv() == "paused"
-    others = [start(uri, tell_of_waiting)[1] for _ in range(2)]
+    others = [start(uri, report_waiting)[1] for _ in range(2)]
     assert [pipe.recv() for pipe in others] == ["waiting"] * 2
-    first.send("go on")
+    first.send("continue")
     directory = first.recv()
     written_at = (directory / MANIFEST).stat().st_mtime_ns
     assert [pipe.recv() for pipe in others] == [directory] * 2
@@ -195,34 +201,35 @@ def kill_at_the_manifest(pipe: Connection) -> None:
 def test_a_killed_download_is_completed(
     s3: S3, folder: Path, cache: Path, start: Started, before: Callable[[Connection], None]
 ) -> None:
-    uri = uploaded(s3, folder)
+    uri = upload(s3, folder)
     process, _ = start(uri, before)
     process.join()
     assert process.exitcode == -signal.SIGKILL
     (left,) = sets(cache)
-    with pytest.raises(UserError, match="there is no manifest"):
+    with pytest.raises(UserError, match="no manifest"):
         ShardSet.open(left)
-    whole = {path.name: path.stat().st_mtime_ns for path in left.iterdir() if not path.name.startswith(".")}
-    assert (len(whole) == 6) == (before is kill_at_the_manifest)
-    if whole:  # one of them was not written to the disk, though its name was
-        damaged = left / next(iter(whole))
+    complete = {path.name: path.stat().st_mtime_ns for path in left.iterdir() if not path.name.startswith(".")}
+    assert (len(complete) == 6) == (before is kill_at_the_manifest)
+    if complete:  # one has its name but not its content, as after a machine failure
+        damaged = left / next(iter(complete))
         damaged.write_bytes(bytes(damaged.stat().st_size))
-        del whole[damaged.name]
+        del complete[damaged.name]
     shards = local_shards(uri)
     assert contents(shards.directory) == contents(folder)
-    assert {name: (left / name).stat().st_mtime_ns for name in whole} == whole
+    assert {name: (left / name).stat().st_mtime_ns for name in complete} == complete
 
 
-def test_damage_on_the_way(s3: S3, folder: Path, cache: Path) -> None:
-    uri = uploaded(s3, folder)
+def test_damage_in_transit(s3: S3, folder: Path, cache: Path) -> None:
+    uri = upload(s3, folder)
     name = "train-00003.videos.arrow"
-    whole = (folder / name).read_bytes()
-    for damaged in (whole[:-1], whole + b"x", b"x" + whole[1:]):
-        written(uri, name, damaged)
+    complete = (folder / name).read_bytes()
+    for damaged in (complete[:-1], complete + b"x", b"x" + complete[1:]):
+        overwrite(uri, name, damaged)
         before = downloads(s3, uri, name)
         with pytest.raises(
             UserError,
-            match=r"^s3://bucket-\d+/some/shards/train-00003\.videos\.arrow: size or SHA-256 is not the manifest's",
+            match=r"^s3://bucket-\d+/some/shards/train-00003\.videos\.arrow: "
+            r"size or SHA-256 differs from the manifest's",
         ):
             local_shards(uri)
         assert downloads(s3, uri, name) - before == 2
@@ -230,31 +237,33 @@ def test_damage_on_the_way(s3: S3, folder: Path, cache: Path) -> None:
         assert not (left / MANIFEST).exists()
         assert not [path for path in left.iterdir() if path.name.startswith((name, "."))]
     FileSystem.from_uri(uri)[0].delete_file(f"{FileSystem.from_uri(uri)[1]}/{name}")
-    with pytest.raises(UserError, match=r"train-00003\.videos\.arrow: no such file, though the manifest names it"):
+    with pytest.raises(UserError, match=r"train-00003\.videos\.arrow: no such file, but the manifest lists it"):
         local_shards(uri)
-    written(uri, name, whole)
+    overwrite(uri, name, complete)
     assert contents(local_shards(uri).directory) == contents(folder)
 
 
-def test_a_copy_damaged_in_the_cache_is_mended(s3: S3, folder: Path, cache: Path) -> None:
-    uri = uploaded(s3, folder)
+def test_a_damaged_copy_is_repaired(s3: S3, folder: Path, cache: Path) -> None:
+    uri = upload(s3, folder)
     directory = local_shards(uri).directory
     (directory / "train-00001.videos.arrow").write_bytes(b"")
     (directory / "train-00004.videos.arrow").unlink()
     assert contents(local_shards(uri).directory) == contents(folder)
 
 
-def test_another_set_at_the_same_uri(s3: S3, folder: Path, cache: Path, tmp_path: Path) -> None:
-    uri = uploaded(s3, folder)
+def test_different_shards_at_the_same_uri(s3: S3, folder: Path, cache: Path, tmp_path: Path) -> None:
+    uri = upload(s3, folder)
     before = local_shards(uri)
-    copy_files(str(made_shards(tmp_path / "changed", b"changed")), uri)
+    copy_files(str(write_shards(tmp_path / "changed", b"changed")), uri)
     after = local_shards(uri)
     assert contents(after.directory) == contents(tmp_path / "changed")
     assert contents(before.directory) == contents(folder)
 
 
-def test_the_least_recently_used_give_way(s3: S3, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    uris = [uploaded(s3, made_shards(tmp_path / name, name.encode())) for name in ("a", "b", "c")]
+def test_the_least_recently_used_set_is_removed(
+    s3: S3, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uris = [upload(s3, write_shards(tmp_path / name, name.encode())) for name in ("a", "b", "c")]
     bound(monkeypatch, 2 * size(tmp_path / "a") + 1000)
     first, second = (local_shards(uri).directory for uri in uris[:2])
     assert local_shards(uris[0]).directory == first  # used again
@@ -264,28 +273,33 @@ def test_the_least_recently_used_give_way(s3: S3, cache: Path, tmp_path: Path, m
     assert sorted(sets(cache)) == sorted([second, third])
 
 
-def test_what_is_no_set_stays(s3: S3, folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_files_in_the_cache_are_left_alone(
+    s3: S3, folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (cache / "mine").mkdir(parents=True)
     (cache / "mine" / "file").write_bytes(bytes(10**6))
     bound(monkeypatch, size(folder) + 1000)
-    local_shards(uploaded(s3, folder))
+    local_shards(upload(s3, folder))
     assert (cache / "mine" / "file").exists()
 
 
-def test_sets_in_use_stay(
+def test_sets_in_use_are_not_removed(
     s3: S3, folder: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: Started
 ) -> None:
-    uri, other = uploaded(s3, folder), uploaded(s3, made_shards(tmp_path / "other", b"other"))
+    uri, other = upload(s3, folder), upload(s3, write_shards(tmp_path / "other", b"other"))
     bound(monkeypatch, size(tmp_path / "other") + 1000)
     process, pipe = start(uri)
     used = pipe.recv()
-    message = r"^s3://bucket-\d+/some/shards: 0\.57 MiB do not fit beside the 0\.57 MiB in use in .*/cache: DREAMPRVR_RAY_CACHE_GIB is 0\.57 MiB"
+    message = (
+        r"^s3://bucket-\d+/some/shards: 0\.57 MiB does not fit beside 0\.57 MiB in use in .*/cache:"
+        r" DREAMPRVR_RAY_CACHE_GIB is 0\.57 MiB"
+    )
     with pytest.raises(UserError, match=message):
         local_shards(other)
     assert contents(used) == contents(folder)
     process.kill()
     process.join()
-    mine = local_shards(other)  # its user is dead
+    mine = local_shards(other)  # the process that used the other set is gone
     assert sets(cache) == [mine.directory]
     with pytest.raises(UserError, match="in use"):  # by this process
         local_shards(uri)
@@ -293,49 +307,50 @@ def test_sets_in_use_stay(
     assert contents(local_shards(uri).directory) == contents(folder)
 
 
-def test_larger_than_the_cache_or_its_disk(
+def test_shards_larger_than_the_cache_or_its_disk(
     s3: S3, folder: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = local_shards(uploaded(s3, folder)).directory
-    other = uploaded(s3, made_shards(tmp_path / "other", b"other"))
+    kept = local_shards(upload(s3, folder)).directory
+    other = upload(s3, write_shards(tmp_path / "other", b"other"))
     bound(monkeypatch, size(folder) - 1000)
     with pytest.raises(
-        UserError, match=r"0\.57 MiB, more than the cache may hold: DREAMPRVR_RAY_CACHE_GIB is 0\.57 MiB"
+        UserError, match=r"0\.57 MiB is more than the cache may hold: DREAMPRVR_RAY_CACHE_GIB is 0\.57 MiB"
     ):
         local_shards(other)
     bound(monkeypatch, 2**70)
     huge = {"train-00000.videos.arrow": FileRecord(2**60, "0" * 64)}
-    made_shards(tmp_path / "huge", files=huge)
+    write_shards(tmp_path / "huge", files=huge)
     with pytest.raises(
-        UserError, match=r"1,073,741,824\.0 GiB do not fit onto the disk of .*/cache, which has room for [\d,.]+ [GM]iB"
+        UserError,
+        match=r"1,073,741,824\.0 GiB does not fit onto the disk of .*/cache, which has [\d,.]+ [GM]iB free",
     ):
-        local_shards(uploaded(s3, tmp_path / "huge"))
-    assert contents(kept) == contents(folder)  # nothing gave way in vain
+        local_shards(upload(s3, tmp_path / "huge"))
+    assert contents(kept) == contents(folder)  # nothing was removed
 
 
 def small_disk(pipe: Connection) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 
 
-def test_a_disk_that_takes_no_more(s3: S3, folder: Path, cache: Path, start: Started) -> None:
-    error = start(uploaded(s3, folder), small_disk)[1].recv()
+def test_a_full_disk(s3: S3, folder: Path, cache: Path, start: Started) -> None:
+    error = start(upload(s3, folder), small_disk)[1].recv()
     assert len(error.mistakes) == 1
-    assert error.mistakes[0].startswith(f"{cache}: cannot keep s3://bucket-")
-    assert "/some/shards there: File too large (DREAMPRVR_RAY_CACHE names another folder)" in error.mistakes[0]
+    assert error.mistakes[0].startswith(f"{cache}: cannot cache s3://bucket-")
+    assert "/some/shards here: File too large; set DREAMPRVR_RAY_CACHE to another directory" in error.mistakes[0]
     assert [list(left.iterdir()) for left in sets(cache)] == [[]]
 
 
 @pytest.mark.parametrize("ask", [read_manifest, local_shards])
-def test_what_is_not_there(s3: S3, cache: Path, ask: Callable[[str], object]) -> None:
+def test_missing_shards(s3: S3, cache: Path, ask: Callable[[str], object]) -> None:
     uri = s3.uri("some/shards")
     for missing in (uri, uri.replace("bucket-", "no-bucket-")):
         with pytest.raises(
-            UserError, match=r"^s3://(no-)?bucket-\d+/some/shards: there is no manifest\.json: no such bucket or folder"
+            UserError, match=r"^s3://(no-)?bucket-\d+/some/shards: no manifest\.json: no such bucket or directory"
         ) as error:
             ask(missing)
         assert len(error.value.mistakes) == 1
-    written(uri, MANIFEST, b"{")
-    with pytest.raises(UserError, match=r"^s3://bucket-\d+/some/shards/manifest\.json: is no manifest of shards"):
+    overwrite(uri, MANIFEST, b"{")
+    with pytest.raises(UserError, match=r"^s3://bucket-\d+/some/shards/manifest\.json: not a manifest of shards"):
         ask(uri)
     for location in ("s4://bucket/shards", "s3:///shards", uri + "&endpoint=here"):
         with pytest.raises(UserError, match=r"^s\d://[a-z0-9/-]*: cannot be read: "):
@@ -352,18 +367,18 @@ def test_an_unreachable_server(cache: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../../outside.arrow", "/outside.arrow", "manifest.json", ".hidden.arrow"])
-def test_names_that_leave_the_folder(cache: Path, tmp_path: Path, name: str) -> None:
+def test_file_names_that_leave_the_directory(cache: Path, tmp_path: Path, name: str) -> None:
     content = b"outside"
     record = FileRecord(len(content), hashlib.sha256(content).hexdigest())
-    made_shards(tmp_path / "bad", files={name: record})
-    with pytest.raises(UserError, match="is no shard file's name"):
+    write_shards(tmp_path / "bad", files={name: record})
+    with pytest.raises(UserError, match="is not a valid name of a shard file"):
         local_shards((tmp_path / "bad").as_uri())
 
 
-def test_settings(folder: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variables(folder: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for bad in ("many", "0", "-1", "nan", "inf"):
         monkeypatch.setenv("DREAMPRVR_RAY_CACHE_GIB", bad)
-        with pytest.raises(UserError, match=f"^DREAMPRVR_RAY_CACHE_GIB={bad}: must be a number of GiB above 0"):
+        with pytest.raises(UserError, match=f"^DREAMPRVR_RAY_CACHE_GIB={bad}: must be a positive number of GiB"):
             local_shards(folder.as_uri())
     monkeypatch.delenv("DREAMPRVR_RAY_CACHE_GIB")
     monkeypatch.setenv("DREAMPRVR_RAY_CACHE", "cache")

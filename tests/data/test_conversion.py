@@ -1,3 +1,5 @@
+"""Conversion of a source tree: protocols, parallel processes, resuming, and what it refuses."""
+
 from __future__ import annotations
 
 import fcntl
@@ -15,7 +17,8 @@ import numpy as np
 import pytest
 
 from dreamprvr_ray.data.conversion import Conversion, ConversionSettings, Progress, convert
-from dreamprvr_ray.data.shards import MANIFEST, UNFINISHED, Manifest, ShardSet
+from dreamprvr_ray.data.manifest import MANIFEST, UNFINISHED, Manifest
+from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.data.source import Source
 from dreamprvr_ray.errors import UserError
 
@@ -52,7 +55,7 @@ def _interrupt_after(shards: int) -> Callable[[Progress], None]:
 
 
 @pytest.mark.usefixtures("many_shards")
-def test_the_bytes_do_not_depend_on_the_workers(tree: Path, converted: Converted, tmp_path: Path) -> None:
+def test_the_bytes_do_not_depend_on_the_number_of_workers(tree: Path, converted: Converted, tmp_path: Path) -> None:
     alone = converted(tree, tmp_path / "a", workers=1).manifest
     parallel = converted(tree, tmp_path / "b", workers=2).manifest
     assert len(alone.files) > 20
@@ -69,7 +72,7 @@ def test_own_splits(tree: Path, converted: Converted, tmp_path: Path) -> None:
     assert [sorted(shards.split(name).queries) for name in ("train", "val", "test")] == [
         sorted(_ids(tree, name)) for name in ("train", "val", "test")
     ]
-    with pytest.raises(UserError, match="--protocol paper: mini has a val and a test split of its own"):
+    with pytest.raises(UserError, match="--protocol paper: mini has separate val and test splits"):
         _convert(tree, tmp_path / "paper", protocol="paper")
     assert not (tmp_path / "paper").exists()
 
@@ -106,24 +109,24 @@ def test_the_dev_split_is_by_seed(tree: Path, converted: Converted, tmp_path: Pa
     assert tuple(converted(tree, tmp_path / "again", seed=0).split("val").videos) == chosen[0]
 
 
-def test_settings_that_cannot_be(tree: Path, tmp_path: Path) -> None:
+def test_invalid_settings(tree: Path, tmp_path: Path) -> None:
     for fraction in (0, 1, -0.5, float("nan")):
         with pytest.raises(UserError, match="--dev-fraction"):
             ConversionSettings(dev_fraction=fraction)
     with pytest.raises(UserError, match="--seed -1"):
         ConversionSettings(seed=-1)
     _captions(tree, "test").unlink()
-    with pytest.raises(UserError, match="leaves nothing of 8 train videos"):
+    with pytest.raises(UserError, match="leaves none of 8 train videos"):
         _convert(tree, tmp_path / "out", dev_fraction=0.99)
     _captions(tree, "val").unlink()
-    with pytest.raises(UserError, match="neither a val nor a test split of mini"):
+    with pytest.raises(UserError, match="mini must have a val or a test split"):
         _convert(tree, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.usefixtures("many_shards")
-def test_a_bad_video_leaves_nothing_behind(tree: Path, tmp_path: Path, workers: int) -> None:
+def test_an_invalid_video_leaves_nothing_behind(tree: Path, tmp_path: Path, workers: int) -> None:
     with h5py.File(tree / "FeatureData" / "i3d" / "feature.hdf5", "a") as file:
         file["s15e01_seg02_clip_15"][7, 3] = np.nan  # of the last shards
     with pytest.raises(UserError, match=r"feature\.hdf5: video 's15e01_seg02_clip_15': NaN in row 7 of 300"):
@@ -132,35 +135,35 @@ def test_a_bad_video_leaves_nothing_behind(tree: Path, tmp_path: Path, workers: 
 
 
 @pytest.mark.usefixtures("many_shards")
-def test_a_stopped_conversion_goes_on(tree: Path, converted: Converted, tmp_path: Path) -> None:
+def test_an_interrupted_conversion_is_resumed(tree: Path, converted: Converted, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         _convert(tree, out, report=_interrupt_after(4))
-    with pytest.raises(UserError, match="the conversion is unfinished: run the same convert command again"):
+    with pytest.raises(UserError, match="the conversion is unfinished; run the same convert command again"):
         ShardSet.open(out)
-    with pytest.raises(UserError, match=r"unfinished conversion that differs.*dtype: float16 there, float32 now"):
+    with pytest.raises(UserError, match=r"another, unfinished conversion .*dtype: float16 before, float32 now"):
         _convert(tree, out, dtype="float32")
     (out / ".train-00000.videos.arrow.partial-1").write_bytes(b"half")
     damaged = out / "train-00001.videos.arrow"
     damaged.write_bytes(damaged.read_bytes()[:-8] + bytes(8))
     seen: list[Progress] = []
     conversion = _convert(tree, out, report=seen.append)
-    assert conversion.kept_shards == 3  # four, of which one was damaged
+    assert conversion.kept_shards == 3  # four were finished, one of them is damaged
     assert seen[-1].videos == seen[-1].all_videos == 16
-    whole = converted(tree, tmp_path / "whole").manifest
-    assert conversion.manifest == whole
+    complete = converted(tree, tmp_path / "complete").manifest
+    assert conversion.manifest == complete
     ShardSet.open(out).verify_checksums()
-    assert sorted(path.name for path in out.iterdir()) == sorted([MANIFEST, *whole.files])
+    assert sorted(path.name for path in out.iterdir()) == sorted([MANIFEST, *complete.files])
 
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from dreamprvr_ray.data import conversion
+from dreamprvr_ray.data import conversion, shard_plan, shard_workers
 from dreamprvr_ray.data.source import Source
 
 if __name__ == "__main__":
-    conversion.SMALLEST_SHARD_BYTES = conversion.PROCESS_BYTES = 1
+    shard_plan.SMALLEST_SHARD_BYTES = shard_workers.PROCESS_BYTES = 1
     tree, out, workers = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     kill = lambda progress: os.kill(os.getpid(), signal.SIGKILL)
     conversion.convert(Source.open(tree, "mini"), out, conversion.ConversionSettings(), workers, kill)
@@ -169,7 +172,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.usefixtures("many_shards")
-def test_a_killed_conversion_goes_on(tree: Path, converted: Converted, tmp_path: Path, workers: int) -> None:
+def test_a_killed_conversion_is_resumed(tree: Path, converted: Converted, tmp_path: Path, workers: int) -> None:
     script, out = tmp_path / "killed.py", tmp_path / "out"
     script.write_text(KILLED)
     killed = subprocess.run([sys.executable, str(script), str(tree), str(out), str(workers)], check=False)
@@ -178,80 +181,77 @@ def test_a_killed_conversion_goes_on(tree: Path, converted: Converted, tmp_path:
     assert (out / UNFINISHED / "settings.json").is_file()
     conversion = _convert(tree, out)
     assert conversion.kept_shards >= 1
-    assert conversion.manifest == converted(tree, tmp_path / "whole").manifest
+    assert conversion.manifest == converted(tree, tmp_path / "complete").manifest
     ShardSet.open(out).verify_checksums()
 
 
-def test_a_finished_conversion_is_kept(tree: Path, tmp_path: Path) -> None:
+def test_a_finished_conversion_is_not_repeated(tree: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = _convert(tree, out)
     written = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     again = _convert(tree, out, workers=2)
     assert (first.already_converted, again.already_converted) == (False, True)
     assert again.manifest == first.manifest
-    assert _convert(tree, out, seed=5).already_converted  # nothing is carved: the seed does not matter
-    with pytest.raises(UserError, match=r"shards that differ \(dtype: float16 there, float32 now\)"):
+    assert _convert(tree, out, seed=5).already_converted  # no split is carved, so the seed does not matter
+    with pytest.raises(UserError, match=r"shards of another conversion \(dtype: float16 before, float32 now\)"):
         _convert(tree, out, dtype="float32")
     with h5py.File(tree / "FeatureData" / "i3d" / "feature.hdf5", "a") as file:
         file["vid_005"][0, 0] = 5.0
-    with pytest.raises(UserError, match=r"shards that differ \(another i3d/feature\.hdf5\)"):
+    with pytest.raises(UserError, match=r"shards of another conversion \(i3d/feature\.hdf5 changed\)"):
         _convert(tree, out)
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == written
 
 
-def test_large_source_files_are_known_by_size_and_time(
+def test_large_source_files_are_identified_by_size_and_time(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dreamprvr_ray.data.conversion.HASHED_BYTES", 100_000)
+    monkeypatch.setattr("dreamprvr_ray.data.source.HASHED_BYTES", 100_000)
     _convert(tree, tmp_path / "out")
     os.utime(_captions(tree, "train"))
     assert _convert(tree, tmp_path / "out").already_converted
     os.utime(tree / "FeatureData" / "i3d" / "feature.hdf5")
-    with pytest.raises(UserError, match=r"another i3d/feature\.hdf5"):
+    with pytest.raises(UserError, match=r"i3d/feature\.hdf5 changed"):
         _convert(tree, tmp_path / "out")
 
 
-def test_what_is_not_ours_is_left_alone(tree: Path, tmp_path: Path) -> None:
+def test_other_files_are_left_alone(tree: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="out: holds other files"):
         _convert(tree, out)
     assert [path.name for path in out.iterdir()] == ["notes.txt"]
-    with pytest.raises(UserError, match="is a file, must be a folder"):
+    with pytest.raises(UserError, match="is a file; must be a directory"):
         _convert(tree, out / "notes.txt")
     (out / "notes.txt").unlink()
-    assert not _convert(tree, out).already_converted  # an empty folder is as good as none
+    assert not _convert(tree, out).already_converted  # an empty directory is accepted
 
 
 @pytest.mark.usefixtures("many_shards")
-def test_two_at_a_time(tree: Path, tmp_path: Path) -> None:
+def test_two_conversions_at_once(tree: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         _convert(tree, out, report=_interrupt_after(1))
     with open(out / UNFINISHED / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another conversion is writing there"):
+        with pytest.raises(UserError, match="another conversion is using this directory; wait for it to finish"):
             _convert(tree, out)
     assert _convert(tree, out).kept_shards == 1
 
 
-def test_shards_are_bounded(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dreamprvr_ray.data.conversion.SMALLEST_SHARD_BYTES", 1)
-    monkeypatch.setattr("dreamprvr_ray.data.conversion.SHARDS_PER_SPLIT", 1)
-    monkeypatch.setattr("dreamprvr_ray.data.conversion.SHARD_BYTES", 20_000)
+def test_shards_have_a_maximum_size(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dreamprvr_ray.data.shard_plan.SMALLEST_SHARD_BYTES", 1)
+    monkeypatch.setattr("dreamprvr_ray.data.shard_plan.SHARDS_PER_SPLIT", 1)
+    monkeypatch.setattr("dreamprvr_ray.data.shard_plan.SHARD_BYTES", 20_000)
     _convert(tree, tmp_path / "out")
     shards = ShardSet.open(tmp_path / "out").split("train")._shards
-    sizes = [
-        sum(part.numel() * part.element_size() for part in (shard.clips, shard.frames, shard.tokens))
-        for shard in shards
-    ]
+    sizes = [shard.clips.nbytes + shard.frames.nbytes + shard.tokens.nbytes for shard in shards]
     assert max(shard.video_count for shard in shards) > 1
     assert 1 < len(shards) < 8
     assert max(sizes) <= 20_000
 
 
-def test_the_manifest_says_how(tree: Path, tmp_path: Path) -> None:
+def test_the_manifest_records_the_conversion(tree: Path, tmp_path: Path) -> None:
     _captions(tree, "test").unlink()
     _convert(tree, tmp_path / "out", dev_fraction=0.3, seed=4)
     values = json.loads((tmp_path / "out" / MANIFEST).read_text())

@@ -40,10 +40,10 @@ def test_a_split_is_held_where_a_share_of_the_free_memory_is_enough(
     split: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needed = sum(piece.nbytes for pieces in split.features() for piece in pieces)
-    assert ResidentSplit.where_it_fits(split, torch.device("cpu")) is None
+    assert ResidentSplit.if_it_fits(split, torch.device("cpu")) is None
     made = []
     monkeypatch.setattr(ResidentSplit, "__init__", lambda self, split, device: made.append(device))
     for free, fits in ((needed * 4, True), (needed * 4 - 8, False)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 10 * free))
-        assert (ResidentSplit.where_it_fits(split, torch.device("cuda")) is not None) == fits
+        assert (ResidentSplit.if_it_fits(split, torch.device("cuda")) is not None) == fits
     assert made == [torch.device("cuda")] and resident.SHARE == 0.25

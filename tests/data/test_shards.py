@@ -1,3 +1,5 @@
+"""Reading shards: golden rows, order, views of the mapped files, and damage."""
+
 from __future__ import annotations
 
 import json
@@ -11,7 +13,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from dreamprvr_ray.data.shards import MANIFEST, ShardSet
+from dreamprvr_ray.data.manifest import MANIFEST
+from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.data.source import Source
 from dreamprvr_ray.errors import UserError
 
@@ -30,20 +33,20 @@ def test_shards_hold_the_golden_rows(
         split = shards.split(name)
         for number, video in enumerate(split.videos):
             assert split.clips(number).dtype == getattr(torch, dtype)
-            for made, kind in ((split.clips(number), "clip"), (split.frames(number), "frame")):
-                np.testing.assert_allclose(made.float().numpy(), expected[f"{kind}/{video}"], atol=tolerance, rtol=0)
+            for rows, kind in ((split.clips(number), "clip"), (split.frames(number), "frame")):
+                np.testing.assert_allclose(rows.float().numpy(), expected[f"{kind}/{video}"], atol=tolerance, rtol=0)
                 seen.add(f"{kind}/{video}")
         for number, query in enumerate(split.queries):
-            (made,) = split.tokens(number, number + 1)
-            np.testing.assert_allclose(made.float().numpy(), expected[f"text/{query}"], atol=tolerance, rtol=0)
+            (rows,) = split.tokens(number, number + 1)
+            np.testing.assert_allclose(rows.float().numpy(), expected[f"text/{query}"], atol=tolerance, rtol=0)
             seen.add(f"text/{query}")
     assert seen == set(expected)
 
 
 @pytest.mark.usefixtures("many_shards")
-def test_a_split_is_the_caption_file(tree: Path, converted: Converted) -> None:
+def test_a_split_has_the_order_of_the_caption_file(tree: Path, converted: Converted) -> None:
     captions = Source.open(tree, "mini").splits["train"]
-    # Queries of a video need not stand together in the file; in the shards they do, in the file's order.
+    # The queries of a video need not be adjacent in the file; in the shards they are, in the file's order.
     path = tree / "TextData" / "minitrain.caption.txt"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[1:] + lines[:1]))
@@ -74,16 +77,16 @@ def test_a_split_is_the_caption_file(tree: Path, converted: Converted) -> None:
     assert split.moment_fractions is not None
     assert np.isnan(split.moment_fractions[3])
     assert (np.delete(split.moment_fractions, 3) == 0.25).all()
-    # All of test's and val's are unknown, which is not the same as a collection without moments.
+    # No moment of val or test is known, which differs from a collection without moments.
     assert shards.split("val").moment_fractions is not None
 
 
-def test_no_moments(tree: Path, converted: Converted) -> None:
+def test_a_collection_without_moments(tree: Path, converted: Converted) -> None:
     assert converted(tree).split("train").moment_fractions is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/maps")
-def test_features_are_the_mapped_files(tree: Path, converted: Converted) -> None:
+def test_features_are_views_of_the_mapped_files(tree: Path, converted: Converted) -> None:
     allocated = pa.total_allocated_bytes()
     split = converted(tree).split("train")
     for view, kind in ((split.clips(3), "videos"), (split.frames(3), "videos"), (split.tokens(0, 9)[0], "queries")):
@@ -98,7 +101,7 @@ def test_features_are_the_mapped_files(tree: Path, converted: Converted) -> None
     assert pa.total_allocated_bytes() == allocated
 
 
-def test_the_manifest_survives_its_file(tree: Path, converted: Converted, tmp_path: Path) -> None:
+def test_the_manifest_can_be_written_and_read(tree: Path, converted: Converted, tmp_path: Path) -> None:
     manifest = converted(tree).manifest
     assert (manifest.collection, manifest.features, manifest.video_size, manifest.text_size) == ("mini", "i3d", 24, 16)
     assert {name: (split.videos, split.queries) for name, split in manifest.splits.items()} == {
@@ -110,42 +113,44 @@ def test_the_manifest_survives_its_file(tree: Path, converted: Converted, tmp_pa
     assert type(manifest).read(tmp_path / MANIFEST) == manifest
 
 
-def test_what_open_finds(tree: Path, converted: Converted, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nowhere: no such folder of shards"):
+def test_damage_that_open_detects(tree: Path, converted: Converted, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere: no such directory of shards"):
         ShardSet.open(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"no manifest\.json: these are no shards"):
+    with pytest.raises(UserError, match=r"no manifest\.json: not a directory of shards"):
         ShardSet.open(tmp_path)
     shards = converted(tree)
-    with pytest.raises(UserError, match="no split 'tests'; there is train, val, test; did you mean 'test'"):
+    with pytest.raises(UserError, match="no split 'tests'; available: train, val, test; did you mean 'test'"):
         shards.split("tests")
     replace(shards.manifest, schema_version=0).write(shards.directory)
-    with pytest.raises(UserError, match="schema version 0, this program reads 1"):
+    with pytest.raises(UserError, match="schema version must be 1, not 0"):
         ShardSet.open(shards.directory)
     for text in ("{", "[]", '{"schema_version": 1}', '{"schema_version": 1, "splits": {"a": {}}, "files": {}}'):
         (shards.directory / MANIFEST).write_text(text)
-        with pytest.raises(UserError, match="is no manifest of shards"):
+        with pytest.raises(UserError, match="not a manifest of shards"):
             ShardSet.open(shards.directory)
     shards.manifest.write(shards.directory)
     name = "val-00000.videos.arrow"
-    whole = (shards.directory / name).read_bytes()
-    (shards.directory / name).write_bytes(whole[:-1])
-    with pytest.raises(UserError, match=rf"{name}: [\d,]+ bytes, the manifest says [\d,]+: damaged"):
+    complete = (shards.directory / name).read_bytes()
+    (shards.directory / name).write_bytes(complete[:-1])
+    with pytest.raises(UserError, match=rf"{name}: damaged: [\d,]+ bytes, but [\d,]+ in the manifest; convert again"):
         ShardSet.open(shards.directory)
     (shards.directory / name).unlink()
     with pytest.raises(UserError, match=f"{name}: no such file"):
         ShardSet.open(shards.directory)
 
 
-def test_damage_of_the_same_size(tree: Path, converted: Converted) -> None:
+def test_damage_that_only_the_checksum_detects(tree: Path, converted: Converted) -> None:
     shards = converted(tree)
     shards.verify_checksums()
     path = shards.directory / "test-00000.queries.arrow"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"test-00000\.queries\.arrow: SHA-256 is not the manifest's") as error:
+    with pytest.raises(
+        UserError, match=r"test-00000\.queries\.arrow: damaged: SHA-256 differs from the manifest's"
+    ) as error:
         ShardSet.open(shards.directory).verify_checksums()
     assert len(error.value.mistakes) == 1
     path.write_bytes(bytes(len(content)))
-    with pytest.raises(UserError, match=r"test-00000\.queries\.arrow: cannot be read, damaged"):
+    with pytest.raises(UserError, match=r"test-00000\.queries\.arrow: damaged: "):
         ShardSet.open(shards.directory).split("test")

@@ -1,3 +1,5 @@
+"""Reading source trees: both feature formats, captions, moments, and one line for every kind of damage."""
+
 from __future__ import annotations
 
 import json
@@ -9,7 +11,8 @@ import h5py
 import numpy as np
 import pytest
 
-from dreamprvr_ray.data.source import Caption, Source
+from dreamprvr_ray.data.captions import Caption
+from dreamprvr_ray.data.source import Source
 from dreamprvr_ray.errors import UserError
 
 VIDEO = "vid_005"  # of the golden collection, in train, 47 frames
@@ -35,7 +38,7 @@ def read_everything(tree: Path, features: str | None = None) -> None:
         source.query(caption.query)
 
 
-def test_both_formats_are_the_same(tree: Path) -> None:
+def test_both_formats_hold_the_same_features(tree: Path) -> None:
     hdf5 = Source.open(tree, "mini")
     videos = {caption.video for captions in hdf5.splits.values() for caption in captions}
     from_hdf5 = {video: hdf5.video(video) for video in videos}
@@ -54,17 +57,17 @@ def test_raw_features_can_be_sent_to_another_process(tree: Path, format: str) ->
         (features_of(tree) / "feature.hdf5").unlink()
     source = Source.open(tree, "mini")
     expected = source.video(VIDEO)
-    raw = pickle.loads(pickle.dumps(source.raw.subset([VIDEO])))  # noqa: S301 - our own bytes
+    raw = pickle.loads(pickle.dumps(source.raw.subset([VIDEO])))  # noqa: S301 - written by this test
     np.testing.assert_array_equal(raw.video(VIDEO), expected)
     np.testing.assert_array_equal(raw.query(QUERY), source.query(QUERY))
 
 
-def test_root_or_the_collection_itself(tree: Path) -> None:
+def test_the_root_or_the_collection_itself_can_be_opened(tree: Path) -> None:
     assert Source.open(tree, "mini").splits == Source.open(tree.parent, "mini").splits
     assert Source.open(tree, "mini", "i3d").features == "i3d"
 
 
-def test_captions_as_they_come(tree: Path) -> None:
+def test_unusual_captions(tree: Path) -> None:
     lines = [f"{VIDEO}#enc#0 It's  one:\u2028two # three \r\n", "\r\n", f"{VIDEO}#enc#1\r\n", f"{VIDEO}#enc#2 "]
     captions_of(tree).write_bytes("\ufeff".encode() + "".join(lines).encode())
     assert Source.open(tree, "mini").splits["train"] == [
@@ -90,7 +93,7 @@ def test_nothing_in_video2frames_is_executed(tree: Path, tmp_path: Path) -> None
     (features_of(tree) / "feature.hdf5").unlink()
     witness = tmp_path / "executed"
     (features_of(tree) / "video2frames.txt").write_text(f"{{'a': open({str(witness)!r}, 'w').close()}}")
-    with pytest.raises(UserError, match=r"video2frames\.txt: is no Python dictionary"):
+    with pytest.raises(UserError, match=r"video2frames\.txt: not a Python dictionary"):
         Source.open(tree, "mini")
     assert not witness.exists()
 
@@ -98,12 +101,8 @@ def test_nothing_in_video2frames_is_executed(tree: Path, tmp_path: Path) -> None
 def test_moment_fractions(tree: Path) -> None:
     lines: list[dict[str, object]] = [
         {"query": "vid_001#enc#0", "video": "vid_001", "start": 2.0, "end": 4.5, "duration": 10},
-        {
-            "query": "vid_001#enc#1",
-            "video": "vid_001",
-            "start": 4.0,
-            "end": 1.0,
-        },  # swapped; the length is in frame_captions.jsonl
+        # Start and end are swapped; the duration is in frame_captions.jsonl.
+        {"query": "vid_001#enc#1", "video": "vid_001", "start": 4.0, "end": 1.0},
         {"query": "vid_001#enc#2", "video": "vid_001", "start": 0.0, "end": 99.0},
         {"query": "vid_002#enc#0", "video": "vid_002", "start": 0.0, "end": 1.0},
     ]
@@ -115,22 +114,22 @@ def test_moment_fractions(tree: Path) -> None:
     np.testing.assert_allclose([fractions[str(line["query"])] for line in lines], [0.25, 0.25, 1.0, np.nan])
 
 
-def test_videos_of_val_and_test_in_train_are_noted(tree: Path) -> None:
+def test_val_and_test_videos_that_are_also_in_train_are_noted(tree: Path) -> None:
     assert Source.open(tree, "mini").notes() == []
     for split in ("train", "val", "test"):
         with h5py.File(queries_of(tree), "a") as file:
             file[f"{VIDEO}#{split}"] = np.ones((2, 16))
-        _edited(captions_of(tree, split), lambda text, split=split: f"{text}{VIDEO}#{split} someone talks\n")  # type: ignore[misc]
+        _edit(captions_of(tree, split), lambda text, split=split: f"{text}{VIDEO}#{split} someone talks\n")  # type: ignore[misc]
     notes = Source.open(tree, "mini").notes()
-    assert notes == [f"1 of 5 {split} videos are in train, too: '{VIDEO}'" for split in ("val", "test")]
+    assert notes == [f"1 of 5 {split} videos are also in train: '{VIDEO}'" for split in ("val", "test")]
 
 
-def _edited(path: Path, edit: Callable[[str], str]) -> None:
+def _edit(path: Path, edit: Callable[[str], str]) -> None:
     path.write_text(edit(path.read_text()))
 
 
-def _changed(path: Path, name: str, values: np.ndarray | None) -> None:
-    """The same HDF5 file with one dataset replaced or removed."""
+def _replace(path: Path, name: str, values: np.ndarray | None) -> None:
+    """Replace a dataset of an HDF5 file, or remove it."""
     with h5py.File(path, "a") as file:
         del file[name]
         if values is not None:
@@ -149,54 +148,57 @@ def _with(value: float) -> np.ndarray:
 
 HDF5_DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "a video without features": (
-        lambda tree: _changed(features_of(tree) / "feature.hdf5", VIDEO, None),
+        lambda tree: _replace(features_of(tree) / "feature.hdf5", VIDEO, None),
         ["minitrain.caption.txt", VIDEO, "no features"],
     ),
     "a query without features": (
-        lambda tree: _changed(queries_of(tree), QUERY, None),
+        lambda tree: _replace(queries_of(tree), QUERY, None),
         ["minitrain.caption.txt", QUERY, "no features"],
     ),
     "NaN": (
-        lambda tree: _changed(features_of(tree) / "feature.hdf5", VIDEO, _with(np.nan)),
+        lambda tree: _replace(features_of(tree) / "feature.hdf5", VIDEO, _with(np.nan)),
         ["feature.hdf5", VIDEO, "NaN in row 31 of 47"],
     ),
     "infinite": (
-        lambda tree: _changed(features_of(tree) / "feature.hdf5", VIDEO, _with(np.inf)),
+        lambda tree: _replace(features_of(tree) / "feature.hdf5", VIDEO, _with(np.inf)),
         ["feature.hdf5", VIDEO, "infinite"],
     ),
     "NaN in a query": (
-        lambda tree: _changed(queries_of(tree), QUERY, np.full((4, 16), np.nan)),
+        lambda tree: _replace(queries_of(tree), QUERY, np.full((4, 16), np.nan)),
         ["query_feat.hdf5", QUERY, "NaN in row 0 of 4"],
     ),
-    "another video size": (
-        lambda tree: _changed(features_of(tree) / "feature.hdf5", VIDEO, np.ones((3, 23))),
+    "a different video size": (
+        lambda tree: _replace(features_of(tree) / "feature.hdf5", VIDEO, np.ones((3, 23))),
         [VIDEO, "size 23", "24"],
     ),
-    "another query size": (lambda tree: _changed(queries_of(tree), QUERY, np.ones((3, 15))), [QUERY, "size 15", "16"]),
-    "no matrix": (
-        lambda tree: _changed(features_of(tree) / "feature.hdf5", VIDEO, np.ones(24)),
+    "a different query size": (
+        lambda tree: _replace(queries_of(tree), QUERY, np.ones((3, 15))),
+        [QUERY, "size 15", "16"],
+    ),
+    "not a matrix": (
+        lambda tree: _replace(features_of(tree) / "feature.hdf5", VIDEO, np.ones(24)),
         [VIDEO, "(24,)", "(frames, 24)"],
     ),
-    "no numbers": (
-        lambda tree: _changed(features_of(tree) / "feature.hdf5", VIDEO, np.full((2, 24), b"x")),
+    "not numeric": (
+        lambda tree: _replace(features_of(tree) / "feature.hdf5", VIDEO, np.full((2, 24), b"x")),
         ["feature.hdf5", VIDEO],
     ),
     "a video of 0 frames": (
-        lambda tree: _changed(features_of(tree) / "feature.hdf5", VIDEO, np.ones((0, 24))),
+        lambda tree: _replace(features_of(tree) / "feature.hdf5", VIDEO, np.ones((0, 24))),
         [VIDEO, "0 frames"],
     ),
-    "a query of 0 tokens": (lambda tree: _changed(queries_of(tree), QUERY, np.ones((0, 16))), [QUERY, "0 tokens"]),
+    "a query of 0 tokens": (lambda tree: _replace(queries_of(tree), QUERY, np.ones((0, 16))), [QUERY, "0 tokens"]),
     "truncated features": (lambda tree: _cut(features_of(tree) / "feature.hdf5"), ["feature.hdf5", "truncated"]),
     "truncated queries": (lambda tree: _cut(queries_of(tree)), ["query_feat.hdf5", "truncated"]),
     "no query features": (lambda tree: queries_of(tree).unlink(), ["TextData", "query_feat.hdf5"]),
     "an empty split": (lambda tree: captions_of(tree, "val").write_text(" \n"), ["minival.caption.txt", "empty"]),
     "no train split": (lambda tree: captions_of(tree).unlink(), ["minitrain.caption.txt", "no train split"]),
     "a query twice": (
-        lambda tree: _edited(captions_of(tree), lambda text: f"{text}{QUERY} again\n"),
-        ["minitrain.caption.txt, line 24", QUERY, "is in line 16 too"],
+        lambda tree: _edit(captions_of(tree), lambda text: f"{text}{QUERY} again\n"),
+        ["minitrain.caption.txt, line 24", QUERY, "already appears in line 16"],
     ),
     "a line without id": (
-        lambda tree: _edited(captions_of(tree), lambda text: f"{text}someone talks\n"),
+        lambda tree: _edit(captions_of(tree), lambda text: f"{text}someone talks\n"),
         ["line 24", "someone talks", "<video id>#"],
     ),
     "not UTF-8": (
@@ -207,7 +209,7 @@ HDF5_DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         lambda tree: (tree / "moments.jsonl").write_text('{"query": "a"}\n'),
         ["moments.jsonl, line 1", '"start"'],
     ),
-    "a moment that is no JSON": (
+    "a moment that is not JSON": (
         lambda tree: (tree / "moments.jsonl").write_text("\n{\n"),
         ["moments.jsonl, line 2", "JSON"],
     ),
@@ -219,11 +221,11 @@ HDF5_DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "no FeatureData": (
         lambda tree: (tree / "FeatureData").rename(tree / "Features"),
-        ["FeatureData", "no such folder"],
+        ["FeatureData", "no such directory"],
     ),
 }
 BIN_DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
-    "another shape": (
+    "a different shape": (
         lambda tree: (features_of(tree) / "shape.txt").write_text("1856 25"),
         ["feature.bin", "178,176 bytes", "1856 rows of 25"],
     ),
@@ -233,32 +235,32 @@ BIN_DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "truncated features": (lambda tree: _cut(features_of(tree) / "feature.bin"), ["feature.bin", "bytes"]),
     "an id too many": (
-        lambda tree: _edited(features_of(tree) / "id.txt", lambda text: f"{text} one_more"),
+        lambda tree: _edit(features_of(tree) / "id.txt", lambda text: f"{text} one_more"),
         ["id.txt", "1857 frame ids", "1856 rows"],
     ),
     "an id twice": (
-        lambda tree: _edited(features_of(tree) / "id.txt", lambda text: text.replace(" vid_005_3 ", " vid_005_4 ")),
+        lambda tree: _edit(features_of(tree) / "id.txt", lambda text: text.replace(" vid_005_3 ", " vid_005_4 ")),
         ["id.txt", "vid_005_4", "twice"],
     ),
     "an unknown frame": (
-        lambda tree: _edited(features_of(tree) / "id.txt", lambda text: text.replace(" vid_005_3 ", " vid_999_3 ")),
+        lambda tree: _edit(features_of(tree) / "id.txt", lambda text: text.replace(" vid_005_3 ", " vid_999_3 ")),
         ["video2frames.txt", VIDEO, "vid_005_3", "id.txt"],
     ),
     "a video without frames": (
-        lambda tree: _edited(
+        lambda tree: _edit(
             features_of(tree) / "video2frames.txt", lambda text: text.replace("'vid_005': [", "'vid_005': [], 'x': [")
         ),
         ["video2frames.txt", VIDEO, "0 frames"],
     ),
     "a missing video": (
-        lambda tree: _edited(features_of(tree) / "video2frames.txt", lambda text: text.replace("'vid_005':", "'x':")),
+        lambda tree: _edit(features_of(tree) / "video2frames.txt", lambda text: text.replace("'vid_005':", "'x':")),
         ["video2frames.txt", VIDEO, "a caption names"],
     ),
     "malformed video2frames": (
         lambda tree: _cut(features_of(tree) / "video2frames.txt"),
         ["video2frames.txt", "dictionary"],
     ),
-    "video2frames of another kind": (
+    "video2frames that is a list": (
         lambda tree: (features_of(tree) / "video2frames.txt").write_text("['a']"),
         ["video2frames.txt", "list"],
     ),
@@ -267,14 +269,14 @@ BIN_DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", HDF5_DAMAGE)
-def test_damage_to_a_tree_with_hdf5(tree: Path, name: str) -> None:
+def test_damage_to_a_tree_with_hdf5_features(tree: Path, name: str) -> None:
     damage, named = HDF5_DAMAGE[name]
     damage(tree)
     _assert_named(tree, named)
 
 
 @pytest.mark.parametrize("name", BIN_DAMAGE)
-def test_damage_to_a_tree_with_a_matrix(tree: Path, name: str) -> None:
+def test_damage_to_a_tree_with_a_feature_matrix(tree: Path, name: str) -> None:
     (features_of(tree) / "feature.hdf5").unlink()
     damage, named = BIN_DAMAGE[name]
     damage(tree)
@@ -288,25 +290,25 @@ def _assert_named(tree: Path, named: list[str]) -> None:
     assert all("\n" not in mistake for mistake in error.value.mistakes)
 
 
-def test_many_mistakes_are_counted(tree: Path) -> None:
+def test_only_the_first_of_many_mistakes_are_listed(tree: Path) -> None:
     captions_of(tree).write_text("".join(f"new{number}#0 hello\n" for number in range(10)))
     with pytest.raises(UserError) as error:
         Source.open(tree, "mini")
     assert error.value.mistakes[3] == "... and 7 more like these"
 
 
-def test_names_that_are_nearly_right(tree: Path) -> None:
-    with pytest.raises(UserError, match="no collection 'minni'; there is mini; did you mean 'mini'"):
+def test_misspelt_names(tree: Path) -> None:
+    with pytest.raises(UserError, match="no collection 'minni'; available: mini; did you mean 'mini'"):
         Source.open(tree.parent, "minni")
-    with pytest.raises(UserError, match="no captions of collection 'minni'; there is mini; did you mean 'mini'"):
+    with pytest.raises(UserError, match="no captions of collection 'minni'; available: mini; did you mean 'mini'"):
         Source.open(tree, "minni")
-    with pytest.raises(UserError, match="no features 'i3'; there is i3d; did you mean 'i3d'"):
+    with pytest.raises(UserError, match="no features 'i3'; available: i3d; did you mean 'i3d'"):
         Source.open(tree, "mini", "i3")
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="no such directory"):
         Source.open(tree / "nowhere", "mini")
     other = tree / "FeatureData" / "clip"
     other.mkdir()
     (other / "feature.hdf5").touch()
-    with pytest.raises(UserError, match="choose one by --features: clip, i3d"):
+    with pytest.raises(UserError, match="choose one with --features: clip, i3d"):
         Source.open(tree, "mini")
     assert Source.open(tree, "mini", "i3d").features == "i3d"

@@ -1,0 +1,111 @@
+"""Captions and moments of a source tree: which query describes which part of which video.
+
+`source` shows where the files are. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dreamprvr_ray.errors import UserError, first_few
+from dreamprvr_ray.storage.files import read_text
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A query: its id, the id of the video that it describes a part of, and its sentence, which may be empty."""
+
+    query: str
+    video: str
+    text: str
+
+
+def read_captions(path: Path) -> list[Caption]:
+    """Return the captions in a file with lines `<video id>#<anything> <caption>`, in file order.
+
+    Raises:
+        UserError: The file is missing, empty or not UTF-8, or has a malformed line or a repeated query id.
+    """
+    captions: list[Caption] = []
+    line_of: dict[str, int] = {}
+    mistakes = []
+    # Not str.splitlines: captions contain characters that it treats as line ends.
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        query, _, text = line.rstrip("\r").partition(" ")
+        video, hash_sign, _ = query.partition("#")
+        if not video or not hash_sign:
+            mistakes.append(
+                f"{path}, line {number}: must start with a query id <video id>#<...> and a space, not"
+                f" '{line[:40].strip()}'"
+            )
+        elif query in line_of:
+            mistakes.append(f"{path}, line {number}: query id '{query}' already appears in line {line_of[query]}")
+        else:
+            line_of[query] = number
+            captions.append(Caption(query, video, text.strip()))
+    if mistakes:
+        raise UserError(*first_few(mistakes))
+    if not captions:
+        raise UserError(f"{path}: no captions: the split is empty")
+    return captions
+
+
+def read_moment_fractions(moments: Path, frame_captions: Path | None = None) -> dict[str, float]:
+    """Return moment length / video length in [0, 1] by query id; NaN if the video's length is not known.
+
+    Args:
+        moments: JSON lines `{"query", "video", "start", "end"}` in seconds, optionally with the video's "duration".
+        frame_captions: JSON lines `[video, duration in seconds, ...]`, for durations that `moments` does not have.
+
+    Raises:
+        UserError: A file is missing or malformed, or a duration is not positive.
+    """
+    durations: dict[str, float] = {}
+    for where, entry in _json_lines(frame_captions) if frame_captions else ():
+        try:
+            durations[entry[0]] = float(entry[1])
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise UserError(f"{where}: must be [video, duration in seconds, ...]") from None
+    fractions: dict[str, float] = {}
+    for where, entry in _json_lines(moments):
+        try:
+            start, end = float(entry["start"]), float(entry["end"])
+            duration = float(entry.get("duration") or durations.get(entry["video"], np.nan))
+            query = str(entry["query"])
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise UserError(
+                f'{where}: must be {{"query", "video", "start", "end"}} with times in seconds, and "duration" if known'
+            ) from None
+        fractions[query] = moment_fraction(start, end, duration, where)
+    return fractions
+
+
+def moment_fraction(start: float, end: float, duration: float, where: str) -> float:
+    """Return a moment's length / its video's length, clipped to [0, 1]; NaN if `duration` is NaN. All times in seconds.
+
+    Raises:
+        UserError: A time is NaN or `duration` is not positive. The message starts with `where`.
+    """
+    length = abs(end - start)  # annotators sometimes swap start and end, and some moments end after the video
+    if duration <= 0 or length != length:
+        raise UserError(f"{where}: invalid moment of {length:g} s in a video of {duration:g} s")
+    return float(np.clip(length / duration, 0, 1))
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield each non-empty line's position, for messages, and its parsed value."""
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            try:
+                yield where, json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{where}: not valid JSON: {error}") from None

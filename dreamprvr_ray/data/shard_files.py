@@ -1,0 +1,164 @@
+"""The files of a shard: their format, writing them, and mapping them into memory as numpy arrays. Imports no torch.
+
+    SHARDS/manifest.json                see `manifest`; written last
+    SHARDS/<split>-00000.videos.arrow   one Arrow IPC file, uncompressed, one record batch, one row per video:
+        video   string                              the video's id
+        clips   fixed_size_list<T>[32 * Dv]         its clip rows, concatenated
+        frames  list<fixed_size_list<T>[Dv]>        its 1 to 128 frame rows
+    SHARDS/<split>-00000.queries.arrow  likewise for the queries of these videos, one row per query:
+        query, text      string                     the query's id and sentence
+        video            int32                      row of its video in the shard, ascending
+        tokens           list<fixed_size_list<T>[Dt]>   its 1 to 30 token rows
+        moment_fraction  float64                    moment length / video length, NaN if unknown; absent if the
+                                                    collection has no moments
+
+T is float16 or float32. All rows are pooled and normalised (see `pooling`). Videos are in order of first appearance in
+the caption file, queries are grouped by video in file order, and a video and its queries are in the same shard. Two
+splits may name the same shards (protocol `paper`: val is test).
+
+Shapes: V videos, Q queries, N frame rows and T token rows of one shard; Dv and Dt values per video and text row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+
+from dreamprvr_ray.config import CLIPS
+from dreamprvr_ray.data.manifest import FileRecord
+from dreamprvr_ray.errors import UserError, first_line
+from dreamprvr_ray.storage.files import replacing_file
+
+_DTYPES: Mapping[pa.DataType, np.dtype[Any]] = {
+    pa.float16(): np.dtype(np.float16),
+    pa.float32(): np.dtype(np.float32),
+    pa.float64(): np.dtype(np.float64),
+    pa.int32(): np.dtype(np.int32),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class ShardContent:
+    """What `write_shard` writes. Features are of the shards' dtype."""
+
+    videos: Sequence[str]  # (V,) ids
+    clips: np.ndarray  # (V, 32, Dv)
+    frames: np.ndarray  # (N, Dv), the videos' frame rows concatenated
+    frame_counts: np.ndarray  # (V,) int, sum N
+    queries: Sequence[str]  # (Q,) ids, grouped by video
+    texts: Sequence[str]  # (Q,) sentences
+    owner: np.ndarray  # (Q,) int, ascending: row of the query's video
+    tokens: np.ndarray  # (T, Dt), the queries' token rows concatenated
+    token_counts: np.ndarray  # (Q,) int, sum T
+    moment_fractions: np.ndarray | None  # (Q,) float64 in [0, 1], NaN if unknown; None if the collection has no moments
+
+
+def write_shard(directory: Path, stem: str, content: ShardContent) -> dict[str, FileRecord]:
+    """Write a shard's two files, each atomically, and return their records by name.
+
+    The bytes depend on `content` only.
+    """
+    videos = {
+        "video": pa.array(content.videos, pa.string()),
+        "clips": _fixed_size_lists(content.clips.reshape(len(content.videos), -1)),
+        "frames": _lists(content.frames, content.frame_counts),
+    }
+    queries = {
+        "query": pa.array(content.queries, pa.string()),
+        "text": pa.array(content.texts, pa.string()),
+        "video": _to_arrow(content.owner.astype(np.int32)),
+        "tokens": _lists(content.tokens, content.token_counts),
+    }
+    if content.moment_fractions is not None:
+        queries["moment_fraction"] = _to_arrow(content.moment_fractions.astype(np.float64))
+    records = {}
+    for kind, columns in (("videos", videos), ("queries", queries)):
+        path = directory / f"{stem}.{kind}.arrow"
+        batch = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
+        with replacing_file(path) as partial:
+            with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+                writer.write_batch(batch)
+            records[path.name] = FileRecord.of(partial)
+    return records
+
+
+class MappedShard:
+    """A shard's two files mapped into memory. Arrays are read-only views of the files: nothing is copied.
+
+    Attributes:
+        video_count: V.
+        query_count: Q.
+        clips: (V, 32, Dv), float16 or float32.
+        frames: (N, Dv), same dtype.
+        frame_offsets: (V + 1,) int64: the frame rows of video v are frame_offsets[v]:frame_offsets[v + 1].
+        tokens: (T, Dt), same dtype.
+        token_offsets: (Q + 1,) int64: the token rows of query q are token_offsets[q]:token_offsets[q + 1].
+    """
+
+    def __init__(self, directory: Path, stem: str) -> None:
+        """Map the files of the shard `stem`. Raises `UserError` if one is damaged."""
+        self._videos = _map_batch(directory / f"{stem}.videos.arrow")
+        self._queries = _map_batch(directory / f"{stem}.queries.arrow")
+        self.video_count: int = self._videos.num_rows
+        self.query_count: int = self._queries.num_rows
+        frames, tokens = self._videos.column("frames"), self._queries.column("tokens")
+        self.frame_offsets: np.ndarray = _to_numpy(frames.offsets).astype(np.int64)
+        self.token_offsets: np.ndarray = _to_numpy(tokens.offsets).astype(np.int64)
+        clips = _rows(self._videos.column("clips"))
+        self.clips = clips.reshape(self.video_count, CLIPS, clips.shape[1] // CLIPS)
+        self.frames = _rows(frames.flatten())
+        self.tokens = _rows(tokens.flatten())
+
+    @property
+    def owner(self) -> np.ndarray:
+        """(Q,) int64, ascending: row of each query's video in this shard."""
+        return _to_numpy(self._queries.column("video")).astype(np.int64)
+
+    @property
+    def moment_fractions(self) -> np.ndarray | None:
+        """(Q,) float64, NaN if unknown; None if the collection has no moments."""
+        names = self._queries.schema.names
+        return _to_numpy(self._queries.column("moment_fraction")) if "moment_fraction" in names else None
+
+    def strings(self, column: str) -> list[str]:
+        """Return a column of strings: `video` (V,), `query` (Q,) or `text` (Q,)."""
+        batch = self._queries if column in ("query", "text") else self._videos
+        return cast(list[str], batch.column(column).to_pylist())
+
+
+def _map_batch(path: Path) -> pa.RecordBatch:
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path}: damaged: {first_line(error)}") from None
+
+
+def _rows(lists: pa.FixedSizeListArray) -> np.ndarray:
+    """Return the memory of an array of fixed-size lists as (rows, size)."""
+    return _to_numpy(lists.flatten()).reshape(len(lists), lists.type.list_size)
+
+
+def _to_numpy(array: pa.Array) -> np.ndarray:
+    """Return the memory of an array without nulls. (`pa.Array.to_numpy` takes most of a second to import pandas.)"""
+    dtype = _DTYPES[array.type]
+    return np.frombuffer(array.buffers()[1], dtype, count=len(array), offset=array.offset * dtype.itemsize)
+
+
+def _to_arrow(values: np.ndarray) -> pa.Array:
+    """Return a one-dimensional array's memory as an Arrow array."""
+    type_ = next(type_ for type_, dtype in _DTYPES.items() if dtype == values.dtype)
+    return pa.Array.from_buffers(type_, len(values), [None, pa.py_buffer(values)])
+
+
+def _fixed_size_lists(rows: np.ndarray) -> pa.FixedSizeListArray:
+    return pa.FixedSizeListArray.from_arrays(_to_arrow(np.ascontiguousarray(rows).reshape(-1)), rows.shape[1])
+
+
+def _lists(rows: np.ndarray, counts: np.ndarray) -> pa.ListArray:
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    return pa.ListArray.from_arrays(_to_arrow(offsets), _fixed_size_lists(rows))
