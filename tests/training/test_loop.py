@@ -325,5 +325,5 @@ def test_with_val_it_learns_from_train_and_val_to_the_last_epoch(shards: ShardSe
 def test_val_that_is_test_is_not_learnt_from(shards: ShardSet, tmp_path: Path) -> None:
     splits = dict(shards.manifest.splits) | {"val": shards.manifest.splits["test"]}
     same = ShardSet(shards.directory, replace(shards.manifest, splits=splits, protocol="paper"))
-    with pytest.raises(UserError, match="val and test are the same here"):
+    with pytest.raises(UserError, match="cannot train on val: it is the test split"):
         fit(experiment(with_val=True), same, DirectoryReporter(tmp_path), device=CPU)
