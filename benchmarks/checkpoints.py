@@ -16,14 +16,17 @@ from typing import Any
 import ray.train
 
 from dreamprvr_ray.checkpoints.checkpoint import EXPERIMENT, Checkpoint
+from dreamprvr_ray.checkpoints.layout import CHECKPOINTS
 from dreamprvr_ray.checkpoints.store import CheckpointStore
 from dreamprvr_ray.command_line import Parser, print_json, run
-from dreamprvr_ray.config import Experiment, load_experiment, parse_overrides
+from dreamprvr_ray.config import load_experiment, parse_overrides
 from dreamprvr_ray.data.cache import local_shards, read_manifest
-from dreamprvr_ray.runtime.ray_internals import Trainer
+from dreamprvr_ray.runtime.ray_internals.trainers import Trainer
+from dreamprvr_ray.runtime.reporting import RayTrainReporter
 from dreamprvr_ray.runtime.resources import plan_group
 from dreamprvr_ray.runtime.session import ray_session
-from dreamprvr_ray.runtime.train_run import RayTrainReporter, run_config, scaling_config
+from dreamprvr_ray.runtime.train_run import run_config, scaling_config
+from dreamprvr_ray.runtime.worker import TrainJob
 from dreamprvr_ray.storage.location import Storage, absolute
 from dreamprvr_ray.training.loop import fit, with_feature_sizes
 from dreamprvr_ray.training.reporter import EpochResult, Snapshot
@@ -62,10 +65,11 @@ class TimedReporter(RayTrainReporter):
         self.rows.append(row)
 
 
-def work(job: dict[str, Any]) -> list[dict[str, float]]:
+def work(values: dict[str, Any]) -> list[dict[str, float]]:
     """One worker."""
-    reporter = TimedReporter(CheckpointStore(Storage(job["run"]) / "checkpoints"))
-    fit(Experiment.model_validate(job["experiment"]), local_shards(job["shards"]), reporter)
+    job = TrainJob.from_dict(values)
+    reporter = TimedReporter(CheckpointStore(Storage(job.run) / CHECKPOINTS))
+    fit(job.experiment, local_shards(job.shards), reporter)
     reporter.store.wait()
     return reporter.rows
 
@@ -83,9 +87,11 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="dreamprvr-checkpoints-") as folder, ray_session(dashboard=False):
         storage, group = Storage.of(folder), plan_group(1)
         storage.write_text(EXPERIMENT, experiment.to_yaml())
-        job = {"experiment": experiment.model_dump(), "shards": absolute(options.shards), "run": storage.location}
+        job = TrainJob(experiment, absolute(options.shards), storage.location)
         config = run_config(storage, "ray", experiment)
-        trainer = Trainer(work, train_loop_config=job, scaling_config=scaling_config(group), run_config=config)
+        trainer = Trainer(
+            work, train_loop_config=job.to_dict(), scaling_config=scaling_config(group), run_config=config
+        )
         result: ray.train.Result = trainer.fit()
         rows = result.return_value
     for number, row in enumerate(rows, start=1):

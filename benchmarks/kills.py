@@ -46,7 +46,7 @@ SETTINGS = [
     *("model.hidden_size=16", "model.branches=2", "model.dropout=0", "model.input_dropout=0"),
 ]
 WINDOW = 3  # epochs after a first step within which the next kill comes
-STEP = r"trains? (again|\d)"
+STEP = r"^training (re)?started"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-# As Ray's workers are started (`ray_session.WORKER_ENVIRONMENT`).
+# As Ray's workers are started (`runtime.session.WORKER_ENVIRONMENT`).
 ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",

@@ -1,7 +1,7 @@
-"""Says every mistake in a cluster file that can be seen without an account, one a line: python cluster/check.py cluster/gpu.yaml
+"""Print every mistake in a cluster file that can be found without an account: python cluster/check.py cluster/gpu.yaml
 
-`ray up` starts machines by whatever it understands: it takes an unknown key of a provider for nothing, a second key for the only one, and
-an option that no machine can be given for one to be refused later, by AWS.
+`ray up` checks little before it starts machines: it ignores unknown keys of a provider, takes the last of two equal
+keys, and leaves invalid machine options for AWS to refuse later.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import Any
 
 import yaml
 
-PLACE = re.compile(r"<[A-Z][A-Z0-9_ ]*>")
+PLACEHOLDER = re.compile(r"<[A-Z][A-Z0-9_ ]*>")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-# What Ray reads of `provider`; its schema lists what any provider may have, and allows all else.
+# The keys that Ray reads from `provider`. Its schema lists the keys of all providers together and allows any others.
 PROVIDERS = {
     "aws": (
         *("type", "region", "availability_zone", "cache_stopped_nodes", "use_internal_ips", "use_external_head_ip"),
@@ -31,61 +31,61 @@ PROVIDERS = {
     ),
     "local": ("type", "head_ip", "worker_ips", "external_head_ip", "coordinator_address"),
 }
-EC2_OWN = ("SubnetIds",)  # a key of Ray's own among those of EC2's RunInstances
+RAY_NODE_KEYS = ("SubnetIds",)  # Ray's own key in `node_config`; all others are those of EC2's RunInstances
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is written twice, of which YAML takes the last."""
+    """A YAML loader that refuses a key given twice; YAML would use the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{key}: there twice", node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"{key}: given twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
 def mistakes(path: Path) -> list[str]:
+    """Return the mistakes in a cluster file, one line each."""
     try:
         config = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
-        return ["there is no such file"]
+        return ["file does not exist"]
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         return [f"{f'line {mark.line + 1}: ' if mark else ''}{getattr(error, 'problem', None) or error}"]
     if not isinstance(config, dict):
-        return ["not a cluster: no keys at the top"]
+        return ["must be a mapping"]
     found = [
-        *_places(config, ""),
-        *_keys(config),
-        *_shape(config),
-        *_nodes(config),
-        *_commands(config),
-        *_files(config),
+        *_placeholders(config, ""),
+        *_unknown_keys(config),
+        *_schema_errors(config),
+        *_node_errors(config),
+        *_start_command_errors(config),
+        *_missing_files(config),
     ]
-    return list(dict.fromkeys(found or _rays_own(config)))
+    return list(dict.fromkeys(found or _errors_of_ray(config)))
 
 
-def _places(value: Any, where: str) -> Iterator[str]:
+def _placeholders(value: Any, where: str) -> Iterator[str]:
     if isinstance(value, dict):
-        for key, each in value.items():
-            yield from _places(each, f"{where}.{key}".lstrip("."))
+        for key, item in value.items():
+            yield from _placeholders(item, f"{where}.{key}".lstrip("."))
     elif isinstance(value, list):
-        for number, each in enumerate(value):
-            yield from _places(each, f"{where}[{number}]")
-    elif isinstance(value, str) and (places := PLACE.findall(value)):
-        yield f"{where}: fill in {', '.join(dict.fromkeys(places))}"
+        for index, item in enumerate(value):
+            yield from _placeholders(item, f"{where}[{index}]")
+    elif isinstance(value, str) and (placeholders := PLACEHOLDER.findall(value)):
+        yield f"{where}: fill in {', '.join(dict.fromkeys(placeholders))}"
 
 
 def _unknown(key: object, known: Iterable[str], where: str, what: str = "key") -> str:
     known = list(known)
-    lower = {each.lower(): each for each in known}
-    near = (
-        [lower[str(key).lower()]]
-        if str(key).lower() in lower
-        else difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-    )
-    return f"{where}: unknown {what} {key}{f', near {near[0]}' if near else ''}"
+    by_lower_case = {name.lower(): name for name in known}
+    if str(key).lower() in by_lower_case:
+        close = [by_lower_case[str(key).lower()]]
+    else:
+        close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+    return f"{where}: unknown {what} {key}{f'; did you mean {close[0]}?' if close else ''}"
 
 
 @cache
@@ -96,14 +96,14 @@ def _schema() -> dict[str, Any]:
     return schema
 
 
-def _keys(config: dict[str, Any]) -> Iterator[str]:
-    """Keys that Ray does not read, wherever it knows them all."""
+def _unknown_keys(config: dict[str, Any]) -> Iterator[str]:
+    """Yield the keys that Ray does not read, in the sections whose keys are all known."""
     schema, provider = _schema(), config.get("provider")
     kind = provider.get("type") if isinstance(provider, dict) else None
     if kind not in PROVIDERS:
-        yield _unknown(kind, PROVIDERS, "provider.type", "kind of provider (this check knows aws and local)")
+        yield _unknown(kind, PROVIDERS, "provider.type", "provider type (this check supports aws and local)")
     top = [*schema["properties"], *(["min_workers"] if kind == "local" else [])]
-    yield from (_unknown(key, top, "the file") for key in config if key not in top)
+    yield from (_unknown(key, top, "top level") for key in config if key not in top)
     sections = {"provider": PROVIDERS.get(str(kind)), "auth": None, "docker": None}
     for name, known in sections.items():
         if isinstance(section := config.get(name), dict) and (known or name != "provider"):
@@ -121,23 +121,23 @@ def _types(config: dict[str, Any]) -> dict[str, Any]:
     return {name: node for name, node in types.items() if isinstance(node, dict)} if isinstance(types, dict) else {}
 
 
-def _shape(config: dict[str, Any]) -> Iterator[str]:
-    """What Ray's schema says of values."""
+def _schema_errors(config: dict[str, Any]) -> Iterator[str]:
+    """Yield the values that do not match Ray's schema."""
     import jsonschema
 
     for error in jsonschema.Draft7Validator(_schema()).iter_errors(config):
         where = ".".join(map(str, error.absolute_path))
-        if error.validator != "additionalProperties":  # said already, with the key that is near
-            yield f"{where or 'the file'}: {error.message}"
+        if error.validator != "additionalProperties":  # reported by `_unknown_keys`, with a suggestion
+            yield f"{where or 'top level'}: {error.message}"
 
 
-def _nodes(config: dict[str, Any]) -> Iterator[str]:
-    """Machines that EC2 would refuse, or that never come."""
+def _node_errors(config: dict[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with node types: machines that EC2 would refuse, or that could never start."""
     for name, node in _types(config).items():
         where = f"available_node_types.{name}"
-        least, most = node.get("min_workers", 0), node.get("max_workers")
-        if isinstance(least, int) and isinstance(most, int) and least > most:
-            yield f"{where}: min_workers {least} is more than max_workers {most}"
+        minimum, maximum = node.get("min_workers", 0), node.get("max_workers")
+        if isinstance(minimum, int) and isinstance(maximum, int) and minimum > maximum:
+            yield f"{where}: min_workers {minimum} must not exceed max_workers {maximum}"
     provider = config.get("provider")
     if not isinstance(provider, dict) or provider.get("type") != "aws":
         return
@@ -145,29 +145,32 @@ def _nodes(config: dict[str, Any]) -> Iterator[str]:
 
     regions, shape = _ec2()
     region = str(provider.get("region"))
-    if region not in regions and not PLACE.search(region):
+    if region not in regions and not PLACEHOLDER.search(region):
         yield _unknown(region, regions, "provider.region", "region")
     for zone in str(provider.get("availability_zone", region)).split(","):
         if not zone.strip().startswith(region):
             yield f"provider.availability_zone: {zone.strip()} is not in {region}"
     for name, node in _types(config).items():
-        where, wanted = f"available_node_types.{name}.node_config", node.get("node_config")
-        if not isinstance(wanted, dict):
+        where, node_config = f"available_node_types.{name}.node_config", node.get("node_config")
+        if not isinstance(node_config, dict):
             continue
-        wanted = {key: value for key, value in wanted.items() if key not in EC2_OWN}
-        yield from _values(wanted, shape, where)
-        report = ParamValidator().validate({"MinCount": 1, "MaxCount": 1} | wanted, shape)
+        options = {key: value for key, value in node_config.items() if key not in RAY_NODE_KEYS}
+        yield from _ec2_errors(options, shape, where)
+        report = ParamValidator().validate({"MinCount": 1, "MaxCount": 1} | options, shape)
         for line in report.generate_report().splitlines():
             if not line.startswith("Unknown parameter"):
                 yield f"{where}: {line}"
-        image = str(wanted.get("ImageId", ""))
-        if not re.fullmatch(r"ami-[0-9a-f]{8,17}", image) and not PLACE.search(image):
-            yield f"{where}.ImageId: {image or 'missing'}: Ray's own are of Ubuntu 18.04; an image is ami- and 17 hexadecimal digits"
+        image = str(options.get("ImageId", ""))
+        if not re.fullmatch(r"ami-[0-9a-f]{8,17}", image) and not PLACEHOLDER.search(image):
+            yield (
+                f"{where}.ImageId: {image or 'missing'}: must be ami- and 17 hexadecimal digits"
+                " (without one, Ray chooses an image with Ubuntu 18.04)"
+            )
 
 
 @cache
 def _ec2() -> tuple[list[str], Any]:
-    """EC2's regions, and what it takes for a machine, as this botocore knows them."""
+    """Return EC2's regions and the shape of its RunInstances request, as the installed botocore describes them."""
     import botocore.session
 
     session = botocore.session.Session()
@@ -176,82 +179,81 @@ def _ec2() -> tuple[list[str], Any]:
     ).input_shape
 
 
-def _values(value: Any, shape: Any, where: str) -> Iterator[str]:
-    """Keys that EC2 does not have, and words where it has a list of them."""
+def _ec2_errors(value: Any, shape: Any, where: str) -> Iterator[str]:
+    """Yield the keys that EC2 does not have, and the values that are not in its enumerations."""
     if shape.type_name == "structure" and isinstance(value, dict):
-        for key, each in value.items():
+        for key, item in value.items():
             if key in shape.members:
-                yield from _values(each, shape.members[key], f"{where}.{key}")
+                yield from _ec2_errors(item, shape.members[key], f"{where}.{key}")
             else:
-                yield _unknown(key, shape.members, where, "key of EC2's")
+                yield _unknown(key, shape.members, where, "EC2 key")
     elif shape.type_name == "list" and isinstance(value, list):
-        for number, each in enumerate(value):
-            yield from _values(each, shape.member, f"{where}[{number}]")
-    elif (
-        shape.type_name == "string"
-        and isinstance(value, str)
-        and (words := getattr(shape, "enum", []))
-        and value not in words
-    ):
-        yield _unknown(value, words, where, "value")
+        for index, item in enumerate(value):
+            yield from _ec2_errors(item, shape.member, f"{where}[{index}]")
+    elif shape.type_name == "string" and isinstance(value, str):
+        allowed = getattr(shape, "enum", [])
+        if allowed and value not in allowed:
+            yield _unknown(value, allowed, where, "value")
 
 
-def _commands(config: dict[str, Any]) -> Iterator[str]:
-    """Ray's start: its options, the token, and a dashboard that the network does not reach."""
+def _start_command_errors(config: dict[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the `ray start` commands: options, the token, and the dashboard's address."""
     from ray.scripts.scripts import start
 
-    options = [option for parameter in start.params for option in (*parameter.opts, *parameter.secondary_opts)]
+    known = [option for parameter in start.params for option in (*parameter.opts, *parameter.secondary_opts)]
     for name in ("head_start_ray_commands", "worker_start_ray_commands"):
         commands = config.get(name)
-        starts = [str(each) for each in commands if "ray start" in str(each)] if isinstance(commands, list) else []
+        starts = [str(line) for line in commands if "ray start" in str(line)] if isinstance(commands, list) else []
         if not starts:
-            yield f"{name}: no `ray start`"
+            yield f"{name}: must contain `ray start`"
         for command in starts:
-            before, _, after = command.partition("ray start")
-            given = dict(
-                word.partition("=")[::2] for word in shlex.split(after, comments=True) if word.startswith("--")
+            environment, _, arguments = command.partition("ray start")
+            options = dict(
+                word.partition("=")[::2] for word in shlex.split(arguments, comments=True) if word.startswith("--")
             )
             yield from (
-                _unknown(option, options, name, "option of ray start") for option in given if option not in options
+                _unknown(option, known, name, "option of ray start") for option in options if option not in known
             )
-            if "RAY_AUTH_MODE=token" not in before:
-                yield f"{name}: RAY_AUTH_MODE=token is not set: whoever reaches the machine may run anything on it"
+            if "RAY_AUTH_MODE=token" not in environment:
+                yield f"{name}: RAY_AUTH_MODE=token is not set: whoever can reach the machine can run anything on it"
             if name.startswith("worker"):
                 continue
-            if "--autoscaling-config" not in given:
-                yield f"{name}: without --autoscaling-config=~/ray_bootstrap_config.yaml no worker is ever started"
-            if given.get("--dashboard-host", LOOPBACK[0]) not in LOOPBACK:
-                yield f"{name}: --dashboard-host={given['--dashboard-host']} opens the dashboard to the network; `ray dashboard` needs 127.0.0.1 only"
+            if "--autoscaling-config" not in options:
+                yield f"{name}: without --autoscaling-config=~/ray_bootstrap_config.yaml no worker ever starts"
+            if (host := options.get("--dashboard-host", LOOPBACK[0])) not in LOOPBACK:
+                yield (
+                    f"{name}: --dashboard-host={host} opens the dashboard to the network; use 127.0.0.1, which is all"
+                    " that `ray dashboard` needs"
+                )
 
 
-def _files(config: dict[str, Any]) -> Iterator[str]:
-    """What is to be sent, and is not here."""
+def _missing_files(config: dict[str, Any]) -> Iterator[str]:
+    """Yield the local files and directories that the file refers to and that do not exist."""
     mounts, auth = config.get("file_mounts"), config.get("auth")
     for remote, local in mounts.items() if isinstance(mounts, dict) else ():
-        if not Path(str(local)).expanduser().exists() and not PLACE.search(str(local)):
-            how = (
-                ": make it with `ray get-auth-token --generate`"
-                if Path(str(local)).name == "auth_token"
-                else f" in {Path.cwd().name}"
-            )
-            yield f"file_mounts.{remote}: there is no {local}{how}"
+        if not Path(str(local)).expanduser().exists() and not PLACEHOLDER.search(str(local)):
+            if Path(str(local)).name == "auth_token":
+                hint = "; create it with `ray get-auth-token --generate`"
+            else:
+                hint = f" in {Path.cwd().name}"
+            yield f"file_mounts.{remote}: {local} does not exist{hint}"
     if not isinstance(mounts, dict) or "~/.ray/auth_token" not in mounts:
-        yield "file_mounts: ~/.ray/auth_token is missing, without which no node can join"
+        yield "file_mounts: ~/.ray/auth_token is missing; without it no node can join"
     key = str(auth.get("ssh_private_key", "")) if isinstance(auth, dict) else ""
-    if key and not PLACE.search(key) and not Path(key).expanduser().exists():
-        yield f"auth.ssh_private_key: there is no {key}"
+    if key and not PLACEHOLDER.search(key) and not Path(key).expanduser().exists():
+        yield f"auth.ssh_private_key: {key} does not exist"
 
 
-def _rays_own(config: dict[str, Any]) -> list[str]:
-    """What Ray says when it has filled in its defaults."""
+def _errors_of_ray(config: dict[str, Any]) -> list[str]:
+    """Return what Ray's own validation reports once it has filled in its defaults."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    said = io.StringIO()
+    output = io.StringIO()
     try:
-        with redirect_stdout(said), redirect_stderr(said):
+        with redirect_stdout(output), redirect_stderr(output):
             validate_config(prepare_config(copy.deepcopy(config)))
     except (Exception, SystemExit) as error:
-        lines = [line for line in (str(error) or said.getvalue()).splitlines() if line.strip()]
+        lines = [line for line in (str(error) or output.getvalue()).splitlines() if line.strip()]
         return [f"Ray: {lines[0] if lines else type(error).__name__}"]
     return []
 
@@ -265,7 +267,7 @@ def main() -> None:
         print(f"{path}: {mistake}", file=sys.stderr)
     if found:
         sys.exit(2)
-    print(f"{path}: fine")
+    print(f"{path}: no mistakes found")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Which machine Ray's autoscaler orders next: a spot one, and an on-demand one while spot machines are refused.
+"""Which node type Ray's autoscaler requests next: spot machines, or on-demand machines while spot requests are refused.
 
-Ray 2.60 by itself orders the same kind of machine again and again when the cloud has none left
-(github.com/ray-project/ray/issues/20774). Its older autoscaler remembers for half an hour what was refused, and takes a function of ours to
-decide with; cluster/gpu.yaml names this one in RAY_AUTOSCALER_UTILIZATION_SCORER. It runs on the head, in Ray's environment.
+When the cloud has no capacity left, Ray 2.60 requests the same node type again and again
+(github.com/ray-project/ray/issues/20774). Its older autoscaler remembers refused requests for half an hour and accepts
+a custom scoring function; cluster/gpu.yaml sets RAY_AUTOSCALER_UTILIZATION_SCORER to this one. It runs on the head, in
+Ray's environment.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ def score(
     *,
     node_availability_summary: NodeAvailabilitySummary,
 ) -> tuple[Any, ...] | None:
-    """Ray's own order, but what was refused lately comes after what was not, and of two that are alike spot comes first."""
-    usual = _default_utilization_scorer(
+    """Score a node type in Ray's order, but rank types refused recently last, and spot types first among equals."""
+    default = _default_utilization_scorer(
         node_resources, resources, node_type, node_availability_summary=node_availability_summary
     )
-    if usual is None:  # it has no room for what is asked
+    if default is None:  # the resources do not fit on this node type
         return None
     record = node_availability_summary.node_availabilities.get(node_type)
-    fits_kind, *rest = usual  # no GPU machine for what needs none
-    return (fits_kind, record is None or record.is_available, *rest, "spot" in node_type)
+    avoids_gpus, *rest = default  # the first entry keeps work without GPUs off GPU machines
+    return (avoids_gpus, record is None or record.is_available, *rest, "spot" in node_type)

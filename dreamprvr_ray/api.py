@@ -8,7 +8,6 @@ Modules that take seconds to load (torch, Ray) are imported by the functions tha
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -105,9 +104,7 @@ def run_training(
     from dreamprvr_ray.runtime.train_run import train
 
     count = WorkerCount.parse(str(workers))
-    return train(
-        _experiment(config, overrides), str(shards), str(out), count, resume=resume, say=log, began=time.time()
-    )
+    return train(_experiment(config, overrides), str(shards), str(out), count, resume=resume, print_line=log)
 
 
 def run_search(

@@ -1,4 +1,4 @@
-"""What every command shares: users' mistakes as one line each and exit code 2, and the final line of JSON."""
+"""What all commands share: argument parser, exit codes, one-line errors, progress on stderr, the final line of JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dreamprvr_ray.errors import Failure, NotWritableError, UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser with `--version` and `--json`, whose errors are one line. The command is `python -m PACKAGE.COMMAND`."""
+    """The argument parser of `python -m PACKAGE.COMMAND`: adds `--version` and `--json`, and raises `UserError`."""
 
     def __init__(self, command: str, description: str, package: str = "dreamprvr_ray") -> None:
         super().__init__(prog=f"python -m {package}.{command}", description=description, allow_abbrev=False)
@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
         return "\n\n".join(parts) + "\n"
 
     def add_overrides(self, *documented_keys: tuple[str, type[Section]]) -> None:
-        """Add `--set KEY=VALUE`, which may be given several times or with several pairs.
+        """Add `--set KEY=VALUE`, which can be given several times and with several pairs.
 
         `--help` ends with the keys of each given section, under the given heading.
         """
@@ -51,11 +51,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
-    """Runs a command and exits: 0, 2 for a user's mistake, 1 for a failure, 130 when interrupted or asked to end, else `main`'s own code
-    (a traceback exits 1)."""
-    before = signal.signal(
-        signal.SIGTERM, _interrupt
-    )  # `ray job stop` and batch systems send it: it ends as after Ctrl-C
+    """Run a command and exit with its code.
+
+    The code is what `main` returns, else 0; 1 for a `Failure` or any other exception, 2 for a `UserError`, 130 after
+    Ctrl-C or SIGTERM.
+    """
+    # `ray job stop` and batch systems send SIGTERM: end as after Ctrl-C.
+    sigterm_handler = signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = main(sys.argv[1:]) or 0
         sys.stdout.flush()
@@ -72,20 +74,25 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
-    except BrokenPipeError:  # the reader of our output went away, as in `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes when it ends
+    except BrokenPipeError:  # the reader of our output has closed it, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's flush at exit would fail again
         code = 1
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, sigterm_handler)
     sys.exit(code)
 
 
 def _interrupt(*_: object) -> None:
-    signal.raise_signal(signal.SIGINT)  # which Ray Tune handles in a way of its own
+    signal.raise_signal(signal.SIGINT)  # not KeyboardInterrupt: Ray Tune installs its own handler for SIGINT
+
+
+def print_progress(line: str) -> None:
+    """Print a line on stderr at once; stdout is for results."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def print_json(values: dict[str, Any]) -> None:
-    """One line of JSON on stdout, the last thing that a command with `--json` prints. NaN and infinities become null."""
+    """Print one line of JSON on stdout, the last output of a command with `--json`. NaN and infinities become null."""
     print(json.dumps(_plain(values)), flush=True)
 
 

@@ -1,81 +1,88 @@
-"""`python -m dreamprvr_ray.train`: trains one experiment in Ray Train workers."""
+"""`python -m dreamprvr_ray.train`: train one model in Ray Train workers."""
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from importlib import import_module
 
-from dreamprvr_ray.command_line import Parser, print_json, run
+from dreamprvr_ray.command_line import Parser, print_json, print_progress, run
 from dreamprvr_ray.config import Experiment, load_experiment, parse_overrides
 from dreamprvr_ray.errors import UserError, redact
 
 
 def main(arguments: list[str]) -> None:
-    began = time.time()
-    parser = Parser(
-        "train", "Train one experiment in Ray Train workers; the best checkpoint by val SumR ends up in OUT/best."
-    )
-    parser.add_argument("--config", required=True, help="a preset (tvr, activitynet, charades, demo) or a YAML file")
-    parser.add_argument("--shards", help="what `convert` wrote: a folder, or a URI as s3://bucket/shards")
-    parser.add_argument("--out", help="the run's new directory, or a URI as s3://bucket/run")
-    parser.add_argument(
-        "--workers",
-        default="1",
-        help="data-parallel workers, a GPU each where there are enough; 2:8: from two to eight, as there is room",
-    )
-    parser.add_argument("--resume", action="store_true", help="go on with the run in OUT")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and its cost, and train nothing")
-    parser.add_overrides(("configuration keys (docs/configuration.md explains them in full):", Experiment))
-    options = parser.parse_args(arguments)
+    started = time.time()
+    options = _parser().parse_args(arguments)
     experiment = load_experiment(options.config, parse_overrides(options.set))
     from dreamprvr_ray.runtime.resources import WorkerCount
 
     workers = WorkerCount.parse(options.workers)
     if options.dry_run:
-        from dreamprvr_ray.training.cost import estimate
-
-        cost = estimate(experiment)
-        print(
-            "\n".join(
-                [
-                    f"config: {options.config}",
-                    *(f"{key} = {value}" for key, value in experiment.flat().items()),
-                    *cost.lines(),
-                ]
-            )
-        )
-        if options.json:
-            print_json(cost.to_dict())
+        _print_plan(options.config, experiment, options.json)
         return
     if options.shards is None or options.out is None:
-        raise UserError("--shards and --out are needed (only --dry-run does without)")
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
+        raise UserError("--shards and --out are required, except with --dry-run")
     from dreamprvr_ray.runtime.session import ray_session
 
     threading.Thread(target=_import_torch, daemon=True).start()  # while Ray's processes start
     with ray_session(dashboard=False):
         from dreamprvr_ray.runtime.train_run import train
+        from dreamprvr_ray.training.reporter import EpochResult
 
         try:
             metrics = train(
-                experiment, options.shards, options.out, workers, resume=options.resume, say=say, began=began
+                experiment,
+                options.shards,
+                options.out,
+                workers,
+                resume=options.resume,
+                print_line=print_progress,
+                command_started=started,
             )
         except KeyboardInterrupt:
-            say(f"to go on, add --resume to the same command (the run is in {redact(options.out)})")
+            print_progress(f"to resume, add --resume to the same command (the run is in {redact(options.out)})")
             raise
-    best = f"{options.out.rstrip('/')}/best"
-    print(f"best epoch {metrics['best_epoch']}: val SumR {metrics['best_SumR']:.1f}, checkpoint {best}")
+    checkpoint, result = f"{options.out.rstrip('/')}/best", EpochResult.from_dict(metrics)
+    print(f"best epoch {result.best_epoch}: val SumR {result.best_sumr:.1f}, checkpoint {checkpoint}")
     if options.json:
-        print_json(metrics | {"checkpoint": best})
+        print_json(metrics | {"checkpoint": checkpoint})
+
+
+def _parser() -> Parser:
+    parser = Parser("train", "Train one model in Ray Train workers. OUT/best is the best checkpoint by val SumR.")
+    parser.add_argument("--config", required=True, help="a preset (tvr, activitynet, charades, demo) or a YAML file")
+    parser.add_argument("--shards", help="output of `convert`: a directory, or a URI such as s3://bucket/shards")
+    parser.add_argument("--out", help="new directory for the run, or a URI such as s3://bucket/run")
+    parser.add_argument(
+        "--workers",
+        default="1",
+        metavar="N or MIN:MAX",
+        help="data-parallel workers, each with a GPU if there are enough; 2:8 uses two to eight, as many as fit (1)",
+    )
+    parser.add_argument("--resume", action="store_true", help="continue the run in OUT")
+    parser.add_argument("--dry-run", action="store_true", help="print the configuration and its cost without training")
+    parser.add_overrides(("configuration keys (docs/configuration.md explains them in full):", Experiment))
+    return parser
+
+
+def _print_plan(config: str, experiment: Experiment, json: bool) -> None:
+    from dreamprvr_ray.training.cost import estimate
+
+    cost = estimate(experiment)
+    print(f"config: {config}")
+    for key, value in experiment.flat().items():
+        print(f"{key} = {value}")
+    print("\n".join(cost.lines()))
+    if json:
+        print_json(cost.to_dict())
 
 
 def _import_torch() -> None:
-    """Imports what takes seconds and is not Ray's: modules of Ray import each other in circles, which two threads must not do at once."""
+    """Import the slow modules that are not Ray's:
+
+    Ray's import each other in cycles, so two threads must not import them at once.
+    """
     for name in ("dreamprvr_ray.training.loop", "pandas"):
         import_module(name)
 

@@ -25,9 +25,10 @@ from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.distributed import Traffic, Workers, token_traffic
 from dreamprvr_ray.evaluation.retrieval import evaluate
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
-from dreamprvr_ray.runtime.ray_internals import Trainer
+from dreamprvr_ray.runtime.ray_internals.trainers import Trainer
 from dreamprvr_ray.runtime.resources import WorkerGroup
-from dreamprvr_ray.runtime.train_run import connected, scaling_config
+from dreamprvr_ray.runtime.train_run import scaling_config
+from dreamprvr_ray.runtime.worker import process_group
 from dreamprvr_ray.training.loop import fit
 from dreamprvr_ray.training.objective import StepRandomness, training_losses
 from dreamprvr_ray.training.optimizer import build_optimizer
@@ -167,7 +168,7 @@ def work(job: dict[str, str]) -> None:
     """One worker of a group of four, of which the first two and the first three then make groups of their own."""
     directory, shards = Path(job["directory"]), Path(job["shards"])
     torch.set_num_threads(1)
-    with connected() as four:
+    with process_group() as four:
         torch.save(compute(four), directory / f"4-{four.rank}.pt")
     for count in (2, 3):
         if four.rank < count:

@@ -94,7 +94,7 @@ def test_a_killed_run_resumes_to_the_same_result(
     driver.wait_until_it_says("epoch 2/6")
     driver.kill(with_its_ray=True)  # or its workers would train on, maybe to the end
     refused = call("train", *arguments)
-    assert refused.returncode == 2 and "already there; go on with --resume" in refused.stderr
+    assert refused.returncode == 2 and "already exists; use --resume to continue" in refused.stderr
     other = call("train", *arguments, "model.registers=2", "--resume")
     assert other.returncode == 2 and "cannot resume: model.registers was 4 and is 2 now" in other.stderr
     with Storage.of(out).lock():

@@ -208,7 +208,7 @@ def test_a_search_that_has_ended_is_left_as_it_is(
 ) -> None:
     space, done = searched
     again = call("tune", "--space", space)
-    assert again.returncode == 2 and "already there; go on with --resume, or choose another --out" in again.stderr
+    assert again.returncode == 2 and "already exists; use --resume to continue, or choose another --out" in again.stderr
     changed = call("tune", "--space", space, "--resume", "--set", "sampler.seed=4", "pruning.grace_epochs=3")
     assert changed.returncode == 2
     was = yaml.safe_load(space.read_text())["pruning"]["grace_epochs"]
@@ -329,7 +329,7 @@ def test_a_killed_search_ends_as_one_left_alone(
         assert epochs == list(range(1, len(epochs) + 1)) and len(epochs) == leaderboard(alone / "out")[number]["epochs"]
 
     refused = call(*command)
-    assert refused.returncode == 2 and "already there; go on with --resume" in refused.stderr
+    assert refused.returncode == 2 and "already exists; use --resume to continue" in refused.stderr
     assert last_json(call(*command, "--resume")) == values  # and test is not read again
     assert len(json.loads(storage.read_text("best/test.json"))["readings"]) == 1
 

@@ -1,7 +1,8 @@
-"""What can be watched from outside while trainings run: gauges on Ray's metrics ports, which Prometheus reads.
+"""Gauges on Ray's metrics ports, from which Prometheus reads how trainings and searches are doing.
 
-All are set by the driver, from the reports that it gets anyway. Ray exports them as `ray_dreamprvr_<name>`; every one has the tag
-`experiment`, those of a training also `trial`, the name of its directory. `docs/metrics.md` lists them with the queries that draw them.
+The driver sets all of them, from results that it receives anyway. Ray exports them as `ray_dreamprvr_<name>`. Each has
+the tag `experiment`; those of a training also have `trial`, the name of its directory. `docs/metrics.md` lists them
+with the queries that plot them.
 """
 
 from __future__ import annotations
@@ -9,72 +10,80 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
 
 from ray.util import metrics
 
 from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.training.reporter import EpochResult
 
 PREFIX = "dreamprvr_"
-REPEAT_SECONDS = 1.0
-PARTS = {"loss/": "part", "R@": "rank"}  # results that share a gauge, told apart by a tag
-NAMES = {"loss/": "loss", "R@": "recall", "seconds": "epoch_seconds"}  # where a result's own name would not say it
-TRAINING = {
-    "epoch": "Finished epochs",
-    "SumR": "Sum of recall at 1, 5, 10 and 100 on val, in percent",
-    "best_SumR": "The best SumR on val so far",
-    "R@": "Recall on val, in percent, by rank",
-    "loss/": "Mean of a part of the loss over the epoch, unweighted but total",
-    "videos_per_second": "Training speed",
-    "seconds": "Duration of the epoch, evaluation included",
-    "seconds_left": "Time until the training ends, if it is not stopped early",
-    "waited": "Share of the epoch's training time that was spent waiting for data",
-    "gpu_bytes": "The most GPU memory that tensors took in the epoch",
-    "sent_MB/loss": "Megabytes that a worker sends in a step for the loss",
-    "sent_MB/gradients": "Megabytes that a worker sends in a step for the gradients",
+REFRESH_SECONDS = 1.0
+
+Value = Callable[[EpochResult], float | None]  # None: the result does not have it
+
+# The gauges of a training: description and value.
+TRIAL_GAUGES: dict[str, tuple[str, Value]] = {
+    "epoch": ("Finished epochs", lambda result: result.epoch),
+    "sumr": ("Sum of recall at 1, 5, 10 and 100 on val, in percent", lambda result: result.sumr),
+    "best_sumr": ("Best SumR on val so far", lambda result: result.best_sumr),
+    "videos_per_second": ("Training speed", lambda result: result.videos_per_second),
+    "epoch_seconds": ("Duration of the last epoch, evaluation included", lambda result: result.seconds),
+    "seconds_left": ("Estimated time until training ends, without early stopping", lambda result: result.seconds_left),
+    "waited": ("Share of the last epoch's training time spent waiting for data", lambda result: result.waited),
+    "gpu_bytes": ("Peak GPU memory of the first worker's tensors in the last epoch", lambda result: result.gpu_bytes),
+    "sent_mb_loss": (
+        "Megabytes that the first worker sends per step for the loss",
+        lambda result: result.traffic.loss if result.traffic else None,
+    ),
+    "sent_mb_gradients": (
+        "Megabytes that the first worker sends per step for the gradients",
+        lambda result: result.traffic.gradients if result.traffic else None,
+    ),
 }
 
 
 class Gauges:
-    """The gauges of one experiment: a training, or a search of many.
+    """The gauges of one experiment, which is a training or a search.
 
-    Inside its block all of them are set again and again: Ray exports what was set since the last time, and after twice its interval (10 s)
-    has forgotten it, where an epoch may take minutes. Those of a training that has ended are left to be forgotten.
+    Ray exports a gauge once after it is set and drops it after twice its export interval (10 s), but an epoch can take
+    minutes. While the block runs, a thread therefore sets all gauges again every second. Those of a training that has
+    ended are no longer set, and disappear.
     """
 
     def __init__(self, experiment: str) -> None:
         self._tags = {"experiment": experiment}
-        self._shown: dict[metrics.Gauge, dict[tuple[tuple[str, str], ...], float]] = {}
+        self._values: dict[metrics.Gauge, dict[tuple[tuple[str, str], ...], float]] = {}
         self._lock = threading.Lock()
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._repeat, daemon=True)
-        self._of_training: dict[str, metrics.Gauge] = {}
-        for result, description in TRAINING.items():
-            part = (PARTS[result],) if result in PARTS else ()
-            self._of_training[result] = self._gauge(f"trial_{_name(result)}", description, "trial", *part)
+        self._thread = threading.Thread(target=self._refresh, daemon=True)
+        self._trial_gauges = {
+            name: self._gauge(f"trial_{name}", description, "trial") for name, (description, _) in TRIAL_GAUGES.items()
+        }
+        self._recall = self._gauge("trial_recall", "Recall on val, in percent, by rank", "trial", "rank")
+        self._loss = self._gauge(
+            "trial_loss", "Mean loss over the epoch by part; unweighted except total", "trial", "part"
+        )
         self._running = self._gauge("trial_running", "1 while the training runs", "trial")
-        self._reported = self._gauge(
-            "trial_reported_at", "When it began or reported an epoch last, in seconds since 1970", "trial"
+        self._reported_at = self._gauge(
+            "trial_reported_at", "When the training started or last reported an epoch, in seconds since 1970", "trial"
         )
-        self._driver = self._gauge(
-            "driver_running", "1 while the command runs that sets all this, 0 when it has ended as it should"
-        )
-        self._epochs = metrics.Counter(f"{PREFIX}epochs", "Epochs that were trained", ("experiment",))
+        self._driver = self._gauge("driver_running", "1 while the command runs, 0 once it has ended normally")
+        self._epochs = metrics.Counter(f"{PREFIX}epochs", "Epochs trained", ("experiment",))
         self._epochs.set_default_tags(self._tags)
         self._trials = self._gauge("search_trials", "Trials by state", "state")
-        self._wanted = self._gauge("search_trials_wanted", "Trials that the search is to have")
-        self._best = self._gauge("search_best_sumr", "The best SumR on val of all trials so far")
-        self._kept = self._gauge("search_kept_bytes", "What the checkpoints take that the search keeps")
+        self._trials_requested = self._gauge("search_trials_wanted", "Trials requested")
+        self._best_sumr = self._gauge("search_best_sumr", "Best SumR on val of all trials so far")
+        self._checkpoint_bytes = self._gauge("search_kept_bytes", "Size of the checkpoints that the search keeps")
 
     def _gauge(self, name: str, description: str, *tags: str) -> metrics.Gauge:
         gauge = metrics.Gauge(PREFIX + name, description, ("experiment", *tags))
         gauge.set_default_tags(self._tags)
-        self._shown[gauge] = {}
+        self._values[gauge] = {}
         return gauge
 
     def __reduce__(self) -> tuple[type[Gauges], tuple[str]]:
-        """Ray Tune pickles its callbacks when it starts, and what hangs on them; nobody reads that."""
+        # Ray Tune pickles its callbacks, which refer to this object, when it starts. Nothing reads that copy.
         return Gauges, (self._tags["experiment"],)
 
     def __enter__(self) -> Gauges:
@@ -85,61 +94,66 @@ class Gauges:
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self._closed.set()
         self._thread.join()
-        if kind is None or issubclass(
-            kind, (KeyboardInterrupt, UserError)
-        ):  # else as after a kill: something is gone that should be running
-            for tags in list(self._shown[self._running]):
-                self.ended(dict(tags)["trial"])
+        # After any other error the gauges stay as after a kill, so that the alert fires.
+        if kind is None or issubclass(kind, (KeyboardInterrupt, UserError)):
+            for tags in list(self._values[self._running]):
+                self.mark_ended(dict(tags)["trial"])
             self._driver.set(0)
 
-    def _repeat(self) -> None:
-        while not self._closed.wait(REPEAT_SECONDS):
+    def _refresh(self) -> None:
+        while not self._closed.wait(REFRESH_SECONDS):
             with self._lock:
-                for gauge, values in self._shown.items():
+                for gauge, values in self._values.items():
                     for tags, value in values.items():
                         gauge.set(value, dict(tags))
 
     def _set(self, gauge: metrics.Gauge, value: float, **tags: str) -> None:
         with self._lock:
-            self._shown[gauge][tuple(tags.items())] = value
+            self._values[gauge][tuple(tags.items())] = value
             gauge.set(value, tags)
 
-    def started(self, trial: str) -> None:
-        """Hears that a training runs."""
+    def mark_running(self, trial: str) -> None:
+        """Record that a training has started."""
         self._set(self._running, 1, trial=trial)
-        self._set(self._reported, time.time(), trial=trial)
+        self._set(self._reported_at, time.time(), trial=trial)
 
-    def epoch(self, trial: str, result: Mapping[str, Any]) -> None:
-        """Takes a finished epoch, by the names of `EpochResult.to_dict`."""
-        self.started(trial)
+    def record_epoch(self, trial: str, result: EpochResult) -> None:
+        """Record a training's finished epoch."""
+        self.mark_running(trial)
         self._epochs.inc()
-        for name, value in result.items():
-            prefix = next((prefix for prefix in PARTS if name.startswith(prefix)), name)
-            if prefix in self._of_training:
-                part = {PARTS[prefix]: name.removeprefix(prefix)} if prefix in PARTS else {}
-                self._set(self._of_training[prefix], float(value), trial=trial, **part)
+        for name, (_, value_of) in TRIAL_GAUGES.items():
+            value = value_of(result)
+            if value is not None:
+                self._set(self._trial_gauges[name], float(value), trial=trial)
+        for rank, recall in result.recall.items():
+            self._set(self._recall, float(recall), trial=trial, rank=str(rank))
+        for part, loss in result.losses.items():
+            self._set(self._loss, float(loss), trial=trial, part=part)
 
-    def ended(self, trial: str) -> None:
-        """Hears that a training does not run any more."""
+    def mark_ended(self, trial: str) -> None:
+        """Record that a training no longer runs."""
         with self._lock:
-            for values in self._shown.values():
+            for values in self._values.values():
                 for tags in [tags for tags in values if ("trial", trial) in tags]:
                     del values[tags]
             self._running.set(0, {"trial": trial})
 
-    def search(
-        self, states: Iterable[str], wanted: int, best_sumr: float | None, kept_bytes: int, all_states: Iterable[str]
+    def record_search(
+        self,
+        states: Iterable[str],
+        requested: int,
+        best_sumr: float | None,
+        checkpoint_bytes: int,
+        all_states: Iterable[str],
     ) -> None:
-        """Takes where a search stands: the states of its trials, and all the states that there are."""
+        """Record the progress of a search.
+
+        `states` holds the state of each trial, out of `all_states`; `requested` is the number of trials to run.
+        """
         counts = Counter(states)
         for state in all_states:
             self._set(self._trials, counts[state], state=state)
-        self._set(self._wanted, wanted)
+        self._set(self._trials_requested, requested)
         if best_sumr is not None:
-            self._set(self._best, best_sumr)
-        self._set(self._kept, kept_bytes)
-
-
-def _name(result: str) -> str:
-    """A result's name as a metric's."""
-    return NAMES.get(result, result.replace("/", "_").lower())
+            self._set(self._best_sumr, best_sumr)
+        self._set(self._checkpoint_bytes, checkpoint_bytes)

@@ -18,8 +18,8 @@ import ray
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.yaml_files import read_yaml
 
-# The environment variable with the path of the cluster file that `ray up` copied to the head: ~/ray_bootstrap_config.yaml.
-# Ray does not tell a driver how far the cluster can grow.
+# The environment variable with the path of the cluster file that `ray up` copied to the head:
+# ~/ray_bootstrap_config.yaml. Ray does not tell a driver how far the cluster can grow.
 CLUSTER_FILE = "DREAMPRVR_RAY_CLUSTER_FILE"
 MAX_DEFAULT_CPUS_WITH_GPU = 8.0  # CPUs of a worker with a GPU, unless requested otherwise
 
@@ -44,7 +44,10 @@ class WorkerCount:
 
 @dataclass(frozen=True)
 class WorkerGroup:
-    """The workers that train one model, and the resources of each; with `min_workers`, an elastic group of `min_workers` to `workers`."""
+    """The workers that train one model, and the resources of each.
+
+    With `min_workers`, the group is elastic: it has `min_workers` to `workers` workers.
+    """
 
     workers: int
     cpus_per_worker: float
@@ -98,7 +101,10 @@ class Cluster:
 
 
 def current_cluster() -> Cluster:
-    """Return the nodes that Ray has, or that it can start on request. Raises `UserError` if the cluster file is not valid."""
+    """Return the nodes that Ray has, or that it can start on request.
+
+    Raises `UserError` if the cluster file is not valid.
+    """
     path = os.environ.get(CLUSTER_FILE)
     if path is None:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -108,7 +114,7 @@ def current_cluster() -> Cluster:
 
 
 def autoscaled_nodes(cluster: Mapping[str, Any], path: str) -> list[Mapping[str, float]]:
-    """Return the resources of each node of a cluster file at its maximum size: the head, then the nodes with the most GPUs first.
+    """Return the resources of the nodes of a cluster file at its maximum size: the head, then those with most GPUs.
 
     Raises `UserError` naming `path` if the file lacks what `ray up` writes.
     """
@@ -133,9 +139,10 @@ def plan_group(
     gpus_per_worker: float | None = None,
     min_workers: int | None = None,
 ) -> WorkerGroup:
-    """Divide the cluster among the workers of one group: a GPU for each worker if there are enough, and an equal share of the CPUs.
+    """Divide the cluster among the workers of a group: one GPU each if there are enough, and equal shares of the CPUs.
 
-    Raises `UserError` if the workers (for an elastic group, `min_workers` of them) do not fit and would wait for resources forever.
+    Raises `UserError` if the workers (for an elastic group, `min_workers` of them) do not fit and would wait for
+    resources forever.
     """
     cluster = current_cluster()
     required = min_workers or workers
@@ -148,6 +155,7 @@ def plan_group(
     if cluster.capacity(cpus, gpus) < required:
         requested = f"{required} workers of {cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
         raise UserError(
-            f"{requested} do not fit: Ray has {cluster.cpus:g} CPU and {cluster.gpus:g} GPU on {len(cluster.nodes)} nodes"
+            f"{requested} do not fit: Ray has {cluster.cpus:g} CPU and {cluster.gpus:g} GPU"
+            f" on {len(cluster.nodes)} node{'s' if len(cluster.nodes) != 1 else ''}"
         )
     return WorkerGroup(workers, cpus, gpus, min_workers)

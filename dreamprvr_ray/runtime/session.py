@@ -1,9 +1,8 @@
-"""The Ray that a command runs on, connected to or started for the length of a block."""
+"""The Ray that a command uses: a cluster to which it connects, or a local Ray that it starts and that ends with it."""
 
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import signal
 import socket
@@ -15,80 +14,103 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants
-from ray._private.services import canonicalize_bootstrap_address
-from ray._private.utils import read_ray_address
 
-from dreamprvr_ray.config import AUTO_PRECISION
-from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.errors import UserError, first_line
+from dreamprvr_ray.runtime import ray_internals
 
 FIRST_DASHBOARD_PORT = 8265  # Ray's own default
 LOOPBACK = "127.0.0.1"
-ANSWER_WITHIN = 5.0  # seconds
+CONNECT_TIMEOUT = 5.0  # seconds
 
-# Read by Ray's processes when they start. Ends and losses of workers are seen at the controller's next look at them: 2 s by default.
+# Environment variables that Ray's processes read when they start.
 RAY_ENVIRONMENT = {
+    # How often the controller looks for workers that have ended or are lost; 2 s by default.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",  # then an elastic group is started with the workers that there is room for
+    # How long an elastic group waits for all its workers before it starts with those that fit.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor more; a preempted node is a lost node
-    "TRAIN_ENABLE_SHARE_CUDA_VISIBLE_DEVICES": "1",  # NCCL copies directly between the GPUs of a node that a process sees
-    "RAY_prestart_worker_first_driver": "0",  # processes that none of our actors would be placed in: theirs have an environment of their own
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # saves an actor: a preempted node is handled like a lost one
+    "TRAIN_ENABLE_SHARE_CUDA_VISIBLE_DEVICES": "1",  # NCCL copies directly between the GPUs that a process can see
+    # Do not start worker processes in advance: they could not be used, since our actors have a runtime environment.
+    "RAY_prestart_worker_first_driver": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a search keeps its own records, and is taken up again from its study
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a search keeps its own records and resumes from its Optuna study
     "TUNE_GLOBAL_CHECKPOINT_S": "600",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
-# Read by the C library and by OpenMP in every worker when it starts. glibc gives large blocks back to the system at once; fetching them anew, page by
-# page, took a third of a training step on the CPU.
+# Environment variables that the C library and OpenMP read when a worker starts.
 WORKER_ENVIRONMENT = RAY_ENVIRONMENT | {
-    # Threads that wait for each other spin for some ten microseconds, as long as waking a sleeper takes. Spinning on, they would take the cores
-    # from whoever has work: 8 times a step's processor time. The second is for OpenMP runtimes other than GNU's.
+    # Waiting threads spin for about ten microseconds, as long as waking a sleeping thread takes. Spinning longer would
+    # take the cores from threads that have work: 8 times the processor time of a step. OMP_WAIT_POLICY is for OpenMP
+    # runtimes other than GNU's.
     "GOMP_SPINCOUNT": "1000",
     "OMP_WAIT_POLICY": "passive",
+    # glibc returns large blocks to the system at once. Getting them back, page by page, took a third of a training step
+    # on the CPU.
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**50),
     "MALLOC_TOP_PAD_": str(64 * 2**20),
 }
-# Of a local Ray: nothing listens where other machines could reach it. The first is what Ray does by itself on Windows and macOS.
-STAY_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+# For a local Ray: nothing listens on an address that other machines can reach. See `ray_internals.loopback_only` for
+# the first.
+LOOPBACK_ENVIRONMENT = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "GLOO_SOCKET_IFNAME": "lo",
+    "NCCL_SOCKET_IFNAME": "lo",
+}
 
 
 @contextmanager
 def ray_session(dashboard: bool) -> Iterator[str | None]:
-    """Ray for the length of the block: the cluster that RAY_ADDRESS names or that `ray start` has started here, else a local one.
+    """Connect to the cluster of RAY_ADDRESS, or else of `ray start` on this machine, or else start a local Ray.
 
-    Gives the dashboard's address where there is one. A Ray that is connected already is used and left alone.
+    Disconnects, or ends the local Ray, when the block ends. A Ray to which this process is already connected is used
+    and left running. Yields the URL of the dashboard, or None if there is none. Raises `UserError` if RAY_ADDRESS does
+    not answer, or if the installed Ray is not of the tested version.
     """
+    ray_internals.check_version()
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if ray.is_initialized():
         yield None
         return
-    # It warns at every start that token authentication is on, as it should be.
-    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    ray_internals.silence_token_notice()
     with ExitStack() as stack:
-        context = _cluster()
-        if context is None:  # `or` would ask for its length, which Ray warns of
-            context = _local(dashboard, stack)
+        context = connect_to_cluster()
+        if context is None:  # not `or`: it would call the context's `__len__`, for which Ray prints a warning
+            context = _start_local(dashboard, stack)
         stack.callback(ray.shutdown)
         yield f"http://{context.dashboard_url}" if context.dashboard_url else None
 
 
-def is_our_own() -> bool:
-    """Whether the connected Ray is one that a `ray_session` of this process has started, and that ends with it."""
-    return ray.is_initialized() and not ray_constants.ENABLE_RAY_CLUSTER
+def connect_to_cluster() -> Any | None:
+    """Connect to a cluster and return Ray's context; None if there is no cluster or RAY_ADDRESS is `local`.
+
+    Raises `UserError` if RAY_ADDRESS names a cluster that does not answer.
+    """
+    requested = os.environ.get("RAY_ADDRESS") or "auto"
+    address = ray_internals.started_cluster() if requested == "auto" else requested
+    if address is None or address == "local":
+        return None
+    reason = _connection_error(address)
+    if reason is None:
+        try:
+            return _init(address, {})
+        except ConnectionError as error:
+            reason = first_line(error)
+    if requested == "auto":  # the recorded cluster is gone
+        return None
+    raise UserError(f"RAY_ADDRESS={requested}: cannot connect to a Ray cluster: {reason}")
 
 
 def _init(address: str, local: dict[str, str], **options: Any) -> Any:
-    forwarded = {name: os.environ[name] for name in (*RAY_ENVIRONMENT, AUTO_PRECISION) if name in os.environ}
-    environment = WORKER_ENVIRONMENT | forwarded | local
-    on_sigterm = signal.getsignal(signal.SIGTERM)
+    environment = WORKER_ENVIRONMENT | {name: os.environ[name] for name in RAY_ENVIRONMENT} | local
+    sigterm_handler = signal.getsignal(signal.SIGTERM)
     try:
-        # Our own lines come through queues and callbacks; what workers print stays in Ray's logs and on the dashboard.
+        # Progress arrives through queues and callbacks. What workers print stays in Ray's logs and on the dashboard.
         return ray.init(
             address=address,
             runtime_env={"env_vars": environment},
@@ -97,55 +119,34 @@ def _init(address: str, local: dict[str, str], **options: Any) -> Any:
             **options,
         )
     finally:
-        if (
-            threading.current_thread() is threading.main_thread()
-        ):  # Ray has put a handler of its own there, which ends at once
-            signal.signal(signal.SIGTERM, on_sigterm)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, sigterm_handler)  # Ray's own ends the process at once
 
 
-def _cluster() -> Any | None:
-    """A connection to a cluster; None where there is none, or where RAY_ADDRESS is `local`."""
-    named = os.environ.get("RAY_ADDRESS") or "auto"
-    # Not what Ray itself takes for `auto`, which is any Ray that runs here: another command's own Ray is not to be joined, and ends with it.
-    address = read_ray_address() if named == "auto" else named
-    if address is None or address == "local":
-        return None
-    reason = _silence(address)
-    if reason is None:
-        try:
-            return _init(address, {})
-        except ConnectionError as error:
-            reason = str(error).splitlines()[0]
-    if named == "auto":  # the record of a cluster that is gone
-        return None
-    raise UserError(f"RAY_ADDRESS={named}: no Ray cluster answers there: {reason}")
-
-
-def _silence(address: str) -> str | None:
-    """Why nobody listens at host:port, None if somebody does: Ray would try again for ever. Of other addresses nothing is known."""
+def _connection_error(address: str) -> str | None:
+    """Return why nothing answers at host:port; None if something does. URLs are not tried."""
     if "://" in address:
         return None
     try:
-        host, port = canonicalize_bootstrap_address(address).rsplit(":", 1)
-        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_WITHIN).close()
+        socket.create_connection(ray_internals.host_and_port(address), timeout=CONNECT_TIMEOUT).close()
     except (OSError, ValueError) as error:
         return str(error)
     return None
 
 
-def _local(dashboard: bool, stack: ExitStack) -> Any:
-    """A Ray of our own on this machine."""
-    port = stack.enter_context(_own_port(FIRST_DASHBOARD_PORT))
-    # Ray's State API looks for the one Ray of this machine unless it is told the address. There may be others, and Ray Train, asking one
-    # of them for its controller, would take it for dead and remove its workers. Without a dashboard nobody answers, which it lives with.
-    local = {"RAY_API_SERVER_ADDRESS": f"http://{LOOPBACK}:{port}"} | STAY_ON_LOOPBACK
-    if not dashboard:  # what it shows of Ray Train's runs takes an actor more, seconds of every run's start
+def _start_local(dashboard: bool, stack: ExitStack) -> Any:
+    """Start a Ray on this machine that only this process uses."""
+    port = stack.enter_context(_reserved_port(FIRST_DASHBOARD_PORT))
+    # Without an address, Ray's State API asks whichever Ray it finds on this machine. Ray Train would ask another
+    # command's Ray for its controller, take the controller for dead and remove the workers. Without a dashboard nothing
+    # answers, which does no harm.
+    local = {"RAY_API_SERVER_ADDRESS": f"http://{LOOPBACK}:{port}"} | LOOPBACK_ENVIRONMENT
+    if not dashboard:  # state tracking is for the dashboard; it starts an actor, which takes seconds in every run
         local["RAY_TRAIN_ENABLE_STATE_TRACKING"] = "0"
     before = {name: os.environ.get(name) for name in local}
     stack.callback(_restore, before)
     os.environ |= local
-    stack.callback(setattr, ray_constants, "ENABLE_RAY_CLUSTER", ray_constants.ENABLE_RAY_CLUSTER)
-    ray_constants.ENABLE_RAY_CLUSTER = False  # the variable has been read when Ray was imported
+    stack.enter_context(ray_internals.loopback_only())
     return _init("local", local, include_dashboard=dashboard, dashboard_port=port)
 
 
@@ -158,12 +159,15 @@ def _restore(environment: dict[str, str | None]) -> None:
 
 
 @contextmanager
-def _own_port(first: int) -> Iterator[int]:
-    """The first port from `first` on that nobody listens on here, kept from other commands that look for one while the block runs."""
+def _reserved_port(first: int) -> Iterator[int]:
+    """Yield the first free port from `first` upwards.
+
+    A lock file keeps other commands from choosing it while the block runs.
+    """
     for port in range(first, 2**16):
         try:
             lock = os.open(Path(tempfile.gettempdir()) / f"dreamprvr-ray-port-{port}", os.O_RDWR | os.O_CREAT, 0o600)
-        except PermissionError:  # another user's command
+        except PermissionError:  # another user's command has it
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -178,4 +182,4 @@ def _own_port(first: int) -> Iterator[int]:
                 os.close(lock)
             return
         os.close(lock)
-    raise RuntimeError(f"no free port from {first} on")
+    raise RuntimeError(f"no free port from {first} upwards")

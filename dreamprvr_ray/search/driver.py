@@ -24,7 +24,7 @@ from dreamprvr_ray.errors import Failure, UserError, redact
 from dreamprvr_ray.evaluation.test_record import test_once
 from dreamprvr_ray.runtime.metrics import Gauges
 from dreamprvr_ray.runtime.session import ray_session
-from dreamprvr_ray.runtime.train_run import refuse_existing
+from dreamprvr_ray.runtime.train_run import check_new
 from dreamprvr_ray.search.candidates import choose_candidates
 from dreamprvr_ray.search.epoch_log import Records
 from dreamprvr_ray.search.final_evaluation import evaluate_candidates, final_checkpoint
@@ -245,7 +245,7 @@ def _check_shared(out: Storage) -> None:
 def _check(storage: Storage, search: Search, resume: bool) -> None:
     """Raises `UserError` unless `storage` is new, or with `resume` of the same search."""
     if not resume:
-        refuse_existing(storage)
+        check_new(storage)
         return
     if not storage.exists(SEARCH):
         raise UserError(f"{storage}: nothing to resume: it has no {SEARCH}")

@@ -14,6 +14,7 @@ from dreamprvr_ray.checkpoints.layout import TENSORBOARD
 from dreamprvr_ray.runtime.metrics import Gauges
 from dreamprvr_ray.search.layout import EPOCHS, read_epochs
 from dreamprvr_ray.storage.files import write_text
+from dreamprvr_ray.training.reporter import EpochResult
 
 _NOT_MEASURED = (
     "config/",
@@ -36,7 +37,7 @@ class Records:
 
     def begin(self, run: str) -> None:
         """Hears that the run of this name has begun."""
-        self.gauges.started(run)
+        self.gauges.mark_running(run)
 
     def add(self, run: str, result: dict[str, Any], values: Mapping[str, Any]) -> None:
         """Keeps a finished epoch of the run of this name, which trains with these values by dotted key."""
@@ -51,7 +52,7 @@ class Records:
         if result["epoch"] <= self._last_epoch[run]:
             return
         self._last_epoch[run] = result["epoch"]
-        self.gauges.epoch(run, result)
+        self.gauges.record_epoch(run, EpochResult.from_dict(result))
         measured = {
             name: value
             for name, value in result.items()
@@ -64,7 +65,7 @@ class Records:
 
     def close(self, run: str) -> None:
         """Hears that a run has ended."""
-        self.gauges.ended(run)
+        self.gauges.mark_ended(run)
         if run in self._boards:
             self._boards.pop(run).close()
 

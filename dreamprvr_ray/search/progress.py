@@ -59,7 +59,9 @@ class SearchProgress(Callback):
             (entry.best_sumr for entry in entries if entry.best_sumr is not None and entry.state != "failed"),
             default=None,
         )
-        self.gauges.search([entry.state for entry in entries], self.trials, best, self.kept_bytes(), STATES.values())
+        self.gauges.record_search(
+            [entry.state for entry in entries], self.trials, best, self.kept_bytes(), STATES.values()
+        )
 
     def _entries(self) -> list[TrialRecord]:
         return rank_trials(TrialRecord.from_study(trial) for trial in self.study.trials())

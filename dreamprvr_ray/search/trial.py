@@ -22,9 +22,10 @@ from dreamprvr_ray.config import CLIPS, FRAMES, Experiment
 from dreamprvr_ray.data.cache import local_shards
 from dreamprvr_ray.device import best_device
 from dreamprvr_ray.errors import Failure, ObjectStoreError, UserError
-from dreamprvr_ray.runtime.ray_internals import Trainer
+from dreamprvr_ray.runtime.reporting import write_checkpoint
 from dreamprvr_ray.runtime.resources import WorkerGroup
-from dreamprvr_ray.runtime.train_run import keep_checkpoint, run_config, run_group, scaling_config, train_worker
+from dreamprvr_ray.runtime.train_run import group_trainer, run_group
+from dreamprvr_ray.runtime.worker import TrainJob
 from dreamprvr_ray.search.layout import CHECKPOINTS, SEARCH, trial_name
 from dreamprvr_ray.storage.location import Storage
 from dreamprvr_ray.training.failure import is_out_of_memory
@@ -96,7 +97,7 @@ def _train(values: dict[str, Any], job: TrialJob) -> None:
         flush=True,
     )
     store = CheckpointStore(run / CHECKPOINTS)
-    owner = store.claim()  # from a process of a killed driver's, which may write on for seconds
+    writer = store.claim()  # from a process of a killed driver's, which may write on for seconds
     reporter = TuneReporter(store, job.measure_encoding)
     reached = store.metrics()
     if reached:  # a kill may have come between the checkpoint and its report
@@ -104,18 +105,8 @@ def _train(values: dict[str, Any], job: TrialJob) -> None:
         if reached["finished"]:
             return
     if job.group.workers > 1:
-        trainer = Trainer(
-            train_worker,
-            train_loop_config={
-                "experiment": experiment.model_dump(),
-                "shards": job.shards,
-                "run": run.location,
-                "owner": owner,
-            },
-            scaling_config=scaling_config(job.group),
-            run_config=run_config(run, f"{out.name}-{name}", experiment, [TuneReportCallback()]),
-        )
-        run_group(trainer, run)
+        train_job = TrainJob(experiment, job.shards, run.location, writer)
+        run_group(group_trainer(train_job, job.group, f"{out.name}-{name}", [TuneReportCallback()]), run)
         return
     gc.collect()  # the process is kept for the next trial: give back what the one before held
     share = values.get(SHARE, 1)
@@ -141,7 +132,7 @@ class TuneReporter:
         pass
 
     def report(self, result: EpochResult, snapshot: Snapshot) -> None:
-        keep_checkpoint(self.store, result, snapshot)
+        write_checkpoint(self.store, result, snapshot)
         self.store.wait()  # the report may stop this trial, and with it what runs beside it
         print(result.line(), flush=True)  # into the process's log, which the dashboard shows
         self.send(result.to_dict())

@@ -1,4 +1,4 @@
-"""What Prometheus sees of a real search, and whether the dashboard and the alerts ask for what there is."""
+"""The metrics of a real search in Prometheus, and whether the dashboard and the alerts query metrics that exist."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ import yaml
 from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
 from support import prometheus
 
-from dreamprvr_ray.runtime import metrics as monitoring
+from dreamprvr_ray.runtime import metrics
 from dreamprvr_ray.search.layout import read_epochs
+from dreamprvr_ray.training.reporter import EpochResult
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 ROOT = Path(__file__).parents[2]
 DASHBOARD = json.loads((ROOT / "cluster" / "grafana" / "dashboard.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
-NEED_A_GPU = {"GPU memory of its tensors", "GPU load", "GPU memory"}  # panels
+GPU_PANELS = {"GPU memory of tensors", "GPU utilization", "GPU memory"}  # titles
 GPU_METRICS = {
     "ray_node_gpus_utilization",
     "ray_node_gram_used",
@@ -40,24 +41,27 @@ TINY = {
     "training.batch_videos": 8,
 }
 
+FIRST_EPOCH = EpochResult.from_dict({"epoch": 1, "SumR": 50.0, "best_SumR": 50.0, "best_epoch": 1})
+TAGS = {"loss": "part", "recall": "rank"}
+
 needs_prometheus = pytest.mark.skipif(prometheus.missing() is not None, reason=str(prometheus.missing()))
 
 
 @dataclass(frozen=True)
-class Watched:
-    """A search that has ended, and the Prometheus that watched it."""
+class RecordedSearch:
+    """A search that has ended, and the Prometheus that scraped it."""
 
     out: Path
     prometheus: prometheus.Prometheus
-    began: float
+    started: float
     ended: float
 
-    def drawn(self, query: str) -> list[dict[str, Any]]:
-        return self.prometheus.drawn(filled_in(query), self.began, self.ended)
+    def series(self, query: str) -> list[dict[str, Any]]:
+        return self.prometheus.query_range(fill_in(query), self.started, self.ended)
 
 
-def filled_in(query: str) -> str:
-    """A query of the dashboard as Grafana would send it."""
+def fill_in(query: str) -> str:
+    """Return a query of the dashboard as Grafana would send it."""
     for name, value in {"experiment": "out", "trial": "trial_000", "__range": "10m"}.items():
         query = query.replace(f"${name}", value)
     assert "$" not in query, query
@@ -69,7 +73,7 @@ def metrics_in(query: str) -> set[str]:
 
 
 def exported() -> set[str]:
-    """The names that `monitoring` gives its gauges, as Ray exports them."""
+    """Return the names of all gauges as Ray exports them."""
     names: set[str] = set()
 
     class Named:
@@ -83,15 +87,15 @@ def exported() -> set[str]:
         pass
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(monitoring.metrics, "Gauge", Named)
-        patch.setattr(monitoring.metrics, "Counter", NamedCounter)
-        monitoring.Gauges("any")
+        patch.setattr(metrics.metrics, "Gauge", Named)
+        patch.setattr(metrics.metrics, "Counter", NamedCounter)
+        metrics.Gauges("any")
     return names
 
 
 @pytest.fixture(scope="module")
-def watched(demo_shards: Path, command: Command, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    """A trial of two workers, on a Ray with a directory of its own."""
+def search(demo_shards: Path, command: Command, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RecordedSearch]:
+    """Run one trial of two workers, on a Ray with its own directory."""
     folder = tmp_path_factory.mktemp("metrics")
     space = TINY | {"training.epochs": 10, "training.patience": 10, "model.registers": {"int": [0, 4]}}
     values = {
@@ -103,34 +107,34 @@ def watched(demo_shards: Path, command: Command, tmp_path_factory: pytest.TempPa
         "final": None,
     }
     (folder / "space.yaml").write_text(yaml.safe_dump(values | {"space": space}))
-    ray_folder = Path(tempfile.mkdtemp(prefix="ray-"))  # a short path: Ray's sockets are in it
+    ray_folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short, because it holds Ray's sockets
     environment = {"RAY_TMPDIR": str(ray_folder), "RAY_metrics_report_interval_ms": "1000"}
     try:
         with (
-            prometheus.running(folder, ray_folder / "ray" / PROMETHEUS_SERVICE_DISCOVERY_FILE) as asked,
+            prometheus.running(folder, ray_folder / "ray" / PROMETHEUS_SERVICE_DISCOVERY_FILE) as server,
             pytest.MonkeyPatch.context() as patch,
         ):
             for name, value in environment.items():
                 patch.setenv(name, value)
-            began = time.time()
+            started = time.time()
             done = command("tune", "--space", folder / "space.yaml")
             assert done.returncode == 0, done.stderr
-            yield Watched(folder / "out", asked, began, time.time())
+            yield RecordedSearch(folder / "out", server, started, time.time())
     finally:
         shutil.rmtree(ray_folder, ignore_errors=True)
 
 
 @needs_prometheus
-def test_the_files_are_as_prometheus_wants_them_and_each_alert_fires_when_it_should() -> None:
+def test_the_files_are_valid_and_each_alert_fires_when_it_should() -> None:
     for words in (
         ("check", "config", "prometheus.yml"),
         ("test", "rules", str(Path(__file__).with_name("alerts_test.yml"))),
     ):
         done = subprocess.run(["promtool", *words], cwd=prometheus.FILES, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stdout + done.stderr
-    tried = yaml.safe_load(Path(__file__).with_name("alerts_test.yml").read_text())["tests"]
+    cases = yaml.safe_load(Path(__file__).with_name("alerts_test.yml").read_text())["tests"]
     checks = [
-        (check["alertname"], bool(check.get("exp_alerts"))) for test in tried for check in test["alert_rule_test"]
+        (check["alertname"], bool(check.get("exp_alerts"))) for test in cases for check in test["alert_rule_test"]
     ]
     rules = yaml.safe_load((prometheus.FILES / "alerts.yml").read_text())["groups"][0]["rules"]
     assert {(rule["alert"], fires) for rule in rules for fires in (True, False)} == set(checks)
@@ -142,67 +146,66 @@ def test_the_files_are_as_prometheus_wants_them_and_each_alert_fires_when_it_sho
 
 @needs_prometheus
 @pytest.mark.parametrize("panel", PANELS, ids=[f"{panel['id']}-{panel['title']}" for panel in PANELS])
-def test_every_panel_draws_something(watched: Watched, panel: dict[str, Any]) -> None:
+def test_every_panel_has_data(search: RecordedSearch, panel: dict[str, Any]) -> None:
     for target in panel["targets"]:
-        series = watched.drawn(target["expr"])
-        assert bool(series) != (panel["title"] in NEED_A_GPU), target["expr"]
+        series = search.series(target["expr"])
+        assert bool(series) != (panel["title"] in GPU_PANELS), target["expr"]
         legend = re.findall(r"{{(\w+)}}", target["legendFormat"])
-        assert all(each["metric"].get(label) for each in series for label in legend), (legend, series[0]["metric"])
+        assert all(line["metric"].get(label) for line in series for label in legend), (legend, series[0]["metric"])
 
 
 @needs_prometheus
-def test_the_panels_show_what_the_search_reported(watched: Watched) -> None:
-    epochs = read_epochs(watched.out / "runs" / "trial_000")
+def test_the_panels_show_what_the_search_reported(search: RecordedSearch) -> None:
+    epochs = read_epochs(search.out / "runs" / "trial_000")
     shown = {f"loss {name.removeprefix('loss/')}": name for name in epochs[0] if name.startswith("loss/")}
     shown |= {f"recall {rank}": f"R@{rank}" for rank in (1, 5, 10, 100)} | {
         "sumr ": "SumR",
         "epoch ": "epoch",
         "epoch_seconds ": "seconds",
     }
-    for what, result in shown.items():
-        name, part = what.split(" ")
-        series = watched.drawn(
-            f"ray_dreamprvr_trial_{name}"
-            + (f'{{{monitoring.PARTS[result.removesuffix(part)]}="{part}"}}' if part else "")
-        )
+    for metric, key in shown.items():
+        name, part = metric.split(" ")
+        series = search.series(f"ray_dreamprvr_trial_{name}" + (f'{{{TAGS[name]}="{part}"}}' if part else ""))
         assert len(series) == 1
-        # When the last trial has ended, so has its Ray, perhaps before somebody looked.
-        assert {float(value) for _, value in series[0]["values"]} <= {float(epoch[result]) for epoch in epochs}
+        # A subset: Ray ends with the last trial, perhaps before Prometheus has scraped the last values.
+        assert {float(value) for _, value in series[0]["values"]} <= {float(epoch[key]) for epoch in epochs}
 
 
 @needs_prometheus
-def test_the_variables_have_values(watched: Watched) -> None:
-    asked = {each["name"]: each for each in DASHBOARD["templating"]["list"]}
-    assert list(asked) == ["datasource", "experiment", "trial"] and asked["datasource"]["query"] == "prometheus"
+def test_the_variables_have_values(search: RecordedSearch) -> None:
+    variables = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
+    assert list(variables) == ["datasource", "experiment", "trial"] and variables["datasource"]["query"] == "prometheus"
     values = {}
     for name in ("experiment", "trial"):
-        series, label = re.fullmatch(r"label_values\((.+), (\w+)\)", filled_in(asked[name]["query"]["query"])).groups()  # type: ignore[union-attr]
-        values[name] = watched.prometheus.ask(
-            f"label/{label}/values", **{"match[]": series, "start": watched.began, "end": watched.ended}
+        series, label = re.fullmatch(
+            r"label_values\((.+), (\w+)\)", fill_in(variables[name]["query"]["query"])
+        ).groups()  # type: ignore[union-attr]
+        values[name] = search.prometheus.get(
+            f"label/{label}/values", **{"match[]": series, "start": search.started, "end": search.ended}
         )
     assert values == {"experiment": ["out"], "trial": ["trial_000"]}
 
 
 @needs_prometheus
-def test_the_rules_ask_for_what_there_is(watched: Watched) -> None:
-    [group] = watched.prometheus.ask("rules")["groups"]
+def test_the_alert_rules_query_metrics_that_exist(search: RecordedSearch) -> None:
+    [group] = search.prometheus.get("rules")["groups"]
     for rule in group["rules"]:
         assert rule["health"] == "ok", rule
-        watched.drawn(rule["query"])
+        search.series(rule["query"])
         for metric in metrics_in(rule["query"]) - GPU_METRICS:
-            assert watched.drawn(metric), metric
+            assert search.series(metric), metric
 
 
 def test_every_gauge_is_on_the_dashboard_and_in_the_document() -> None:
-    drawn = {metric for panel in PANELS for target in panel["targets"] for metric in metrics_in(target["expr"])}
-    assert exported() <= drawn
+    plotted = {metric for panel in PANELS for target in panel["targets"] for metric in metrics_in(target["expr"])}
+    assert exported() <= plotted
     document = (ROOT / "docs" / "metrics.md").read_text()
     assert not [metric for metric in exported() if f"`{metric}" not in document]
 
 
-def test_the_dashboard_is_laid_out_and_says_units() -> None:
+def test_panels_do_not_overlap_and_have_units() -> None:
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
-    taken: set[tuple[int, int]] = set()
+    occupied: set[tuple[int, int]] = set()
     for panel in DASHBOARD["panels"]:
         place = panel["gridPos"]
         cells = {
@@ -210,14 +213,14 @@ def test_the_dashboard_is_laid_out_and_says_units() -> None:
             for x in range(place["x"], place["x"] + place["w"])
             for y in range(place["y"], place["y"] + place["h"])
         }
-        assert not cells & taken and place["x"] + place["w"] <= 24, panel["title"]
-        taken |= cells
+        assert not cells & occupied and place["x"] + place["w"] <= 24, panel["title"]
+        occupied |= cells
     assert all(panel["fieldConfig"]["defaults"]["unit"] for panel in PANELS)
 
 
-def test_gauges_are_repeated_until_their_training_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray forgets what is not set again."""
-    said: list[tuple[str, float]] = []
+def test_gauges_are_set_repeatedly_until_their_training_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray drops a gauge that is not set again."""
+    calls: list[tuple[str, float]] = []
 
     class Gauge:
         def __init__(self, name: str, *rest: object) -> None:
@@ -227,35 +230,35 @@ def test_gauges_are_repeated_until_their_training_ends(monkeypatch: pytest.Monke
             pass
 
         def set(self, value: float, tags: Mapping[str, str] | None = None) -> None:
-            said.append((f"{self.name} {(tags or {}).get('trial')}", value))
+            calls.append((f"{self.name} {(tags or {}).get('trial')}", value))
 
         def inc(self) -> None:
             pass
 
-    monkeypatch.setattr(monitoring.metrics, "Gauge", Gauge)
-    monkeypatch.setattr(monitoring.metrics, "Counter", Gauge)
-    monkeypatch.setattr(monitoring, "REPEAT_SECONDS", 0.01)
+    monkeypatch.setattr(metrics.metrics, "Gauge", Gauge)
+    monkeypatch.setattr(metrics.metrics, "Counter", Gauge)
+    monkeypatch.setattr(metrics, "REFRESH_SECONDS", 0.01)
 
-    def repeated(what: str) -> bool:
-        before = said.count((what, 1))
+    def is_repeated(gauge: str) -> bool:
+        before = calls.count((gauge, 1))
         time.sleep(0.1)
-        return said.count((what, 1)) > before + 1
+        return calls.count((gauge, 1)) > before + 1
 
-    with monitoring.Gauges("search") as gauges:
-        gauges.epoch("a", {"epoch": 1})
-        gauges.epoch("b", {"epoch": 1})
-        assert repeated("dreamprvr_trial_epoch a") and repeated("dreamprvr_trial_running a")
-        gauges.ended("a")
-        assert said.count(("dreamprvr_trial_running a", 0)) == 1
+    with metrics.Gauges("search") as gauges:
+        gauges.record_epoch("a", FIRST_EPOCH)
+        gauges.record_epoch("b", FIRST_EPOCH)
+        assert is_repeated("dreamprvr_trial_epoch a") and is_repeated("dreamprvr_trial_running a")
+        gauges.mark_ended("a")
+        assert calls.count(("dreamprvr_trial_running a", 0)) == 1
         assert (
-            not repeated("dreamprvr_trial_epoch a")
-            and not repeated("dreamprvr_trial_running a")
-            and repeated("dreamprvr_trial_epoch b")
+            not is_repeated("dreamprvr_trial_epoch a")
+            and not is_repeated("dreamprvr_trial_running a")
+            and is_repeated("dreamprvr_trial_epoch b")
         )
-    assert said[-2:] == [("dreamprvr_trial_running b", 0), ("dreamprvr_driver_running None", 0)] and not repeated(
+    assert calls[-2:] == [("dreamprvr_trial_running b", 0), ("dreamprvr_driver_running None", 0)] and not is_repeated(
         "dreamprvr_trial_epoch b"
     )
-    del said[:]
-    with pytest.raises(ValueError), monitoring.Gauges("search"):
+    calls.clear()
+    with pytest.raises(ValueError), metrics.Gauges("search"):
         raise ValueError
-    assert set(said) == {("dreamprvr_driver_running None", 1)}  # it looks as after a kill
+    assert set(calls) == {("dreamprvr_driver_running None", 1)}  # as after a kill

@@ -1,4 +1,4 @@
-"""The Ray that commands start by themselves."""
+"""The Ray that a command uses."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-from ray._private.utils import read_ray_address
 
-from dreamprvr_ray.runtime import session as ray_session
+from dreamprvr_ray.runtime.ray_internals import started_cluster
+from dreamprvr_ray.runtime.session import connect_to_cluster
 
 if TYPE_CHECKING:
     from conftest import Driver
 
 
-def test_a_local_ray_listens_on_loopback_alone_and_runs_no_process_that_only_a_cluster_needs(
+def test_a_local_ray_listens_on_loopback_only_and_runs_no_process_that_only_a_cluster_needs(
     demo_shards: Path, tmp_path: Path, drive: Callable[..., Driver]
 ) -> None:
     training = drive(
@@ -34,7 +34,7 @@ def test_a_local_ray_listens_on_loopback_alone_and_runs_no_process_that_only_a_c
         "--set",
         "model.hidden_size=16",
     )
-    training.wait_until_it_says("2 workers train")
+    training.wait_until_it_says("training started with 2 workers")
     processes = [psutil.Process(training.process.pid), *psutil.Process(training.process.pid).children(recursive=True)]
     commands = [" ".join(process.cmdline()) for process in processes]
     assert any("ray::RayTrainWorker" in command for command in commands)
@@ -42,16 +42,16 @@ def test_a_local_ray_listens_on_loopback_alone_and_runs_no_process_that_only_a_c
         command for command in commands if "AutoscalingCoordinator" in command or "PlacementGroupCleaner" in command
     ]
     listening = {
-        (process.name(), each.laddr.ip)
+        (process.name(), connection.laddr.ip)
         for process in processes
-        for each in process.net_connections("inet")
-        if each.status == "LISTEN"
+        for connection in process.net_connections("inet")
+        if connection.status == "LISTEN"
     }
-    assert len({name for name, _ in listening}) > 3  # or this has looked at the wrong processes
+    assert len({name for name, _ in listening}) > 3  # otherwise this looked at the wrong processes
     assert not {(name, address) for name, address in listening if not is_loopback(address)}
 
 
-def test_a_command_does_not_join_the_ray_of_another(
+def test_a_command_does_not_use_the_local_ray_of_another_command(
     demo_shards: Path,
     tmp_path: Path,
     drive: Callable[..., Driver],
@@ -65,31 +65,33 @@ def test_a_command_does_not_join_the_ray_of_another(
         return "train", "--config", "demo", "--shards", demo_shards, "--out", tmp_path / name, *small
 
     drive(*train("first", 1000)).wait_until_it_says("1/1000 | loss")
-    second = command(*train("second", 1), timeout=120)  # to join the other would be to wait for ever
+    second = command(*train("second", 1), timeout=120)  # it would wait for the first one's resources forever
     assert second.returncode == 0 and "Failed to connect" not in second.stderr, second.stderr
 
 
-def test_an_address_where_nobody_answers_is_said_at_once(
+def test_an_address_that_does_not_answer_is_reported_at_once(
     demo_shards: Path, tmp_path: Path, drive: Callable[..., Driver]
 ) -> None:
-    """Ray by itself tries again for ever."""
+    """Ray itself retries forever."""
     done = drive(
         "train", "--config", "demo", "--shards", demo_shards, "--out", tmp_path / "run", RAY_ADDRESS="127.0.0.1:9"
     )
     assert (
-        done.end().startswith("error: RAY_ADDRESS=127.0.0.1:9: no Ray cluster answers there: ")
+        done.end().startswith("error: RAY_ADDRESS=127.0.0.1:9: cannot connect to a Ray cluster: ")
         and done.process.returncode == 2
     )
     assert len("".join(done.said).splitlines()) == 1
 
 
-def test_the_record_of_a_cluster_that_is_gone_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recorded_address_of_a_cluster_that_is_gone_is_ignored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:9")
-    assert read_ray_address() == "127.0.0.1:9"  # or this looks elsewhere
-    assert ray_session._cluster() is None
+    assert started_cluster() == "127.0.0.1:9"  # otherwise this reads another file
+    assert connect_to_cluster() is None
 
 
 def is_loopback(address: str) -> bool:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
-import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
+import ray.train
 import torch
 from support.object_store import S3
 
@@ -14,10 +17,11 @@ from benchmarks import kills
 from dreamprvr_ray.checkpoints.checkpoint import METRICS, read_weights
 from dreamprvr_ray.config import Experiment, load_experiment
 from dreamprvr_ray.data.cache import local_shards
-from dreamprvr_ray.errors import Failure, UserError
+from dreamprvr_ray.errors import Failure, ObjectStoreError, UserError
 from dreamprvr_ray.evaluation.test_record import evaluate_checkpoint
+from dreamprvr_ray.runtime.ray_internals.trainers import Trainer
 from dreamprvr_ray.runtime.resources import WorkerCount
-from dreamprvr_ray.runtime.train_run import FirstStep, Start, train
+from dreamprvr_ray.runtime.train_run import WorkersFailed, run_group, train
 from dreamprvr_ray.storage.files import parse_json, read_json
 from dreamprvr_ray.storage.location import Storage
 from dreamprvr_ray.training.loop import fit
@@ -46,7 +50,7 @@ def test_a_run_in_an_object_store_survives_its_worker(
     shards, out = (remote / "shards").location, (remote / "runs").location
     killed = threading.Event()
 
-    def say(line: str) -> None:
+    def print_line(line: str) -> None:
         lines.append(line)
         if line.startswith("epoch 2/") and not killed.is_set():
             killed.set()
@@ -54,9 +58,14 @@ def test_a_run_in_an_object_store_survives_its_worker(
             worker.kill()
 
     metrics = train(
-        experiment(training__epochs=6), shards, out, WorkerCount(1), resume=False, say=say, began=time.time()
+        experiment(training__epochs=6),
+        shards,
+        out,
+        WorkerCount(1),
+        resume=False,
+        print_line=print_line,
     )
-    assert killed.is_set() and any(line.startswith("1 worker trains again; ") for line in lines)
+    assert killed.is_set() and any(line.startswith("training restarted with 1 worker (") for line in lines)
     epochs = [int(line.split("/")[0].removeprefix("epoch")) for line in lines if line.startswith("epoch")]
     assert (
         epochs[-1] == 6 and set(epochs) == set(range(1, 7)) and len(epochs) <= 7
@@ -75,47 +84,75 @@ def test_a_run_in_an_object_store_survives_its_worker(
     assert [reading["test_reads"] for reading in readings] == [1, 2]
     assert parse_json(storage.read_text("best/test.json"), "test.json")["readings"] == readings
 
-    # A finished run has nothing left to do; one of another experiment is refused, and so is one that is in the way.
-    said = len(lines)
+    # A finished run trains no further. Another experiment is refused, and so is a run without `resume`.
+    line_count = len(lines)
     resumed = train(
-        experiment(training__epochs=6), shards, out, WorkerCount(1), resume=True, say=lines.append, began=time.time()
+        experiment(training__epochs=6),
+        shards,
+        out,
+        WorkerCount(1),
+        resume=True,
+        print_line=lines.append,
     )
-    assert resumed["SumR"] == metrics["SumR"] and len(lines) == said
-    for resume, wanted in (
+    assert resumed["SumR"] == metrics["SumR"] and len(lines) == line_count
+    for resume, message in (
         (True, "cannot resume: training.epochs was 6 and is 7 now"),
-        (False, "already there; go on with --resume"),
+        (False, "already exists; use --resume to continue"),
     ):
-        with pytest.raises(UserError, match=wanted):
+        with pytest.raises(UserError, match=message):
             train(
                 experiment(training__epochs=7),
                 shards,
                 out,
                 WorkerCount(1),
                 resume=resume,
-                say=lines.append,
-                began=time.time(),
+                print_line=lines.append,
             )
 
 
-def test_what_failed_for_good_is_said_in_a_line(local_ray: None, demo_shards: Path, tmp_path: Path) -> None:
-    hopeless = experiment(optimizer__learning_rate=1e6)
+def test_a_diverged_training_fails_with_one_line(local_ray: None, demo_shards: Path, tmp_path: Path) -> None:
+    diverging = experiment(optimizer__learning_rate=1e6)
     with pytest.raises(
         Failure, match=r"^epoch 1: the loss is not finite \(.*\); a lower optimizer\.learning_rate may help$"
     ):
         train(
-            hopeless,
+            diverging,
             str(demo_shards),
             str(tmp_path / "run"),
             WorkerCount(1),
             resume=False,
-            say=print,
-            began=time.time(),
+            print_line=print,
         )
 
 
-def test_the_line_of_a_start() -> None:
-    first = FirstStep(workers=2, entered=109.5, began=110.25)
-    assert first.line(Start(100.0, 104.0)) == (
-        "2 workers train 10.2 s after the start: Python and Ray 4.0 s, workers 5.5 s, model and data 0.8 s"
-    )
-    assert FirstStep(1, 109.5, 110.25).line(None) == "1 worker trains again; model and data 0.8 s"
+def failing_trainer(*errors: Exception) -> Trainer:
+    def fit() -> None:
+        raise ray.train.WorkerGroupError("workers failed", dict(enumerate(errors)))
+
+    return cast(Trainer, SimpleNamespace(fit=fit))
+
+
+@pytest.mark.parametrize("error", [UserError("a mistake"), ObjectStoreError("no answer"), Failure("a full disk")])
+def test_a_workers_own_error_keeps_its_type(error: Exception) -> None:
+    with pytest.raises(type(error)) as raised:
+        run_group(failing_trainer(RuntimeError("connection closed by peer"), error), Storage("/run"))
+    assert raised.value is error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [(RuntimeError("first\nthe worker died"), "error"), (MemoryError("the worker died"), "out_of_memory")],
+)
+def test_any_other_error_has_a_kind_and_one_line(error: Exception, kind: str) -> None:
+    with pytest.raises(WorkersFailed) as raised:
+        run_group(failing_trainer(error), Storage("/run"))
+    for failure in (raised.value, pickle.loads(pickle.dumps(raised.value))):  # noqa: S301
+        assert failure.kind == kind
+        assert str(failure) == (
+            "/run: training failed: the worker died; use --resume to continue from the last checkpoint"
+        )
+
+
+def test_a_group_without_errors_of_workers_still_fails() -> None:
+    with pytest.raises(WorkersFailed, match="unknown reason"):
+        run_group(failing_trainer(), Storage("/run"))

@@ -1,4 +1,4 @@
-"""A Prometheus of the tests' own, with the configuration of cluster/prometheus/ but for paths and times."""
+"""A Prometheus for tests, configured as in cluster/prometheus/ except for paths and intervals."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ from urllib.request import ProxyHandler, build_opener
 import yaml
 
 FILES = Path(__file__).parents[2] / "cluster" / "prometheus"
-OPENER = build_opener(ProxyHandler({}))  # it is on this machine
+OPENER = build_opener(ProxyHandler({}))  # it runs on this machine
 
 
 def missing() -> str | None:
-    """Why there can be no Prometheus here; None where there can."""
-    absent = [tool for tool in ("prometheus", "promtool") if not shutil.which(tool)]
-    return f"not installed: {', '.join(absent)}" if absent else None
+    """Return why Prometheus cannot run here; None if it can."""
+    not_found = [tool for tool in ("prometheus", "promtool") if not shutil.which(tool)]
+    return f"not installed: {', '.join(not_found)}" if not_found else None
 
 
 @dataclass(frozen=True)
 class Prometheus:
     address: str
 
-    def ask(self, path: str, **parameters: str | float) -> Any:
-        """The data of an answer of its HTTP API; a query with a mistake raises `AssertionError` with what it says."""
+    def get(self, path: str, **parameters: str | float) -> Any:
+        """Return the data of an HTTP API response. Raises AssertionError with the server's message for a bad query."""
         try:
-            with OPENER.open(f"{self.address}/api/v1/{path}?{urlencode(parameters)}", timeout=10) as answer:
-                return json.load(answer)["data"]
+            with OPENER.open(f"{self.address}/api/v1/{path}?{urlencode(parameters)}", timeout=10) as response:
+                return json.load(response)["data"]
         except HTTPError as error:
             raise AssertionError(f"{path} {parameters}: {error.read().decode()}") from None
 
-    def drawn(self, query: str, start: float, end: float) -> list[dict[str, Any]]:
-        """The series that a query draws between two moments, with a value every second."""
-        series: list[dict[str, Any]] = self.ask("query_range", query=query, start=start, end=end, step=1)["result"]
+    def query_range(self, query: str, start: float, end: float) -> list[dict[str, Any]]:
+        """Return the series of a query between two times, with a value every second."""
+        series: list[dict[str, Any]] = self.get("query_range", query=query, start=start, end=end, step=1)["result"]
         return series
 
 
 @contextmanager
 def running(directory: Path, discovery: Path) -> Iterator[Prometheus]:
-    """Reads every second what the file of a Ray says, while the block runs."""
+    """Run Prometheus inside the block; it scrapes the nodes in Ray's discovery file every second."""
     config = yaml.safe_load((FILES / "prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(FILES / name) for name in config["rule_files"]]
@@ -65,9 +65,9 @@ def running(directory: Path, discovery: Path) -> Iterator[Prometheus]:
     words = ["prometheus", *(f"--{name}={value}" for name, value in options.items())]
     with (directory / "prometheus.log").open("w") as log, subprocess.Popen(words, stdout=log, stderr=log) as process:
         try:
-            given_up = time.monotonic() + 30
+            deadline = time.monotonic() + 30
             while not _ready(address):
-                assert process.poll() is None and time.monotonic() < given_up, (
+                assert process.poll() is None and time.monotonic() < deadline, (
                     directory / "prometheus.log"
                 ).read_text()
                 time.sleep(0.1)

@@ -1,0 +1,107 @@
+"""Everything private in Ray that this package uses: undocumented names, and overrides of private methods.
+
+Ray may change any of them in a minor release, so only the minor release that the tests run with is accepted. To move to
+another one, change `TESTED_RAY` and the requirement in pyproject.toml, and run `tests/runtime/test_ray_internals.py`
+first.
+
+This file holds what connecting to Ray needs. What Ray Train needs is in `trainers.py`: importing `ray.train` takes more
+than a second, which a command spends while Ray's processes start.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+from ray._private import ray_constants
+from ray._private.services import canonicalize_bootstrap_address
+from ray._private.utils import read_ray_address
+
+from dreamprvr_ray.errors import UserError
+
+TESTED_RAY = "2.60"
+REQUIREMENT = "ray[default,train,tune]>=2.60,<2.61"  # as in pyproject.toml
+
+_SCALING_POLICY = "ray.train.v2._internal.execution.scaling_policy:FixedScalingPolicy"
+_TRAINER = "ray.train.v2.api.data_parallel_trainer:DataParallelTrainer"
+# Every private name in use, as MODULE:ATTRIBUTE; a test checks that the installed Ray has each.
+PRIVATE_NAMES = (
+    "ray._private.authentication.authentication_token_setup:logger",
+    "ray._private.ray_constants:ENABLE_RAY_CLUSTER",
+    "ray._private.services:canonicalize_bootstrap_address",
+    "ray._private.utils:read_ray_address",
+    _SCALING_POLICY,
+    f"{_SCALING_POLICY}.after_controller_start",
+    f"{_SCALING_POLICY}._maybe_send_resource_request",
+    _TRAINER,
+    f"{_TRAINER}._create_default_callbacks",
+    f"{_TRAINER}._initialize_and_run_controller",
+    f"{_TRAINER}._register_sigint_handler",
+    "ray.train.v2._internal.callbacks:DatasetsCallback",
+    "ray.train.v2._internal.callbacks.placement_group_callback:PlacementGroupCleanerCallback",
+    "ray.train.v2._internal.execution.controller:TrainController.abort",
+)
+
+
+def check_version(installed: str = ray.__version__) -> None:
+    """Raise `UserError` if the installed Ray is not of the tested minor release.
+
+    Refusing is safer than a warning: with another release an override may silently have no effect, and a local Ray may
+    accept connections from other machines.
+    """
+    if installed.split(".")[:2] != TESTED_RAY.split("."):
+        raise UserError(
+            f"Ray {installed} is installed, but dreamprvr_ray supports Ray {TESTED_RAY} only; "
+            f"run: pip install '{REQUIREMENT}'"
+        )
+
+
+def started_cluster() -> str | None:
+    """Return the address of the cluster that `ray start` started on this machine, or None; the cluster may be gone.
+
+    Why: Ray's public `address="auto"` also finds a local Ray that another command started for itself, which ends with
+    that command. Without it: two commands on one machine would share a Ray.
+    """
+    address: str | None = read_ray_address()
+    return address
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """Return the host and port to which `ray.init` would connect. Raises ValueError for a malformed address.
+
+    Why: `ray.init` retries an address at which nothing listens forever, so `session` tries the port first.
+    Without it: a wrong RAY_ADDRESS hangs the command.
+    """
+    host, port = canonicalize_bootstrap_address(address).rsplit(":", 1)
+    return host.strip("[]"), int(port)
+
+
+@contextmanager
+def loopback_only() -> Iterator[None]:
+    """Make a local Ray that starts inside the block listen on 127.0.0.1 only, as it does on Windows and macOS.
+
+    Why: Ray reads the environment variable for this, RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER, when it is imported, which may
+    have happened. Without it: a local Ray accepts connections from other machines.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def is_loopback_only() -> bool:
+    """Return whether the connected Ray is a local one that `session` started in this process, and that ends with it."""
+    return ray.is_initialized() and not ray_constants.ENABLE_RAY_CLUSTER
+
+
+def silence_token_notice() -> None:
+    """Keep Ray from warning at every start that token authentication is on, as it should be.
+
+    Why: the warning comes from a private module's logger. Without it: each command begins with a warning that needs no
+    action.
+    """
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
