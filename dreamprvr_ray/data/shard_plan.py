@@ -76,7 +76,7 @@ def choose_splits(source: Source, settings: ConversionSettings) -> tuple[Protoco
         return "own splits", {"train": train, "val": val, "test": test}
     test = test or val
     if not test:
-        raise UserError(f"{source.origin}: {source.collection} must have a val or a test split")
+        raise UserError(f"{source.origin}: neither a val nor a test split; at least one is required")
     if settings.protocol == "paper":
         return "paper", {"train": train, "val": test, "test": test}
     videos = list(dict.fromkeys(caption.video for caption in train))

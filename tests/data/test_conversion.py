@@ -119,7 +119,7 @@ def test_invalid_settings(tree: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="leaves none of 8 train videos"):
         _convert(tree, tmp_path / "out", dev_fraction=0.99)
     _captions(tree, "val").unlink()
-    with pytest.raises(UserError, match="mini must have a val or a test split"):
+    with pytest.raises(UserError, match="neither a val nor a test split; at least one is required"):
         _convert(tree, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -1,0 +1,240 @@
+"""Shards from features in memory, such as a notebook computes them.
+
+    from dreamprvr_ray.data.in_memory import FeatureSplit, Query, write_shards
+
+    train = FeatureSplit(videos={"v1": frames}, queries=[Query("v1#0", "v1", "a person opens a door", tokens)])
+    shards = write_shards("shards/mine", collection="mine", splits={"train": train, "val": val, "test": test})
+
+The result is the same, byte for byte, as converting a source tree with the same features and captions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from dreamprvr_ray.data.captions import Caption, moment_fraction
+from dreamprvr_ray.data.conversion import convert
+from dreamprvr_ray.data.feature_files import RawFeatures
+from dreamprvr_ray.data.manifest import FeatureType
+from dreamprvr_ray.data.shard_plan import ConversionSettings
+from dreamprvr_ray.data.shards import ShardSet
+from dreamprvr_ray.data.source import SPLITS, Source
+from dreamprvr_ray.errors import UserError, did_you_mean, first_few, first_line
+
+
+class Moment(NamedTuple):
+    """The part of a video that a query describes. All values in seconds."""
+
+    start: float
+    end: float
+    duration: float  # of the whole video
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """A sentence that describes a moment of a video, with its token features.
+
+    Attributes:
+        id: Unique id.
+        video: Id of the video.
+        sentence: The text; may be empty.
+        tokens: (Lq, Dt) token features; the first 30 are used.
+        moment: `Moment` or (start, end, duration of the video) in seconds, if known. Used only for reporting recall by
+            moment length.
+    """
+
+    id: str
+    video: str
+    sentence: str
+    tokens: ArrayLike
+    moment: Moment | tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureSplit:
+    """The videos and queries of a split.
+
+    Attributes:
+        videos: Frame features (n, Dv) by video id. Videos that no query names are left out.
+        queries: The queries, each of a video in `videos`.
+    """
+
+    videos: Mapping[str, ArrayLike]
+    queries: Sequence[Query]
+
+
+def write_shards(
+    directory: str | Path,
+    *,
+    collection: str,
+    splits: Mapping[str, FeatureSplit],
+    features: str = "features",
+    dtype: FeatureType = "float16",
+    protocol: Literal["dev", "paper"] = "dev",
+    dev_fraction: float = 0.1,
+    seed: int = 0,
+) -> ShardSet:
+    """Pool and normalise features in memory, write them as shards into `directory`, and open these.
+
+    Writing the same features with the same settings again does nothing.
+
+    Args:
+        directory: A new or empty directory.
+        collection: Name of the collection.
+        splits: `train` and at least one of `val` and `test`.
+        features: Name of the video features, as recorded in the manifest.
+        dtype: Type of the stored features.
+        protocol: Without separate val and test splits, carve val from train (`dev`), or use test as val (`paper`).
+        dev_fraction: Fraction of the train videos that `dev` makes the val split.
+        seed: Seed of that choice.
+
+    Raises:
+        UserError: A video is missing, features have the wrong shape or are not finite, an id is used twice, a split is
+            missing or empty, or `directory` holds anything else.
+    """
+    settings = ConversionSettings(dtype=dtype, protocol=protocol, dev_fraction=dev_fraction, seed=seed)
+    convert(_InMemorySource.from_splits(collection, features, splits), Path(directory), settings, workers=1)
+    return ShardSet.open(directory)
+
+
+class _ArrayFeatures:
+    """A `FeatureReader` of arrays in memory."""
+
+    def __init__(self, origin: str, kind: str, arrays: Mapping[str, ArrayLike]) -> None:
+        self.origin = origin
+        self.arrays = arrays
+        self._kind = kind
+
+    def row_size(self, id: str) -> int:
+        shape = np.shape(self.read(id))
+        return shape[-1] if shape else 0
+
+    def read(self, id: str) -> np.ndarray:
+        try:
+            # Contiguous, since the order in which rows are summed depends on it.
+            return np.ascontiguousarray(self.arrays[id], dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            where = f"{self.origin}: {self._kind} '{id}'"
+            raise UserError(f"{where}: must be an array of numbers: {first_line(error)}") from None
+
+    def subset(self, ids: Sequence[str]) -> _ArrayFeatures:
+        return _ArrayFeatures(self.origin, self._kind, {id: self.arrays[id] for id in ids})
+
+
+@dataclass(frozen=True, eq=False)
+class _InMemorySource(Source):
+    """A `Source` whose features and captions are in memory."""
+
+    digest: str
+
+    @staticmethod
+    def from_splits(collection: str, features: str, splits: Mapping[str, FeatureSplit]) -> _InMemorySource:
+        """Raises `UserError` for missing and repeated ids and splits. Features are checked as they are read."""
+        _check_splits(collection, splits)
+        videos: dict[str, ArrayLike] = {}
+        queries: dict[str, Query] = {}
+        fractions: dict[str, float] = {}
+        mistakes = []
+        for name in SPLITS:
+            for query in splits[name].queries if name in splits else ():
+                where = f"{collection}: {name} query '{query.id}'"
+                if query.video not in splits[name].videos:
+                    mistakes.append(f"{where}: video '{query.video}' is not among the split's videos")
+                    continue
+                video = splits[name].videos[query.video]
+                if not _same(videos.setdefault(query.video, video), video):
+                    mistakes.append(f"{where}: video '{query.video}' has other features in another split")
+                if not _same(queries.setdefault(query.id, query).tokens, query.tokens):
+                    mistakes.append(f"{where}: the id has other tokens in another split")
+                if query.moment is not None:
+                    fractions[query.id] = _fraction(query.moment, where)
+        if mistakes:
+            raise UserError(*first_few(mistakes))
+        captions = {
+            name: [Caption(query.id, query.video, query.sentence) for query in splits[name].queries]
+            for name in SPLITS
+            if name in splits
+        }
+        first = captions["train"][0]
+        arrays = _ArrayFeatures(collection, "video", videos)
+        tokens = _ArrayFeatures(collection, "query", {id: query.tokens for id, query in queries.items()})
+        return _InMemorySource(
+            origin=collection,
+            collection=collection,
+            features=features,
+            raw=RawFeatures(arrays, tokens, first.video, first.query),
+            splits=captions,
+            moment_fractions=fractions or None,
+            files=(),
+            digest=_digest(captions, fractions, arrays, tokens),
+        )
+
+    def fingerprint(self) -> dict[str, dict[str, Any]]:
+        """Return the SHA-256 of all captions and features."""
+        return {"features in memory": {"sha256": self.digest}}
+
+
+def _check_splits(collection: str, splits: Mapping[str, FeatureSplit]) -> None:
+    mistakes = [
+        f"{collection}: unknown split '{name}': must be one of {', '.join(SPLITS)}{did_you_mean(name, SPLITS)}"
+        for name in splits
+        if name not in SPLITS
+    ]
+    if "train" not in splits:
+        mistakes.append(f"{collection}: no train split")
+    for name, split in splits.items():
+        if not split.queries:
+            mistakes.append(f"{collection}: split '{name}' has no queries")
+        mistakes += first_few(
+            [
+                f"{collection}: {name} query {query.id!r}: id, video and sentence must be strings"
+                for query in split.queries
+                if not all(isinstance(text, str) for text in (query.id, query.video, query.sentence))
+            ]
+        )
+        counts = Counter(query.id for query in split.queries)
+        mistakes += first_few(
+            [f"{collection}: {name} query id '{id}' is used {count} times" for id, count in counts.items() if count > 1]
+        )
+    if mistakes:
+        raise UserError(*mistakes)
+
+
+def _fraction(moment: Moment | tuple[float, float, float], where: str) -> float:
+    try:
+        start, end, duration = map(float, moment)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"{where}: moment must be (start, end, duration of the video) in seconds, not {moment}"
+        ) from None
+    return moment_fraction(start, end, duration, where)
+
+
+def _same(one: ArrayLike, other: ArrayLike) -> bool:
+    return one is other or np.array_equal(np.asarray(one), np.asarray(other))
+
+
+def _digest(
+    captions: Mapping[str, Sequence[Caption]],
+    fractions: Mapping[str, float],
+    videos: _ArrayFeatures,
+    queries: _ArrayFeatures,
+) -> str:
+    """Return the SHA-256 of everything on which the shards depend, in hexadecimal."""
+    texts = {name: [(caption.query, caption.video, caption.text) for caption in own] for name, own in captions.items()}
+    digest = hashlib.sha256(json.dumps([texts, fractions]).encode())
+    for reader in (videos, queries):
+        for id in reader.arrays:
+            rows = reader.read(id)
+            digest.update(json.dumps([id, rows.shape]).encode())
+            digest.update(rows.data)
+    return digest.hexdigest()
