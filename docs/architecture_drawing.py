@@ -50,6 +50,7 @@ class Import:
     module: str
     imported: str
     line: int
+    for_types: bool  # under `if TYPE_CHECKING`: never executed
 
     def __str__(self) -> str:
         return f"{self.module} (line {self.line}) imports {self.imported}"
@@ -65,14 +66,21 @@ def modules(root: Path = ROOT / PACKAGE) -> dict[str, Path]:
 
 
 def imports(module: str, source: str) -> Iterator[Import]:
-    """All imports of a module: at its top, inside functions and for type checkers alike."""
-    for node in ast.walk(ast.parse(source)):
+    """All imports of a module: at its top, inside functions, and under `if TYPE_CHECKING`."""
+    tree = ast.parse(source)
+    for_types = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield Import(module, alias.name, node.lineno)
+                yield Import(module, alias.name, node.lineno, node in for_types)
         elif isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:
-                yield Import(module, f"{node.module}.{alias.name}", node.lineno)
+                yield Import(module, f"{node.module}.{alias.name}", node.lineno, node in for_types)
 
 
 def all_imports(root: Path = ROOT / PACKAGE) -> list[Import]:

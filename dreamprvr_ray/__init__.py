@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # for type checkers and editors, which cannot follow `__getat
     )
     from dreamprvr_ray.checkpoints.checkpoint import TrainedModel
     from dreamprvr_ray.config import Experiment, load_experiment
+    from dreamprvr_ray.data.in_memory import FeatureSplit, Moment, Query, write_shards
     from dreamprvr_ray.data.shards import ShardSet
     from dreamprvr_ray.errors import Failure, UserError
 
@@ -33,6 +34,9 @@ if TYPE_CHECKING:  # for type checkers and editors, which cannot follow `__getat
 _DEFINED_IN = {
     "Experiment": "config",
     "Failure": "errors",
+    "FeatureSplit": "data.in_memory",
+    "Moment": "data.in_memory",
+    "Query": "data.in_memory",
     "ShardSet": "data.shards",
     "TrainedModel": "checkpoints.checkpoint",
     "UserError": "errors",
@@ -47,11 +51,15 @@ _DEFINED_IN = {
     "score_queries": "api",
     "train_model": "api",
     "write_search_report": "api",
+    "write_shards": "data.in_memory",
 }
 
 __all__ = [
     "Experiment",
     "Failure",
+    "FeatureSplit",
+    "Moment",
+    "Query",
     "ShardSet",
     "TrainedModel",
     "UserError",
@@ -67,6 +75,7 @@ __all__ = [
     "score_queries",
     "train_model",
     "write_search_report",
+    "write_shards",
 ]
 
 

@@ -178,8 +178,8 @@ def export_model(checkpoint: str | Path, out: str | Path) -> Path:
 def write_search_report(experiment: str | Path, out: str | Path | None = None) -> Path:
     """Write the report of a search in a local directory, finished or still running, as one HTML file, and return its
     path."""
-    from dreamprvr_ray.report.reader import read_search
     from dreamprvr_ray.report.page import write_report
+    from dreamprvr_ray.report.reader import read_search
 
     path = Path(out) if out is not None else Path(experiment) / "report.html"
     write_report(read_search(Path(experiment)), path)

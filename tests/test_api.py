@@ -1,0 +1,78 @@
+"""The public API: its names load lazily, hide no module, and do what docs/api.md shows."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dreamprvr_ray
+from dreamprvr_ray import api
+
+PAGE = Path(__file__).parents[1] / "docs" / "api.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_every_public_name_loads() -> None:
+    for name in dreamprvr_ray.__all__:
+        assert getattr(dreamprvr_ray, name) is not None
+        assert name in dir(dreamprvr_ray)
+    with pytest.raises(AttributeError, match="no attribute 'load_modle'"):
+        _ = dreamprvr_ray.load_modle
+
+
+def test_no_public_name_is_a_module() -> None:
+    """Otherwise `from dreamprvr_ray import evaluate` would be the function or the command by the order of imports."""
+    for name in set(dreamprvr_ray.__all__) - {"__version__"}:
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module(f"dreamprvr_ray.{name}")
+
+
+def test_type_checkers_see_the_names_that_load() -> None:
+    source = inspect.getsource(dreamprvr_ray)
+    for name, module in dreamprvr_ray._DEFINED_IN.items():
+        assert re.search(rf"from dreamprvr_ray\.{re.escape(module)} import [^)]*?\b{name}\b", source), name
+    assert sorted([*dreamprvr_ray._DEFINED_IN, "__version__"]) == sorted(dreamprvr_ray.__all__)
+
+
+def test_every_function_of_the_api_is_public_and_documented() -> None:
+    functions = {
+        name
+        for name, function in vars(api).items()
+        if inspect.isfunction(function) and function.__module__ == api.__name__ and not name.startswith("_")
+    }
+    assert functions == {name for name, module in dreamprvr_ray._DEFINED_IN.items() if module == "api"}
+    page = PAGE.read_text(encoding="utf-8")
+    for name in functions | {"write_shards", "load_experiment"}:
+        assert f"`{name}" in page or f"{name}(" in page, f"docs/api.md does not mention {name}"
+        assert getattr(dreamprvr_ray, name).__doc__
+
+
+def test_the_pages_examples_run(tmp_path: Path) -> None:
+    """All blocks of docs/api.md, one after the other, in a new interpreter and an empty directory."""
+    assert len(BLOCKS) == 4
+    script = tmp_path / "example.py"
+    script.write_text("\n".join(BLOCKS), encoding="utf-8")
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "40 training videos"
+    assert re.fullmatch(
+        r"best epoch [12] val SumR [\d.]+", next(line for line in lines if line.startswith("best epoch"))
+    )
+    assert lines[-1] == "2 registers"
+    assert (tmp_path / "model" / "retrieve.py").exists()
+    resumed = script.with_name("again.py")
+    resumed.write_text(
+        "from dreamprvr_ray import open_shards, train_model, UserError\n"
+        "try:\n    train_model('demo', 'shards', 'run')\n"
+        "except UserError as error:\n    print(error.mistakes)\n",
+        encoding="utf-8",
+    )
+    done = subprocess.run([sys.executable, resumed], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "('run already exists; pass resume=True to continue its training',)", done.stderr
