@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> None:
     memory = TrialMemory()
     with tempfile.TemporaryDirectory(prefix="dreamprvr-turnaround-") as folder:
         space = write_search(Path(folder), options.trials, 2, 32, trial={"at_a_time": 1}, pruning={"enabled": False})
-        run_search(load_search(space), resume=False, say=lambda line: None)
+        run_search(load_search(space), resume=False, log=lambda message: None)
         out = Path(folder) / "out"
         study = optuna.load_study(
             study_name=None, storage=JournalStorage(JournalFileBackend(str(out / "optuna.journal")))

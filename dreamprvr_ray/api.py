@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dreamprvr_ray.checkpoints.checkpoint import TrainedModel
     from dreamprvr_ray.data.manifest import FeatureType
     from dreamprvr_ray.data.shards import ShardSet, Split
-    from dreamprvr_ray.search.driver import Outcome
+    from dreamprvr_ray.search.publication import SearchOutcome
 
 Log = Callable[[str], None]
 
@@ -116,7 +116,7 @@ def run_search(
     overrides: Mapping[str, Any] | None = None,
     resume: bool = False,
     log: Log = print,
-) -> Outcome:
+) -> SearchOutcome:
     """Search a space with Ray Tune and Optuna, as the `tune` command does, and return its trials, final models and
     test result.
 
@@ -128,7 +128,7 @@ def run_search(
 
     given = {"shards": shards, "out": out, "trials": trials}
     values = {key: value if isinstance(value, int) else str(value) for key, value in given.items() if value is not None}
-    return run(load_search(Path(space), {**(overrides or {}), **values}), resume=resume, say=log)
+    return run(load_search(Path(space), {**(overrides or {}), **values}), resume=resume, log=log)
 
 
 def load_model(checkpoint: str | Path) -> TrainedModel:

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import dreamprvr_ray
 from dreamprvr_ray.config import Section
 from dreamprvr_ray.config_reference import help_text
-from dreamprvr_ray.errors import Failure, NotWritableError, UserError
+from dreamprvr_ray.errors import Failure, NotWritableError, SearchInterrupted, UserError
 
 
 class Parser(argparse.ArgumentParser):
@@ -71,7 +71,7 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     except Failure as failure:
         print(f"failed: {failure}", file=sys.stderr)
         code = 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SearchInterrupted):
         print("interrupted", file=sys.stderr)
         code = 130
     except BrokenPipeError:  # the reader of our output has closed it, as in `| head`

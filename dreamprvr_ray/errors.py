@@ -37,6 +37,13 @@ class NotWritableError(OSError):
         return f"{self.filename}: cannot be written: {self.strerror}"
 
 
+class SearchInterrupted(Exception):
+    """A search was stopped before all its trials or final runs had ended. It can be resumed.
+
+    A command exits with code 130, as after Ctrl-C.
+    """
+
+
 class Failure(Exception):
     """Something failed at run time through no fault of the user's: a full disk, a lost node, a loss that diverged.
 

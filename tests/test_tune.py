@@ -146,7 +146,7 @@ def test_a_search_ends_with_its_trials_told_apart_and_the_best_kept(
     assert kept_checkpoints(out) == {entry["checkpoint"] for entry in ended[:2]} and len(kept_checkpoints(out)) == 2
     best = json.loads((Path(ended[0]["checkpoint"]) / "metrics.json").read_text())
     assert best["epoch"] == ended[0]["best_epoch"] and best["SumR"] == ended[0]["best_sumr"]
-    assert "7 of 7 trials ended" in done.stderr and f"winner: trial {ended[0]['number']}" in done.stdout
+    assert "7 of 7 trials ended" in done.stderr and f"best trial: trial {ended[0]['number']}," in done.stdout
 
 
 def test_a_tracker_has_every_trial_with_its_values_and_curve(
@@ -419,4 +419,4 @@ def test_missing_shards_name_the_command_that_makes_them(
     done = call("tune", "--space", ROOT / "search_spaces" / "tvr.yaml", "--trials", 2)
     assert done.returncode == 2
     wanted = "python -m dreamprvr_ray.convert --source data --collection tvr --features i3d_resnet --out shards/tvr"
-    assert done.stderr == f"error: shards/tvr: no feature shards there; make them with: {wanted}\n"
+    assert done.stderr == f"error: shards/tvr: no feature shards; create them with: {wanted}\n"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 
 from ray.util import metrics
 
-from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.errors import SearchInterrupted, UserError
 from dreamprvr_ray.training.reporter import EpochResult
 
 PREFIX = "dreamprvr_"
@@ -95,7 +95,7 @@ class Gauges:
         self._closed.set()
         self._thread.join()
         # After any other error the gauges stay as after a kill, so that the alert fires.
-        if kind is None or issubclass(kind, (KeyboardInterrupt, UserError)):
+        if kind is None or issubclass(kind, (KeyboardInterrupt, SearchInterrupted, UserError)):
             for tags in list(self._values[self._running]):
                 self.mark_ended(dict(tags)["trial"])
             self._driver.set(0)

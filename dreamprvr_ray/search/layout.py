@@ -1,4 +1,4 @@
-"""What a search's directory holds, by name, for those who write it and those who only read it. Imports no Ray."""
+"""The names in a search's directory. Imports neither Ray nor PyTorch: a report reads a search without them."""
 
 from __future__ import annotations
 
@@ -6,27 +6,28 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dreamprvr_ray.checkpoints.layout import BEST as BEST  # here: the chosen checkpoint
+from dreamprvr_ray.checkpoints.layout import BEST as BEST  # in a search: the selected checkpoint
 from dreamprvr_ray.checkpoints.layout import CHECKPOINTS as CHECKPOINTS
 
-SEARCH = "search.yaml"  # what decides the result
-JOURNAL = "optuna.journal"  # the study
-WANDB = "wandb"  # W&B's own files, where that tracker is asked for
-RUNS = "runs"  # a directory a trial
-FINAL_RUNS = "final"  # a directory a final training
-EPOCHS = "epochs.jsonl"  # in a trial's directory: a line of metrics an epoch
-LEADERBOARD = "leaderboard.json"
-FINAL = "final.json"
-TEST_RECORD = "test.json"  # beside a checkpoint: every reading of test
+SEARCH = "search.yaml"  # the configuration and the settings of the search
+JOURNAL = "optuna.journal"  # the Optuna study
+WANDB = "wandb"  # files of the W&B tracker
+RUNS = "runs"  # a directory per trial
+FINAL_RUNS = "final"  # a directory per final run
+EPOCHS = "epochs.jsonl"  # in a run's directory: the metrics of each epoch, one line per epoch
+LEADERBOARD = "leaderboard.json"  # all trials, best first
+FINAL = "final.json"  # the final runs and their comparisons
+VALUES = "values.json"  # in `best`: the values of the selected checkpoint
+TEST_RECORD = "test.json"  # beside a checkpoint: every evaluation on test
 
 
 def trial_name(number: int) -> str:
-    """What a trial's directories and runs are called: trial_007."""
+    """Return the name of a trial's directory and runs: `trial_007`."""
     return f"trial_{number:03d}"
 
 
 def read_epochs(directory: Path) -> list[dict[str, Any]]:
-    """The epochs in a trial's directory, in order; what a kill cut off is left out."""
+    """Return the logged epochs of a run, in order, without a last line that a kill left incomplete."""
     try:
         lines = (directory / EPOCHS).read_text(encoding="utf-8").splitlines(keepends=True)
     except FileNotFoundError:

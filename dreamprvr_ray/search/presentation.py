@@ -1,10 +1,15 @@
-"""What `tune` prints: the plan of a search, and its outcome."""
+"""What `tune` prints: the plan of a search, and its outcome, as text and as JSON."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from dreamprvr_ray.errors import redact
+from dreamprvr_ray.evaluation.test_record import described
 from dreamprvr_ray.search.plan import TrialPlan
+from dreamprvr_ray.search.publication import SearchOutcome
 from dreamprvr_ray.search.space import Search
+from dreamprvr_ray.search.summary import describe_final, format_table
 from dreamprvr_ray.training.cost import Cost
 
 
@@ -31,6 +36,52 @@ def plan_lines(search: Search, plan: TrialPlan, cost: Cost) -> list[str]:
         "cost of the first trial:",
         *(f"  {line}" for line in cost.lines()),
     ]
+
+
+def plan_dict(search: Search, plan: TrialPlan, cost: Cost) -> dict[str, Any]:
+    """Return the plan as `--json` prints it."""
+    trials = {"trials": search.settings.trials, "at_a_time": plan.at_a_time, "workers": plan.group.workers}
+    return cost.to_dict() | trials
+
+
+def outcome_lines(search: Search, outcome: SearchOutcome) -> list[str]:
+    """Return the outcome as lines of text: the trials, the final runs, the selected model and its test result."""
+    best = outcome.trials[0]
+    model = f"trial {best.number}"
+    if outcome.final:
+        model = f"{outcome.final.candidates[0].name}, seed {outcome.final.chosen.seed}"
+    return [
+        *format_table(outcome.trials, [parameter.key for parameter in search.parameters]),
+        *(f"trial {trial.number} failed: {trial.error}" for trial in outcome.trials if trial.error),
+        f"best trial: trial {best.number}, val SumR {best.best_sumr:.1f} at epoch {best.best_epoch}",
+        *(describe_final(outcome.final) if outcome.final else ()),
+        f"selected model: {outcome.best} ({model})",
+        *described(outcome.test),
+        f"full report: python -m dreamprvr_ray.report {redact(search.settings.out)}",
+    ]
+
+
+def outcome_dict(outcome: SearchOutcome) -> dict[str, Any]:
+    """Return the outcome as `--json` prints it."""
+    states = [trial.state for trial in outcome.trials]
+    counts = {state: states.count(state) for state in ("finished", "pruned", "failed")}
+    final = {"final": outcome.final.to_dict()} if outcome.final else {}
+    best = _selected_model(outcome) | {"checkpoint": str(outcome.best)}
+    return {"trials": len(states)} | counts | {"best": best, "test": outcome.test} | final
+
+
+def _selected_model(outcome: SearchOutcome) -> dict[str, Any]:
+    if outcome.final:
+        candidate, run = outcome.final.candidates[0], outcome.final.chosen
+        return {
+            "trial": candidate.trial,
+            "seed": run.seed,
+            "val_SumR": run.val_sumr,
+            "epoch": run.best_epoch,
+            "values": candidate.values,
+        }
+    best = outcome.trials[0]
+    return {"trial": best.number, "val_SumR": best.best_sumr, "epoch": best.best_epoch, "values": best.values}
 
 
 def _describe_pruning(search: Search) -> str:

@@ -1,4 +1,4 @@
-"""What a person sees while a search runs: a table that reads as well in a log file as on a screen."""
+"""The progress of a search as lines of text, readable both on a screen and in a log file."""
 
 from __future__ import annotations
 
@@ -6,96 +6,99 @@ import math
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
-
-from ray.tune import Callback
-from ray.tune.experiment import Trial
+from collections.abc import Callable, Sequence
 
 from dreamprvr_ray.runtime.metrics import Gauges
-from dreamprvr_ray.search.results import STATES, TrialRecord, rank_trials
+from dreamprvr_ray.search.leaderboard import ranked_trials
+from dreamprvr_ray.search.messages import TrialEpoch
+from dreamprvr_ray.search.results import STATES, TrialRecord, best_trial
 from dreamprvr_ray.search.study import SearchStudy
 from dreamprvr_ray.search.summary import format_table
 from dreamprvr_ray.training.reporter import duration
 
-BETWEEN_TABLES = 20.0  # seconds, unless a trial ended
-BETWEEN_MEASUREMENTS = 5.0  # seconds, likewise; Ray sends gauges every few
+TABLE_INTERVAL = 20.0  # seconds between two tables, unless a trial ended
+GAUGE_INTERVAL = (
+    5.0  # seconds between two updates of the gauges, unless a trial ended; Ray exports them every few seconds
+)
 ENDED = ("finished", "pruned", "failed")
-BEST = 5  # of the trials that have ended, so many are shown
-WIDTH = 160  # columns of a log file
+SHOWN_TRIALS = 5  # ended trials in the table
+LOG_WIDTH = 160  # columns if the output is not a terminal
 
 
-class SearchProgress(Callback):
-    """Says how far the search is, its best and its running trials, when one ends and every now and then between."""
+class SearchProgress:
+    """Logs how far the search is, with its best and its running trials, and updates the gauges."""
 
     def __init__(
-        self, study: SearchStudy, say: Callable[[str], None], gauges: Gauges, kept_bytes: Callable[[], int]
+        self, study: SearchStudy, log: Callable[[str], None], gauges: Gauges, stored_bytes: Callable[[], int]
     ) -> None:
-        self.study, self.say = study, say
-        self.gauges, self.kept_bytes = gauges, kept_bytes
-        self.name, self.trials = study.search.name, study.search.settings.trials
-        self.keys = [parameter.key for parameter in study.search.parameters]
-        self.started = self.printed = time.monotonic()
-        self.measured = -math.inf
-        self.ended = self.ended_before = sum(entry.state in ENDED for entry in self._entries())
+        """`stored_bytes` returns the size of the kept checkpoints."""
+        self._study, self._log, self._gauges, self._stored_bytes = study, log, gauges, stored_bytes
+        self._name, self._planned = study.search.name, study.search.settings.trials
+        self._keys = [parameter.key for parameter in study.search.parameters]
+        self._started = self._logged = time.monotonic()
+        self._measured = -math.inf
+        self._ended_before = sum(trial.state in ENDED for trial in ranked_trials(study))  # by an earlier driver
+        self._ended = self._ended_before
 
-    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        ended = sum(trial.is_finished() for trial in trials) + self.ended_before
-        if ended != self.ended or time.monotonic() - self.measured > BETWEEN_MEASUREMENTS:
-            self.measured = time.monotonic()
-            self._measure(self._entries())
-        news = (
-            any((trial.last_result or {}).get("epoch") for trial in trials)
-            and time.monotonic() - self.printed > BETWEEN_TABLES
-        )
-        if ended == self.ended and not news:
+    def update(self, ended: int, epochs: Sequence[TrialEpoch]) -> None:
+        """Show the number of trials that this driver has ended, and the latest epoch of each trial.
+
+        Something is logged only when a trial has ended, or after a while.
+        """
+        ended += self._ended_before
+        if ended != self._ended or time.monotonic() - self._measured > GAUGE_INTERVAL:
+            self._measured = time.monotonic()
+            self._update_gauges()
+        is_due = bool(epochs) and time.monotonic() - self._logged > TABLE_INTERVAL
+        if ended == self._ended and not is_due:
             return
-        self.ended, self.printed = ended, time.monotonic()
-        entries = self._entries()
-        self.say("\n".join([self._summary(entries, trials), *("  " + line for line in current(entries, self.keys))]))
+        self._ended, self._logged = ended, time.monotonic()
+        trials = ranked_trials(self._study)
+        table = ("  " + line for line in format_progress(trials, self._keys))
+        self._log("\n".join([self._summary(trials, epochs), *table]))
 
-    def _measure(self, entries: list[TrialRecord]) -> None:
-        best = max(
-            (entry.best_sumr for entry in entries if entry.best_sumr is not None and entry.state != "failed"),
-            default=None,
+    def _update_gauges(self) -> None:
+        trials = ranked_trials(self._study)
+        best = best_trial(trials)
+        self._gauges.record_search(
+            [trial.state for trial in trials],
+            self._planned,
+            best.best_sumr if best else None,
+            self._stored_bytes(),
+            STATES.values(),
         )
-        self.gauges.record_search(
-            [entry.state for entry in entries], self.trials, best, self.kept_bytes(), STATES.values()
-        )
 
-    def _entries(self) -> list[TrialRecord]:
-        return rank_trials(TrialRecord.from_study(trial) for trial in self.study.trials())
-
-    def _summary(self, entries: list[TrialRecord], trials: list[Trial]) -> str:
-        counts: Counter[str] = Counter(entry.state for entry in entries)
+    def _summary(self, trials: list[TrialRecord], epochs: Sequence[TrialEpoch]) -> str:
+        counts: Counter[str] = Counter(trial.state for trial in trials)
         ended = sum(counts[state] for state in ENDED)
-        best = entries[0] if entries else None
-        said = (
-            f"best val SumR {best.best_sumr:.1f} (trial {best.number}, epoch {best.best_epoch})"
-            if best and best.best_sumr
-            else "no SumR yet"
-        )
+        best = best_trial(trials)
+        sumr = "no SumR yet"
+        if best:
+            sumr = f"best val SumR {best.best_sumr:.1f} (trial {best.number}, epoch {best.best_epoch})"
         states = ", ".join(f"{counts[state]} {state}" for state in (*ENDED, "running", "waiting") if counts[state])
-        reasons = Counter(entry.error for entry in entries if entry.error)
+        reasons = Counter(trial.error for trial in trials if trial.error)
         failures = "".join(f" | failed {count} times: {reason}" for reason, count in reasons.most_common(2))
-        elapsed = time.monotonic() - self.started
-        done = ended - self.ended_before
-        left = duration(elapsed / done * (self.trials - ended)) if done else self._first_guess(trials, elapsed)
-        return f"search {self.name}: {ended} of {self.trials} trials ended ({states}) | {said} | {duration(elapsed)} so far, left: {left}{failures}"
+        elapsed = time.monotonic() - self._started
+        return (
+            f"search {self._name}: {ended} of {self._planned} trials ended ({states}) | {sumr}"
+            f" | {duration(elapsed)} so far, left: {self._time_left(ended, epochs, elapsed)}{failures}"
+        )
 
-    def _first_guess(self, trials: list[Trial], elapsed: float) -> str:
-        """The time left before any trial ended: as if all took as long as the running ones say."""
-        results = [trial.last_result for trial in trials if trial.last_result and "seconds_left" in trial.last_result]
-        if not results:
+    def _time_left(self, ended: int, epochs: Sequence[TrialEpoch], elapsed: float) -> str:
+        if ended_here := ended - self._ended_before:
+            return duration(elapsed / ended_here * (self._planned - ended))
+        if not epochs:
             return "not known yet"
-        whole = sum(result["time_total_s"] + result["seconds_left"] for result in results) / len(results)
-        return duration(max(0.0, whole * (self.trials - self.ended_before) / len(results) - elapsed))
+        # No trial has ended: assume that all take as long as the running ones estimate for themselves.
+        per_trial = sum(epoch.seconds_total + epoch.result.seconds_left for epoch in epochs) / len(epochs)
+        rounds = (self._planned - self._ended_before) / len(epochs)
+        return duration(max(0.0, per_trial * rounds - elapsed))
 
 
-def current(entries: list[TrialRecord], keys: list[str], width: int | None = None) -> list[str]:
-    """The table of the best few trials that have ended and of all others, best first; with their values where these fit into a line."""
-    best = [entry.number for entry in entries if entry.state in ENDED][:BEST]
-    shown = [entry for entry in entries if entry.state not in ENDED or entry.number in best]
+def format_progress(trials: Sequence[TrialRecord], keys: Sequence[str], width: int | None = None) -> list[str]:
+    """Return a table of the best ended trials and all others, best first, with their values if `width` allows."""
+    best = [trial.number for trial in trials if trial.state in ENDED][:SHOWN_TRIALS]
+    shown = [trial for trial in trials if trial.state not in ENDED or trial.number in best]
     lines = format_table(shown, keys)
-    fits = len(lines[0]) + 2 <= (width or shutil.get_terminal_size((WIDTH, 24)).columns)
+    fits = len(lines[0]) + 2 <= (width or shutil.get_terminal_size((LOG_WIDTH, 24)).columns)
     return lines if fits else format_table(shown, ())

@@ -1,36 +1,154 @@
-"""Between Ray Tune and the study: Ray Tune asks for trials, hands over their results, and hears which to stop."""
+"""Running trials with Ray Tune: the searcher, the scheduler, the callbacks and the tuner.
+
+A `TrialSource` decides what runs. It sees typed values only: whatever Ray Tune delivers is decoded here.
+"""
 
 from __future__ import annotations
 
 import logging
 import tempfile
-import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import ray.tune
 from ray.tune import Callback
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from dreamprvr_ray.errors import ObjectStoreError
-from dreamprvr_ray.search.epoch_log import Records
+from dreamprvr_ray.search.epoch_log import EpochLog
+from dreamprvr_ray.search.messages import TrialEpoch, TrialRequest, decode_report
 from dreamprvr_ray.search.plan import TrialPlan
-from dreamprvr_ray.search.space import Search
-from dreamprvr_ray.search.study import SearchStudy
-from dreamprvr_ray.search.trackers import trackers
-from dreamprvr_ray.search.trial import FAILURE, OUT_OF_MEMORY, SHARE, TRIAL_NUMBER, run_name
+from dreamprvr_ray.search.session import SearchSession
+from dreamprvr_ray.search.trackers import create_trackers
+from dreamprvr_ray.search.trial import TrialJob, run_trial
 from dreamprvr_ray.search.working_copy import WorkingCopy
-
-GO_ON: str = FIFOScheduler.CONTINUE
-STOP: str = FIFOScheduler.STOP
-NO_MORE: str = Searcher.FINISHED
+from dreamprvr_ray.training.failure import TrialFailure
 
 
-class StatelessSearcher(Searcher):
-    """A searcher that has nothing to save with Ray Tune's own state: what it knows is elsewhere."""
+class TrialSource(Protocol):
+    """Where trials come from and where their results go: the study of a search, or the queue of its final runs."""
+
+    def next_request(self) -> TrialRequest | None:
+        """Return the next trial to run, or None if there is none now."""
+
+    def is_exhausted(self) -> bool:
+        """Return whether there will be no more trials, whatever those that still run do."""
+
+    def report(self, request: TrialRequest, epoch: TrialEpoch) -> bool:
+        """Take a finished epoch, and return whether to stop the trial."""
+
+    def finish(self, request: TrialRequest, last: TrialEpoch | None) -> None:
+        """Take the end of a trial that was trained, stopped or interrupted; `last` is None if no epoch finished."""
+
+    def fail(self, request: TrialRequest, failure: TrialFailure) -> None:
+        """Take the failure of a trial that Ray Tune does not retry."""
+
+
+class SearchProgressDisplay(Protocol):
+    """What shows the progress of the running trials."""
+
+    def update(self, ended: int, epochs: Sequence[TrialEpoch]) -> None:
+        """Take the number of ended trials and the latest epoch of each trial."""
+
+
+def run_trials(
+    session: SearchSession, source: TrialSource, runs: str, progress: SearchProgressDisplay | None = None
+) -> None:
+    """Run the trials of `source` until it has no more, or until Ctrl-C.
+
+    `runs` is the name of the directory in the search's directory that gets a directory per trial.
+    """
+    # These would warn that trials left no Ray Tune records, and after Ctrl-C advise to restore from them. A search has
+    # its own.
+    for name in ("ray.tune.analysis.experiment_analysis", "ray.tune.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    log = EpochLog(session.copy.path / runs, session.gauges)
+    searcher = SourceSearcher(source)
+    callbacks: list[Callback] = [StartCallback(log), SyncCallback(session.copy)]
+    if progress is not None:
+        callbacks.insert(0, ProgressCallback(progress))
+    name, settings = session.storage.name, session.search.settings
+    # Ray Tune's own records are deleted afterwards: nothing reads them, and they hold locations with their access keys.
+    with tempfile.TemporaryDirectory(prefix="dreamprvr-tune-", ignore_cleanup_errors=True) as folder:
+        ray.tune.Tuner(
+            _trainable(session, runs),
+            tune_config=ray.tune.TuneConfig(
+                num_samples=-1,  # unlimited: the source decides how many trials there are
+                max_concurrent_trials=session.plan.at_a_time,
+                reuse_actors=session.plan.group.workers == 1,
+                search_alg=searcher,
+                scheduler=SourceScheduler(source, searcher, log),
+                trial_dirname_creator=lambda trial: TrialRequest.from_config(trial.config).run,
+            ),
+            run_config=ray.tune.RunConfig(
+                name=name,
+                storage_path=folder,
+                verbose=0,
+                callbacks=[*callbacks, *create_trackers(settings.trackers, name, session.copy.path)],
+                failure_config=ray.tune.FailureConfig(max_failures=session.search.experiment.training.max_failures),
+            ),
+        ).fit()
+
+
+def _trainable(session: SearchSession, runs: str) -> Any:
+    """Return Ray Tune's trainable: the function to run, and the resources that it requests for each trial."""
+    job = TrialJob(
+        experiment=session.search.experiment,
+        shards=session.shards,
+        group=session.plan.group,
+        search_location=session.storage.location,
+        runs=runs,
+        measure_encoding=session.search.settings.against == "encode_ms",
+    )
+    trainable = ray.tune.with_parameters(run_trial, job=job)
+    trainable.__name__ = f"{session.storage.name}-trial"  # the name of its processes on the dashboard
+    plan = session.plan
+    return ray.tune.with_resources(trainable, lambda config: trial_resources(TrialRequest.from_config(config), plan))
+
+
+def trial_resources(request: TrialRequest, plan: TrialPlan) -> ray.tune.PlacementGroupFactory:
+    """Return the resources that Ray Tune reserves for a trial's own process."""
+    group = plan.group
+    if group.workers > 1:
+        # The process only waits for the workers of its nested run: it takes no CPU from them. Ray Tune does not accept
+        # an empty request.
+        return ray.tune.PlacementGroupFactory([{"memory": 2**20}])
+    cpus = min(request.share * group.cpus_per_worker, plan.max_cpus)
+    gpus = min(1.0, request.share * group.gpus_per_worker)
+    return ray.tune.PlacementGroupFactory([{"CPU": cpus, "GPU": gpus}])
+
+
+class SourceSearcher(Searcher):
+    """Gives Ray Tune the trials of a source, and tells the source how each one ended."""
+
+    def __init__(self, source: TrialSource) -> None:
+        super().__init__()
+        self._source = source
+        self._requests: dict[str, TrialRequest] = {}  # by Ray Tune's trial id
+        self.lost: dict[str, TrialFailure] = {}  # why Ray Tune gave a trial up, by its trial id
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        request = self._source.next_request()
+        if request is None:
+            return Searcher.FINISHED if self._source.is_exhausted() else None
+        self._requests[trial_id] = request
+        return request.to_config()
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        pass  # the scheduler passes results on, because it can stop a trial
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        request = self._requests[trial_id]
+        report = self.lost.pop(trial_id, TrialFailure("error", "lost")) if error else decode_report(result)
+        if isinstance(report, TrialFailure):
+            self._source.fail(request, report)
+        else:
+            self._source.finish(request, report)
+
+    # Nothing is saved with Ray Tune's state: the source's state is the study, or the finished runs.
 
     def save(self, checkpoint_path: str) -> None:
         pass
@@ -42,137 +160,75 @@ class StatelessSearcher(Searcher):
         pass
 
 
-class StudySearcher(StatelessSearcher):
-    """Asks the study for trials and tells it how each ended; calls `ended` after each end."""
+class SourceScheduler(FIFOScheduler):
+    """Logs every epoch, passes it on to the source, and stops the trials that the source wants to stop."""
 
-    def __init__(
-        self, study: SearchStudy, say: Callable[[str], None], ended: Callable[[], None], can_have_more: bool
-    ) -> None:
+    def __init__(self, source: TrialSource, searcher: SourceSearcher, log: EpochLog) -> None:
         super().__init__()
-        self.study, self.say, self.ended = study, say, ended
-        self.can_have_more = can_have_more  # whether a trial that ran out of memory can be given that of two
-        self.errors: dict[str, str] = {}  # why a trial was lost, by Ray Tune's name of it
-        self.store_lost: str | None = None  # what the search's store said instead of an answer
-        self._numbers: dict[str, int] = {}
-        hours = study.search.settings.hours
-        self._no_more_after = time.monotonic() + hours * 3600 if hours else None
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        if self.store_lost:
-            return NO_MORE
-        late = self._no_more_after is not None and time.monotonic() > self._no_more_after
-        proposal = None if late else self.study.propose()
-        if proposal is None:  # one that runs may come back, to be run again with more memory
-            return NO_MORE if late or self.study.is_done() else None
-        self._numbers[trial_id] = proposal.number
-        return proposal.values | {TRIAL_NUMBER: proposal.number, SHARE: proposal.share}
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        pass  # the scheduler has had it
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        number, result = self._numbers[trial_id], result or {}
-        reason = self.errors.get(trial_id, "lost") if error else result.get(FAILURE)
-        if error and reason and f"{ObjectStoreError.__name__}:" in reason:
-            self.study.release(number)
-            self.store_lost = reason.partition(f"{ObjectStoreError.__name__}: ")[2]
-            return
-        if (
-            reason
-            and result.get(OUT_OF_MEMORY)
-            and self.can_have_more
-            and self.study.retry_with_more_memory(number, reason)
-        ):
-            self.say(f"trial {number} ran out of memory: it will run again with the resources of two trials ({reason})")
-            return
-        if reason:
-            self.study.fail(number, reason)
-            self.say(f"trial {number} failed: {reason}")
-        elif not self.study.end(number, result):
-            return
-        self.ended()
-
-
-class StudyScheduler(FIFOScheduler):
-    """Hands every epoch to the study and to the records, and stops the trials that the study does not want to go on."""
-
-    def __init__(self, study: SearchStudy, records: Records, searcher: StudySearcher) -> None:
-        super().__init__()
-        self.study, self.records, self.searcher = study, records, searcher
+        self._source, self._searcher, self._log = source, searcher, log
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
-        if FAILURE in result:
-            return GO_ON
-        number = trial.config[TRIAL_NUMBER]
-        self.study.report(number, result)
-        self.records.add(run_name(trial.config), result, trial.config)
-        if not result["finished"] and self.study.should_prune(number, result["epoch"]):
-            return STOP
-        return GO_ON
+        decision: str = FIFOScheduler.CONTINUE
+        report = decode_report(result)
+        if isinstance(report, TrialEpoch):
+            request = TrialRequest.from_config(trial.config)
+            self._log.add(request, report)
+            if self._source.report(request, report):
+                decision = FIFOScheduler.STOP
+        return decision
 
     def on_trial_complete(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> None:
-        self.records.close(run_name(trial.config))
+        self._log.close(TrialRequest.from_config(trial.config).run)
 
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
-        lines = str(trial.get_error() or "unknown").strip().splitlines()
-        self.searcher.errors[trial.trial_id] = lines[-1]
-        self.records.close(run_name(trial.config))
+        self._searcher.lost[trial.trial_id] = lost_trial_failure(trial)
+        self._log.close(TrialRequest.from_config(trial.config).run)
 
 
-class TrialStarted(Callback):
-    """Tells the records when a trial has what it asked for and runs: nodes may come minutes after it was handed out."""
+def lost_trial_failure(trial: Trial) -> TrialFailure:
+    """Return why Ray Tune gave a trial up after its retries."""
+    cause = getattr(trial.get_pickled_error(), "cause", None)
+    if isinstance(cause, ObjectStoreError):
+        return TrialFailure.from_error(cause)
+    traceback = str(trial.get_error() or "unknown").strip().splitlines()
+    return TrialFailure("error", traceback[-1])
 
-    def __init__(self, records: Records) -> None:
-        self.records = records
+
+class StartCallback(Callback):
+    """Records that a trial has its resources and runs: its node may start minutes after the trial was suggested."""
+
+    def __init__(self, log: EpochLog) -> None:
+        self._log = log
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self.records.begin(run_name(trial.config))
+        self._log.start(TrialRequest.from_config(trial.config).run)
 
 
 class SyncCallback(Callback):
-    """Has the search's store know of every epoch before its trial goes on."""
+    """Uploads the working copy after every epoch, before the trial continues."""
 
     def __init__(self, copy: WorkingCopy) -> None:
-        self.copy = copy
+        self._copy = copy
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        self.copy.keep_up()
+        self._copy.try_push()
 
 
-def run_tuner(
-    search: Search,
-    plan: TrialPlan,
-    trainable: Any,
-    searcher: Searcher,
-    scheduler: TrialScheduler,
-    callbacks: list[ray.tune.Callback],
-    copy: WorkingCopy,
-) -> None:
-    """Runs trials until the searcher has no more.
+class ProgressCallback(Callback):
+    """Updates the display of progress."""
 
-    Ray Tune's own records go with the block: nothing is read from them, and they hold locations with whatever keys stand in these.
-    """
-    # They warn that trials left none of Ray Tune's records, and when interrupted tell to go on from these: a search keeps better ones.
-    for name in ("ray.tune.analysis.experiment_analysis", "ray.tune.tune"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory(prefix="dreamprvr-tune-", ignore_cleanup_errors=True) as folder:
-        ray.tune.Tuner(
-            trainable,
-            tune_config=ray.tune.TuneConfig(
-                num_samples=-1,  # the searcher says when there are enough
-                max_concurrent_trials=plan.at_a_time,
-                reuse_actors=plan.group.workers == 1,
-                search_alg=searcher,
-                scheduler=scheduler,
-                trial_dirname_creator=lambda trial: run_name(trial.config),
-            ),
-            run_config=ray.tune.RunConfig(
-                name=copy.storage.name,
-                storage_path=folder,
-                verbose=0,
-                callbacks=[*callbacks, *trackers(search.settings.trackers, copy.storage.name, copy.path)],
-                failure_config=ray.tune.FailureConfig(max_failures=search.experiment.training.max_failures),
-            ),
-        ).fit()
+    def __init__(self, progress: SearchProgressDisplay) -> None:
+        self._progress = progress
+        self._latest: dict[str, TrialEpoch] = {}  # by Ray Tune's trial id
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        report = decode_report(result)
+        if isinstance(report, TrialEpoch):
+            self._latest[trial.trial_id] = report
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        self._progress.update(sum(trial.is_finished() for trial in trials), list(self._latest.values()))

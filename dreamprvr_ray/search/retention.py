@@ -1,75 +1,63 @@
-"""The trials of a search, ranked by their best val SumR, and the checkpoints of the best of them: all that stays on the disk."""
+"""Which checkpoints of a search are deleted, and when.
+
+Of the trials that have finished or were pruned, the best `keep` keep the checkpoint of their best epoch; the others
+keep none. A running trial keeps its best and its latest checkpoint, from which it resumes: see `CheckpointStore`.
+"""
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from dreamprvr_ray.checkpoints.checkpoint import METRICS
 from dreamprvr_ray.checkpoints.store import CheckpointStore
-from dreamprvr_ray.search.layout import CHECKPOINTS, LEADERBOARD, RUNS, trial_name
-from dreamprvr_ray.search.results import TrialRecord, rank_trials
-from dreamprvr_ray.search.study import SearchStudy
-from dreamprvr_ray.storage.files import write_text
+from dreamprvr_ray.search.layout import CHECKPOINTS, RUNS, trial_name
+from dreamprvr_ray.search.results import TrialRecord
 from dreamprvr_ray.storage.location import Storage
 
 
-class Leaderboard:
-    """The ranked trials of a search, in OUT/leaderboard.json, and their checkpoints in OUT/runs, which `runs` is, wherever it is.
+class CheckpointRetention:
+    """Deletes the checkpoints of a search's trials that are no longer needed."""
 
-    Of the trials that have ended, the best `keep` have one checkpoint each, of their best epoch; the others have none.
-    """
+    def __init__(self, search_storage: Storage, working_copy: Path, keep: int) -> None:
+        """`search_storage` holds the checkpoints, `working_copy` the trials' other files. On a disk both are one."""
+        self._runs, self._working_copy, self._keep = search_storage / RUNS, Storage.of(working_copy / RUNS), keep
+        self._emptied: set[int] = set()  # trials whose checkpoints have been deleted
+        self.stored_bytes = 0  # of the kept checkpoints, after the last deletion
 
-    def __init__(self, study: SearchStudy, keep: int, runs: Storage) -> None:
-        self.study, self.keep, self.runs = study, keep, runs
-        self._dropped: set[int] = set()  # trials that have no checkpoint any more
-        self.kept_bytes = 0  # of the checkpoints, when they were looked at last
-
-    def entries(self) -> list[TrialRecord]:
-        """All trials, best first, with the checkpoints that are kept."""
-        entries = rank_trials(TrialRecord.from_study(trial) for trial in self.study.trials())
-        return [
-            replace(entry, checkpoint=str(kept)) if (kept := self.checkpoint(entry)) else entry for entry in entries
-        ]
-
-    def checkpoint(self, entry: TrialRecord) -> Storage | None:
-        """The checkpoint of a trial's best epoch, None where it is not kept."""
-        if not entry.is_trained or entry.number in self._dropped or entry.best_epoch is None:
+    def checkpoint(self, trial: TrialRecord) -> Storage | None:
+        """Return the checkpoint of a trial's best epoch, or None if it is not kept."""
+        if not trial.is_trained or trial.number in self._emptied or trial.best_epoch is None:
             return None
-        checkpoint = self._checkpoints(entry).at(entry.best_epoch)
+        checkpoint = self._store(trial).at(trial.best_epoch)
         return checkpoint if checkpoint.exists(METRICS) else None
 
-    def update(self) -> None:
-        """Writes the file, and deletes the checkpoints that are not to be kept."""
-        entries = rank_trials(TrialRecord.from_study(trial) for trial in self.study.trials())
-        kept = [entry.number for entry in entries if entry.is_trained][: self.keep]
-        for entry in entries:
-            if entry.number in kept:
-                self._keep_best(entry)
-            elif entry.state not in ("running", "waiting") and entry.number not in self._dropped:
-                (self.runs / trial_name(entry.number)).delete_directory(CHECKPOINTS)
-                self._dropped.add(entry.number)
-        write_text(
-            self.study.out / LEADERBOARD, json.dumps([entry.to_dict() for entry in self.entries()], indent=1) + "\n"
-        )
-        self.kept_bytes = sum(checkpoint.size() for checkpoint in map(self.checkpoint, entries) if checkpoint)
+    def delete_unranked_checkpoints(self, ranked: Sequence[TrialRecord]) -> None:
+        """Delete the checkpoints of all ended trials but the best `keep`, and of these all but the best epoch's.
 
-    def sweep(self) -> None:
-        """Deletes what no trial of the study owns, as a killed driver may leave it."""
-        known = {trial_name(trial.number) for trial in self.study.trials()}
-        for runs in (
-            self.runs,
-            Storage.of(self.study.out / RUNS),
-        ):  # one and the same, unless checkpoints are kept in a store
+        `ranked` are all trials of the search, best first.
+        """
+        kept = [trial.number for trial in ranked if trial.is_trained][: self._keep]
+        for trial in ranked:
+            if trial.number in kept:
+                self._delete_other_epochs(trial)
+            elif trial.state not in ("running", "waiting") and trial.number not in self._emptied:
+                (self._runs / trial_name(trial.number)).delete_directory(CHECKPOINTS)
+                self._emptied.add(trial.number)
+        self.stored_bytes = sum(checkpoint.size() for trial in ranked if (checkpoint := self.checkpoint(trial)))
+
+    def delete_orphans(self, trials: Iterable[TrialRecord]) -> None:
+        """Delete the directories of trials that the study does not know, which a killed driver may leave behind."""
+        known = {trial_name(trial.number) for trial in trials}
+        for runs in (self._runs, self._working_copy):
             for name in runs.names():
                 if name not in known:
                     runs.delete_directory(name)
-        self.update()
 
-    def _keep_best(self, entry: TrialRecord) -> None:
-        checkpoints = self._checkpoints(entry)
-        if entry.best_epoch is not None and entry.best_epoch in checkpoints.epochs():
-            checkpoints.keep_only(entry.best_epoch)
+    def _delete_other_epochs(self, trial: TrialRecord) -> None:
+        store = self._store(trial)
+        if trial.best_epoch is not None and trial.best_epoch in store.epochs():
+            store.keep_only(trial.best_epoch)
 
-    def _checkpoints(self, entry: TrialRecord) -> CheckpointStore:
-        return CheckpointStore(self.runs / trial_name(entry.number) / CHECKPOINTS)
+    def _store(self, trial: TrialRecord) -> CheckpointStore:
+        return CheckpointStore(self._runs / trial_name(trial.number) / CHECKPOINTS)

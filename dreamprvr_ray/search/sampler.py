@@ -59,5 +59,6 @@ class PerTrialSampler(BaseSampler):
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        # Seeded by key as well: if a kill interrupts a proposal halfway, the remaining keys get the values they would have had.
+        # Seeded by key as well: if a kill interrupts a proposal halfway, the remaining keys get the values they would
+        # have had.
         return self._create(trial.number, param_name).sample_independent(study, trial, param_name, param_distribution)

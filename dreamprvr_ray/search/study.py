@@ -1,146 +1,133 @@
-"""The Optuna study of a search: what is proposed, what is stopped early, and what Optuna is told of each trial.
+"""The Optuna study of a search: it proposes trials, decides which to prune, and records how each one ended.
 
-All of it is decided by what the study's storage holds, so that a search which was killed and taken up again decides as one left alone.
-An attribute `out` of each trial names the search directory that runs it: several drivers may share one storage.
+Every decision depends only on what the study's storage holds, so that a resumed search makes the same decisions as an
+uninterrupted one. Several drivers may share one storage: the user attribute `out` of a trial names the search directory
+whose driver runs it.
 """
 
 from __future__ import annotations
 
 import math
 import time
-import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution
-from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from dreamprvr_ray.errors import UserError, redact_password
+from dreamprvr_ray.errors import UserError, first_line, redact_password
 from dreamprvr_ray.search.layout import JOURNAL
-from dreamprvr_ray.search.settings import SamplerSettings
+from dreamprvr_ray.search.messages import TrialEpoch, TrialRequest
+from dreamprvr_ray.search.sampler import PerTrialSampler
 from dreamprvr_ray.search.space import Search
 from dreamprvr_ray.training.flops import specified_gflop
 
-MOST_REFUSALS = 100  # proposals in a row that may break a constraint
-DRIVERS = {  # what to install for a database's module, where pip calls it otherwise
+MAX_REJECTIONS = 100  # consecutive proposals that may violate a constraint
+ABANDONED_AFTER = 60.0  # seconds after which a proposal without an owner is taken to be from a killed driver
+DATABASE_PACKAGES = {  # what to install for a database driver whose package has another name
     "psycopg": "psycopg[binary]",
     "psycopg2": "psycopg2-binary",
     "MySQLdb": "mysqlclient (or pymysql, and write mysql+pymysql:// for mysql://)",
 }
-ABANDONED_AFTER = 60.0  # seconds: a proposal that nobody has put a name to by then was of a killed driver
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """A trial to run: `values` by dotted key; it gets the resources of so many trials."""
-
-    number: int
-    values: dict[str, Any]
-    share: int = 1
 
 
 class SearchStudy:
     """The study of one search, as one driver sees it."""
 
-    def __init__(self, search: Search, out: Path, owner: str | None = None) -> None:
-        self.search, self.out = search, out
-        self.owner = owner or str(
-            out
-        )  # of the trials that this driver runs: the search's directory, where `out` is a working copy of it
-        self.storage = open_storage(search.settings.store, out)
+    def __init__(self, search: Search, directory: Path, owner: str | None = None) -> None:
+        """`directory` holds the study's journal. `owner` identifies this driver's trials in the storage; by default it
+        is
+        `directory`, which is not the search's own directory where that is in an object store."""
+        self.search = search
+        self.owner = owner or str(directory)
+        self.storage = open_storage(search.settings.store, directory)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         objectives = ["SumR"] + ([search.settings.against] if search.settings.against else [])
+        conditional = any(parameter.when for parameter in search.parameters)
         self.study = optuna.create_study(
             study_name=search.name,
             storage=self.storage,
-            sampler=NumberedSampler(
-                search.settings.sampler, conditional=any(parameter.when for parameter in search.parameters)
-            ),
+            sampler=PerTrialSampler(search.settings.sampler, conditional),
             directions=[StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE][: len(objectives)],
             load_if_exists=True,
         )
         self.study.set_user_attr("objectives", objectives)
-        self._handed_out: set[int] = set()  # by this process, and not ended
+        self._running: set[int] = set()  # proposed by this process and not ended
         self._pruned: set[int] = set()
         self._rungs = (
             [] if search.settings.against else search.settings.pruning.rungs(search.experiment.training.epochs)
         )
 
     def trials(self) -> list[FrozenTrial]:
-        """All trials but proposals that were refused."""
+        """Return all trials except rejected proposals."""
         return [trial for trial in self.study.get_trials(deepcopy=False) if not trial.user_attrs.get("infeasible")]
 
-    def propose(self) -> Proposal | None:
-        """The next trial to run: one that was begun and has not ended, else a new one; None where there are enough."""
+    def propose(self) -> TrialRequest | None:
+        """Return the next trial to run: an interrupted one if there is any, else a new one; None if no more are needed.
+
+        Raises `UserError` if too many consecutive proposals violate a constraint.
+        """
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if (
-                trial.number not in self._handed_out
-                and self._is_ours(trial)
-                and (proposal := self._hand_out(trial.number))
-            ):
-                return proposal
+            interrupted = trial.number not in self._running and self._is_own(trial)
+            if interrupted and (request := self._request(trial.number)):
+                return request
         trials = self.trials()
         if len(trials) >= self.search.settings.trials:
             return None
-        for _ in range(MOST_REFUSALS):
+        for _ in range(MAX_REJECTIONS):
             if not trials and not self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
                 self.study.enqueue_trial(self.search.paper_setting)
-            proposal = self._hand_out(self.study.ask().number)
-            if proposal is not None:
-                return proposal
+            request = self._request(self.study.ask().number)
+            if request is not None:
+                return request
         raise UserError(
-            f"{self.search.name}: {MOST_REFUSALS} proposals in a row break a constraint: {', '.join(map(str, self.search.constraints))}"
+            f"{self.search.name}: {MAX_REJECTIONS} consecutive proposals violate a constraint;"
+            f" relax the constraints: {', '.join(map(str, self.search.constraints))}"
         )
 
     def is_done(self) -> bool:
-        """Whether every trial of this driver has ended and there are enough."""
+        """Return whether the study has all its trials and this driver's have ended."""
         trials = self.trials()
         return len(trials) >= self.search.settings.trials and not any(
-            trial.state == TrialState.RUNNING and self._is_ours(trial) for trial in trials
+            trial.state == TrialState.RUNNING and self._is_own(trial) for trial in trials
         )
 
-    def _hand_out(self, number: int) -> Proposal | None:
-        """The trial with its values, asked for where a killed driver had not come to it; None where they break a constraint."""
-        trial = optuna.Trial(self.study, self.study.get_trials(deepcopy=False)[number]._trial_id)
+    def _request(self, number: int) -> TrialRequest | None:
+        """Return a trial with its values, or None if they are rejected. Samples values that a killed driver did not."""
+        trial = optuna.Trial(self.study, _storage_id(self._trial(number)))
         values = self.search.suggest(trial)
-        if broken := self.search.violated_constraint(values):
+        if violated := self.search.violated_constraint(values):
             trial.set_user_attr("infeasible", True)
-            trial.set_user_attr("reason", f"refused: breaks {broken}")
+            trial.set_user_attr("reason", f"rejected: violates {violated}")
             self.study.tell(number, state=TrialState.FAIL)
             return None
         trial.set_user_attr("out", self.owner)
-        self._handed_out.add(number)
-        return Proposal(number, values, trial.user_attrs.get("share", 1))
+        self._running.add(number)
+        return TrialRequest.for_trial(number, values, trial.user_attrs.get("share", 1))
 
-    def _is_ours(self, trial: FrozenTrial) -> bool:
+    def _is_own(self, trial: FrozenTrial) -> bool:
         if self.search.settings.store is None:
             return True
         owner = trial.user_attrs.get("out")
-        if owner is None:  # its driver was killed between two writes, or is about to write its name
-            begun = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
-            return time.time() - begun > ABANDONED_AFTER
+        if owner is None:  # its driver was killed between two writes, or is just about to write its name
+            started = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
+            return time.time() - started > ABANDONED_AFTER
         return bool(owner == self.owner)
 
-    def report(self, number: int, result: Mapping[str, Any]) -> None:
-        """Takes a finished epoch of a trial. The step is our own count of epochs, which goes on where a trial is resumed."""
+    def report(self, number: int, epoch: TrialEpoch) -> None:
+        """Record a finished epoch. The step is the training's own epoch count, which a resumed trial continues."""
         trial = self._trial(number)
-        epoch, sumr = result["epoch"], result["SumR"]
-        if self.search.settings.against is None and epoch not in trial.intermediate_values:
-            self.storage.set_trial_intermediate_value(trial._trial_id, epoch, sumr)
+        if self.search.settings.against is None and epoch.result.epoch not in trial.intermediate_values:
+            self.storage.set_trial_intermediate_value(_storage_id(trial), epoch.result.epoch, epoch.result.sumr)
 
     def should_prune(self, number: int, epoch: int) -> bool:
-        """Whether a trial that has finished this epoch is not among the best 1 / factor of those that have come as far.
+        """Return whether a trial that has finished `epoch` is not among the best 1 / `reduction_factor` to get that
+        far.
 
-        Each is taken by its best SumR up to then; the first to come there goes on.
+        Trials are compared by their best SumR up to that epoch. The first trial to get there always continues.
         """
         if epoch not in self._rungs:
             return False
@@ -153,115 +140,84 @@ class SearchStudy:
         self._pruned.add(number)
         return True
 
-    def end(self, number: int, result: Mapping[str, Any]) -> bool:
-        """Takes the last result of a trial: complete with its best SumR, or pruned. False where it was merely interrupted."""
-        self._handed_out.discard(number)
-        finished = bool(result.get("finished"))
-        if not finished and number not in self._pruned:
+    def finish(self, number: int, last: TrialEpoch) -> bool:
+        """Record that a trial has ended after its epoch `last`: complete with its best SumR, or pruned.
+
+        Return False, and record nothing, if the trial was only interrupted.
+        """
+        self._running.discard(number)
+        if not last.result.finished and number not in self._pruned:
             return False
         trial = self._trial(number)
-        for name in ("epoch", "best_epoch", "best_SumR", "time_total_s"):
-            if name in result:
-                self.storage.set_trial_user_attr(
-                    trial._trial_id, {"epoch": "epochs", "time_total_s": "seconds"}.get(name, name), result[name]
-                )
-        values = [result["best_SumR"]]
+        self._set_attribute(trial, "epochs", last.result.epoch)
+        self._set_attribute(trial, "best_epoch", last.result.best_epoch)
+        self._set_attribute(trial, "best_SumR", last.result.best_sumr)
+        self._set_attribute(trial, "seconds", last.seconds_total)
+        values = [last.result.best_sumr]
         if self.search.settings.against:
-            values.append(self._second_objective(trial, result))
-        # Not by `tell`, which gives a pruned trial the value of its last epoch.
-        self.storage.set_trial_state_values(
-            trial._trial_id, TrialState.COMPLETE if finished else TrialState.PRUNED, values
-        )
+            values.append(self._second_objective(trial, last))
+        state = TrialState.COMPLETE if last.result.finished else TrialState.PRUNED
+        # Not with `tell`, which gives a pruned trial the value of its last epoch.
+        self.storage.set_trial_state_values(_storage_id(trial), state, values)
         return True
 
-    def _second_objective(self, trial: FrozenTrial, result: Mapping[str, Any]) -> float:
+    def _second_objective(self, trial: FrozenTrial, last: TrialEpoch) -> float:
         if self.search.settings.against == "encode_ms":
-            return float(result["encode_ms"])
+            assert last.result.encode_ms is not None
+            return last.result.encode_ms
         return specified_gflop(self.search.experiment.with_values(trial.params, f"trial {trial.number}"))
 
     def fail(self, number: int, reason: str) -> None:
-        """Takes that a trial has failed for good, and why."""
-        self._handed_out.discard(number)
-        self.storage.set_trial_user_attr(self._trial(number)._trial_id, "reason", reason)
+        """Record that a trial has failed for good."""
+        self._running.discard(number)
+        self._set_attribute(self._trial(number), "reason", reason)
         self.study.tell(number, state=TrialState.FAIL)
 
     def release(self, number: int) -> None:
-        """Takes that a trial could not go on for a reason of its surroundings: it stays open, for when the search is taken up again."""
-        self._handed_out.discard(number)
+        """Leave a trial open: it is proposed again, by this process or when the search is resumed."""
+        self._running.discard(number)
 
     def retry_with_more_memory(self, number: int, reason: str) -> bool:
-        """Has a trial that ran out of memory run once more, with the resources of two; False where it has had that."""
+        """Propose a trial that ran out of memory once more, with the resources of two trials.
+
+        Return False if it has already had them.
+        """
         trial = self._trial(number)
         if trial.user_attrs.get("share", 1) > 1:
             return False
-        self.storage.set_trial_user_attr(trial._trial_id, "share", 2)
-        self.storage.set_trial_user_attr(trial._trial_id, "requeued", reason)
-        self._handed_out.discard(number)
+        self._set_attribute(trial, "share", 2)
+        self._set_attribute(trial, "requeued", reason)
+        self.release(number)
         return True
 
     def _trial(self, number: int) -> FrozenTrial:
         return self.study.get_trials(deepcopy=False)[number]
 
+    def _set_attribute(self, trial: FrozenTrial, name: str, value: Any) -> None:
+        self.storage.set_trial_user_attr(_storage_id(trial), name, value)
 
-def open_storage(store: str | None, out: Path) -> BaseStorage:
-    """The storage at a database's URL, or the file in `out`. Raises `UserError` where there is none."""
+
+def open_storage(store: str | None, directory: Path) -> BaseStorage:
+    """Open the database at a URL, or the journal in `directory`. Raises `UserError` if the database cannot be used."""
     if store is None:
-        return JournalStorage(JournalFileBackend(str(out / JOURNAL)))
+        return JournalStorage(JournalFileBackend(str(directory / JOURNAL)))
     try:
         return RDBStorage(store)
-    except Exception as error:  # SQLAlchemy's, the driver's and Optuna's own
-        reason = (str(error).splitlines() or [type(error).__name__])[0].replace(store, redact_password(store))
+    except Exception as error:  # the types of SQLAlchemy, the database driver and Optuna have no common base
+        reason = first_line(error).replace(store, redact_password(store))
         if isinstance(error.__cause__, ModuleNotFoundError) and (module := error.__cause__.name):
-            reason = f"this kind of database needs one more package: pip install {DRIVERS.get(module, module)}"
+            reason = f"its driver is not installed: pip install {DATABASE_PACKAGES.get(module, module)}"
         raise UserError(f"store = {redact_password(store)}: cannot be used: {reason}") from None
 
 
-class NumberedSampler(BaseSampler):
-    """Draws for trial n as a sampler of the file's kind that was seeded by (seed, n): its state is the study, and nothing else."""
-
-    def __init__(self, settings: SamplerSettings, conditional: bool) -> None:
-        self._settings, self._conditional = settings, conditional
-        self._number: int | None = None
-        self._sampler: BaseSampler = RandomSampler()
-
-    def _of(self, trial: FrozenTrial) -> BaseSampler:
-        if trial.number != self._number:
-            self._number, self._sampler = trial.number, self._seeded(trial.number)
-        return self._sampler
-
-    def _seeded(self, number: int, name: str = "") -> BaseSampler:
-        seed = int(np.random.SeedSequence([self._settings.seed, number, *name.encode()]).generate_state(1)[0])
-        startup = self._settings.startup_trials
-        if self._settings.kind == "random":
-            return RandomSampler(seed=seed)
-        if self._settings.kind == "gp":
-            return GPSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False)
-        with warnings.catch_warnings():  # that grouping is experimental
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            # Without groups, keys that some trials lack would be drawn one by one.
-            return TPESampler(
-                seed=seed, n_startup_trials=startup, multivariate=True, group=self._conditional, constant_liar=True
-            )
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        space: dict[str, BaseDistribution] = self._of(trial).infer_relative_search_space(study, trial)
-        return space
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        values: dict[str, Any] = self._of(trial).sample_relative(study, trial, search_space)
-        return values
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:  # Optuna's own type of it
-        # By name, so that a trial whose values a kill cut off gets the others that it would have got.
-        return self._seeded(trial.number, param_name).sample_independent(study, trial, param_name, param_distribution)
-
-
 def _best_until(trial: FrozenTrial, epoch: int) -> float | None:
-    """The best SumR of a trial's epochs up to this one; None where it did not come as far."""
+    """Return the best SumR of a trial's epochs up to this one; None if it did not get that far."""
     if epoch not in trial.intermediate_values:
         return None
     return float(max(sumr for step, sumr in trial.intermediate_values.items() if step <= epoch))
+
+
+def _storage_id(trial: FrozenTrial) -> int:
+    """Return the identifier under which the storage keeps a trial. Optuna has no public accessor for it."""
+    identifier: int = trial._trial_id
+    return identifier

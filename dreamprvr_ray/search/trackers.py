@@ -1,7 +1,7 @@
-"""Experiment trackers that a search reports to besides its own records: `trackers: [mlflow, wandb]` in its file.
+"""Experiment trackers that a search reports to beside its own records: `trackers: [mlflow, wandb]` in its file.
 
-Where they are and who may write to them, each takes from its own environment variables (MLFLOW_TRACKING_URI, WANDB_API_KEY, ...), so that no
-secret stands in a file. Without MLFLOW_TRACKING_URI, MLflow's store is `mlflow.db` in the search's directory.
+Endpoints and credentials come from each tracker's environment variables (MLFLOW_TRACKING_URI, WANDB_API_KEY, ...), so
+that no file holds a secret. Without MLFLOW_TRACKING_URI, MLflow's store is `mlflow.db` in the search's directory.
 """
 
 from __future__ import annotations
@@ -15,61 +15,66 @@ from typing import Any
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
-from dreamprvr_ray.search.trial import FAILURE
+from dreamprvr_ray.search.messages import TrialEpoch, decode_report
+from dreamprvr_ray.training.failure import TrialFailure
 
 _log = logging.getLogger(__name__)
 
 
-def trackers(names: Iterable[str], experiment: str, out: Path) -> list[Callback]:
-    """Ray Tune's callbacks for the trackers of these names, which are installed."""
-    return [TRACKERS[name](experiment, out) for name in names]
+def create_trackers(names: Iterable[str], experiment: str, directory: Path) -> list[Callback]:
+    """Return Ray Tune's callbacks for these trackers. `directory` holds their local files."""
+    return [TRACKERS[name](experiment, directory) for name in names]
 
 
-def _mlflow(experiment: str, out: Path) -> Callback:
+def _mlflow(experiment: str, directory: Path) -> Callback:
     from ray.air.integrations.mlflow import MLflowLoggerCallback  # imports MLflow, which takes seconds
 
     class EpochsToMLflow(MLflowLoggerCallback):  # type: ignore[misc]
-        """Ray's callback, with our own count of epochs, which goes on where a trial is resumed, and names that MLflow takes.
+        """Ray's callback with the training's own epoch count as step and with metric names that MLflow accepts.
 
-        A store that does not answer costs the tracker epochs, and not the search.
+        The step continues when a trial is resumed. If MLflow does not respond, epochs are missing there; the search
+        goes on.
         """
 
         def log_trial_result(self, iteration: int, trial: Trial, result: dict[str, Any]) -> None:
-            if "epoch" in result:  # and not a failure
-                numbers = {
-                    name.replace("@", "_at_"): value
-                    for name, value in result.items()
-                    if isinstance(value, (bool, int, float))
-                }
-                try:
-                    self.mlflow_util.log_metrics(
-                        run_id=self._trial_runs[trial], metrics_to_log=numbers, step=result["epoch"]
-                    )
-                except Exception as error:  # MLflow's own and its clients'
-                    _log.warning("MLflow did not take epoch %s of %s: %s", result["epoch"], trial, error)
+            report = decode_report(result)
+            if not isinstance(report, TrialEpoch):
+                return
+            metrics = {
+                name.replace("@", "_at_"): value
+                for name, value in result.items()
+                if isinstance(value, (bool, int, float))
+            }
+            epoch = report.result.epoch
+            try:
+                self.mlflow_util.log_metrics(run_id=self._trial_runs[trial], metrics_to_log=metrics, step=epoch)
+            except Exception as error:  # the types of MLflow and of its HTTP clients have no common base
+                _log.warning("MLflow did not accept epoch %s of %s: %s", epoch, trial, error)
 
         def log_trial_end(self, trial: Trial, failed: bool = False) -> None:
+            has_failed = failed or isinstance(decode_report(trial.last_result), TrialFailure)
             try:
-                super().log_trial_end(trial, failed or FAILURE in (trial.last_result or {}))
+                super().log_trial_end(trial, has_failed)
             except Exception as error:
-                _log.warning("MLflow did not take the end of %s: %s", trial, error)
+                _log.warning("MLflow did not accept the end of %s: %s", trial, error)
 
-    # Given even where the variable has it: Ray's callback would turn to MLflow's own default.
-    where = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{out / 'mlflow.db'}"
-    return EpochsToMLflow(tracking_uri=where, experiment_name=experiment)
+    # Given even if it equals the environment variable: otherwise Ray's callback would use MLflow's own default.
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{directory / 'mlflow.db'}"
+    return EpochsToMLflow(tracking_uri=uri, experiment_name=experiment)
 
 
-def _wandb(experiment: str, out: Path) -> Callback:
+def _wandb(experiment: str, directory: Path) -> Callback:
     from ray.air.integrations.wandb import WandbLoggerCallback
 
     class EpochsToWandb(WandbLoggerCallback):  # type: ignore[misc]
-        """Ray's callback, with our own count of epochs: W&B drops a step that is not above the one before."""
+        """Ray's callback with the training's own epoch count as step. W&B drops steps that do not increase."""
 
         def log_trial_result(self, iteration: int, trial: Trial, result: dict[str, Any]) -> None:
-            if "epoch" in result:
-                super().log_trial_result(iteration, trial, result | {"training_iteration": result["epoch"]})
+            report = decode_report(result)
+            if isinstance(report, TrialEpoch):
+                super().log_trial_result(iteration, trial, result | {"training_iteration": report.result.epoch})
 
-    return EpochsToWandb(project=experiment, group=experiment, dir=str(out))
+    return EpochsToWandb(project=experiment, group=experiment, dir=str(directory))
 
 
 TRACKERS: dict[str, Callable[[str, Path], Callback]] = {"mlflow": _mlflow, "wandb": _wandb}

@@ -1,8 +1,10 @@
-"""The small files of a search on the driver's machine: its directory itself or, of one in an object store, a copy.
+"""A copy of a search's small files on the driver's machine. For a search on a disk, it is the search's directory
+itself.
 
-The study, the trials' records and the leaderboard are appended to and rewritten here, and go up to the store whenever they have changed by an
-epoch: before its trial goes on, so that a search taken up elsewhere misses no epoch that decides what is pruned. Checkpoints, and what is
-recorded beside them, are written into the store by those who make them; they have no part in this. Imports no Ray.
+The driver appends to the study, the epoch logs and the leaderboard; an object store has no appending. They are changed
+in the copy and uploaded after every epoch, before its trial continues. A search resumed on another machine therefore
+knows every epoch that pruning decisions depend on. Checkpoints and their test records are not part of the copy: they
+are written to the store directly. Imports no Ray.
 """
 
 from __future__ import annotations
@@ -21,83 +23,90 @@ from dreamprvr_ray.storage.location import Storage
 class WorkingCopy:
     """The files at `path` of the search in `storage`."""
 
-    def __init__(self, storage: Storage, path: Path, say: Callable[[str], None]) -> None:
-        self.storage, self.path, self.say = storage, path, say
-        self._kept: dict[str, tuple[int, int]] = {}  # size and time of change of what the store has
+    def __init__(self, storage: Storage, path: Path, log: Callable[[str], None]) -> None:
+        self.storage, self.path, self._log = storage, path, log
+        self._uploaded: dict[str, tuple[int, int]] = {}  # size and modification time of what the store has
 
     def fetch(self) -> None:
-        """Copies what the store has."""
-        self.storage.download(filter(_is_small, self.storage.files()), self.path)
-        self._kept = self._found()
+        """Download the files that the store has."""
+        self.storage.download(filter(_belongs_to_copy, self.storage.files()), self.path)
+        self._uploaded = self._stamps()
 
     def push(self) -> None:
-        """Copies what has changed into the store, the study last: an epoch that it knows is in the records, too."""
+        """Upload the files that have changed. Raises `ObjectStoreError` if the store does not accept them.
+
+        The study comes last, so that every epoch in it is in the epoch logs as well.
+        """
         if self.storage.directory is not None:
             return
-        found = self._found()
-        changed = [name for name, stamp in found.items() if self._kept.get(name) != stamp]
+        stamps = self._stamps()
+        changed = [name for name, stamp in stamps.items() if self._uploaded.get(name) != stamp]
         self.storage.upload(self.path, [name for name in changed if name != JOURNAL])
         self.storage.upload(self.path, [name for name in changed if name == JOURNAL])
-        self._kept = found
+        self._uploaded = stamps
 
-    def keep_up(self) -> bool:
-        """Does so while trials run, which a store that does not answer does not end; returns whether it did."""
+    def try_push(self) -> bool:
+        """Upload the files that have changed. Return False, after logging the error, if that failed."""
         try:
             self.push()
         except UserError as error:
-            self.say(f"{error}; tried again after the next epoch")
+            self._log(f"{error}; will retry after the next epoch")
             return False
         return True
 
-    def _found(self) -> dict[str, tuple[int, int]]:
-        found = {}
-        for name in filter(_is_small, Storage(str(self.path)).files()):
-            with suppress(FileNotFoundError):  # a tracker has done with it
+    def _stamps(self) -> dict[str, tuple[int, int]]:
+        stamps = {}
+        for name in filter(_belongs_to_copy, Storage(str(self.path)).files()):
+            with suppress(FileNotFoundError):  # a tracker has just removed it
                 stat = (self.path / name).stat()
-                found[name] = (stat.st_size, stat.st_mtime_ns)
-        return found
+                stamps[name] = (stat.st_size, stat.st_mtime_ns)
+        return stamps
 
 
 @contextmanager
 def downloaded(storage: Storage) -> Iterator[Path]:
-    """The small files of a search in an object store, and what was said of test in the end, for the length of the block."""
+    """Download the small files of a search from an object store, and its test record, for the length of the block.
+
+    Raises `UserError` if there is no search.
+    """
     names = storage.files()
     if SEARCH not in names:
-        raise UserError(f"{storage}: no search: it has no {SEARCH} (name what `tune --out` named)")
+        raise UserError(f"{storage} is not a search: it has no {SEARCH}; use the same location as `tune --out`")
     with tempfile.TemporaryDirectory(prefix="dreamprvr-search-") as folder:
-        storage.download([name for name in names if _is_small(name) or name == f"{BEST}/{TEST_RECORD}"], Path(folder))
+        test_record = f"{BEST}/{TEST_RECORD}"
+        storage.download([name for name in names if _belongs_to_copy(name) or name == test_record], Path(folder))
         yield Path(folder)
 
 
 @contextmanager
-def working_copy(storage: Storage, say: Callable[[str], None]) -> Iterator[WorkingCopy]:
-    """The working copy of a search for the length of the block, up to date in the store when it ends.
+def working_copy(storage: Storage, log: Callable[[str], None]) -> Iterator[WorkingCopy]:
+    """Open the working copy of a search. When the block ends, it is uploaded and removed.
 
-    One that the store did not take stays on this machine's disk. Raises `ObjectStoreError` then, where the block ended well.
+    If the upload fails, the copy stays on this machine's disk; the error is raised unless the block raised one.
     """
     if storage.directory is not None:
-        yield WorkingCopy(storage, storage.directory, say)
+        yield WorkingCopy(storage, storage.directory, log)
         return
-    copy = WorkingCopy(storage, Path(tempfile.mkdtemp(prefix="dreamprvr-search-")), say)
-    kept = True  # nothing has changed yet
+    copy = WorkingCopy(storage, Path(tempfile.mkdtemp(prefix="dreamprvr-search-")), log)
+    is_uploaded = True  # nothing has changed yet
     try:
         copy.fetch()
-        kept = False
+        is_uploaded = False
         yield copy
         copy.push()
-        kept = True
+        is_uploaded = True
     except BaseException:
-        kept = kept or copy.keep_up()
+        is_uploaded = is_uploaded or copy.try_push()
         raise
     finally:
-        if kept:
+        if is_uploaded:
             shutil.rmtree(copy.path, ignore_errors=True)
         else:
-            say(f"{storage} did not take all: {copy.path} holds what it lacks")
+            log(f"{storage}: upload incomplete; remaining files are in {copy.path}")
 
 
-def _is_small(name: str) -> bool:
-    """Whether a file belongs to the copy: it is no checkpoint's, none that W&B sends up itself, no lock and no file that is being written."""
+def _belongs_to_copy(name: str) -> bool:
+    """Return whether a file is neither a checkpoint's, nor W&B's (which uploads its own), nor a lock, nor temporary."""
     *folders, last = name.split("/")
     return (
         not {BEST, CHECKPOINTS, WANDB} & set(folders)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from support.searches import make_search_settings
+from support.searches import make_search
 
 from dreamprvr_ray.search.candidates import choose_candidates, run_values, skipped_ablations
 from dreamprvr_ray.search.results import TrialRecord
 
 
 def test_candidates_are_the_best_finished_trials_and_the_paper_setting(tmp_path: Path) -> None:
-    search = make_search_settings(tmp_path, final={"top": 2})
+    search = make_search(tmp_path, final={"top": 2})
     trials = [
         TrialRecord(4, "pruned", 90.0, 2, 2, {"model.registers": 1}),
         TrialRecord(0, "finished", 80.0, 9, 9, search.paper_setting),
@@ -26,7 +26,7 @@ def test_candidates_are_the_best_finished_trials_and_the_paper_setting(tmp_path:
 
 
 def test_ablations_give_the_best_trial_one_value_of_the_paper(tmp_path: Path) -> None:
-    search = make_search_settings(tmp_path, final={"top": 2, "ablate": ["optimizer.learning_rate", "model.registers"]})
+    search = make_search(tmp_path, final={"top": 2, "ablate": ["optimizer.learning_rate", "model.registers"]})
     trials = [
         TrialRecord(2, "finished", 70.0, 9, 9, {"model.registers": 2, "optimizer.learning_rate": 1e-3}),
         TrialRecord(0, "finished", 65.0, 9, 9, search.paper_setting),
@@ -46,7 +46,7 @@ def test_ablations_give_the_best_trial_one_value_of_the_paper(tmp_path: Path) ->
 
 
 def test_runs_on_train_and_val_last_until_the_best_epoch_of_the_trial(tmp_path: Path) -> None:
-    search = make_search_settings(tmp_path, final={"with_val": True})
+    search = make_search(tmp_path, final={"with_val": True})
     candidates = choose_candidates(
         search,
         [

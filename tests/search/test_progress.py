@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dreamprvr_ray.search.progress import current
+from dreamprvr_ray.search.progress import format_progress
 from dreamprvr_ray.search.results import TrialRecord, rank_trials
 
 VALUES = {"model.registers": 4, "optimizer.learning_rate": 3e-4}
@@ -15,12 +15,12 @@ def trials(lines: list[str]) -> list[int]:
     return [int(line.split("|")[0]) for line in lines[1:]]
 
 
-def test_while_a_search_runs_its_best_and_its_running_trials_are_shown() -> None:
-    assert trials(current(rank_trials(ENDED + OTHERS), list(VALUES))) == [7, 6, 5, 4, 3, 8, 9]
+def test_the_best_trials_and_the_running_ones_are_shown() -> None:
+    assert trials(format_progress(rank_trials(ENDED + OTHERS), list(VALUES))) == [7, 6, 5, 4, 3, 8, 9]
 
 
-def test_values_are_shown_where_they_fit_into_a_line() -> None:
-    wide, narrow = (current(rank_trials(ENDED), list(VALUES), width) for width in (160, 60))
+def test_values_are_shown_if_they_fit_into_a_line() -> None:
+    wide, narrow = (format_progress(rank_trials(ENDED), list(VALUES), width) for width in (160, 60))
     assert "learning_rate" in wide[0] and "0.0003" in wide[1]
     assert narrow[0].split() == ["trial", "|", "state", "|", "epochs", "|", "SumR", "|", "at", "|", "last"] and all(
         len(line) < 60 for line in narrow

@@ -1,44 +1,79 @@
-"""What a search does when its surroundings fail."""
+"""How trials pass between Ray Tune and their source, without a running Ray."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from optuna.trial import TrialState
-from support.searches import make_search_settings, result
+from ray.exceptions import RayTaskError
+from ray.tune.experiment import Trial
+from ray.tune.search import Searcher
+from support.searches import make_search, make_session, trial_epoch
 
-from dreamprvr_ray.search.ray_tune import NO_MORE, StudySearcher
+from dreamprvr_ray.errors import ObjectStoreError
+from dreamprvr_ray.search.messages import TrialRequest
+from dreamprvr_ray.search.ray_tune import SourceSearcher, lost_trial_failure
 from dreamprvr_ray.search.study import SearchStudy
-from dreamprvr_ray.search.trial import TRIAL_NUMBER
+from dreamprvr_ray.search.study_trials import StudyTrials
+from dreamprvr_ray.training.failure import TrialFailure
+
+STORE_FAILURE = "s3://bucket/run: object-store request failed: timeout"
 
 
-def searcher_of(study: SearchStudy) -> StudySearcher:
-    return StudySearcher(study, lambda line: None, lambda: None, can_have_more=False)
+def study_trials(folder: Path) -> StudyTrials:
+    search = make_search(folder)
+    return StudyTrials(make_session(search), SearchStudy(search, folder / "out"))
 
 
-def test_a_store_that_is_lost_ends_the_search_and_fails_no_trial(tmp_path: Path) -> None:
-    search = make_search_settings(tmp_path)
-    study = SearchStudy(search, tmp_path / "out")
-    searcher = searcher_of(study)
+def lost_trial(error: Exception | None, text: str) -> Trial:
+    """Return what Ray Tune knows of a trial that it gave up."""
+    trial: Any = SimpleNamespace(get_pickled_error=lambda: error, get_error=lambda: text)
+    return trial
+
+
+def test_a_failing_object_store_ends_the_search_and_fails_no_trial(tmp_path: Path) -> None:
+    source = study_trials(tmp_path)
+    searcher = SourceSearcher(source)
     searcher.suggest("first")
     searcher.suggest("second")
-    searcher.errors["first"] = (
-        "dreamprvr_ray.errors.ObjectStoreError: s3://bucket/run: object-store request failed: timeout"
-    )
+    error = RayTaskError("train", "Traceback", ObjectStoreError(STORE_FAILURE))
+    searcher.lost["first"] = lost_trial_failure(lost_trial(error, "Traceback\nray.exceptions.RayTaskError"))
     searcher.on_trial_complete("first", error=True)
-    assert searcher.store_lost == "s3://bucket/run: object-store request failed: timeout"
-    assert searcher.suggest("third") == NO_MORE
-    searcher.on_trial_complete("second", result(9, 50.0, finished=True))
-    assert [trial.state for trial in study.trials()] == [TrialState.RUNNING, TrialState.COMPLETE]
-    again = searcher_of(SearchStudy(search, tmp_path / "out")).suggest("fourth")
-    assert isinstance(again, dict) and again[TRIAL_NUMBER] == 0
+    assert source.store_failure == STORE_FAILURE
+    assert searcher.suggest("third") == Searcher.FINISHED
+    searcher.on_trial_complete("second", trial_epoch(9, 50.0, finished=True).to_dict())
+    assert [trial.state for trial in source.study.trials()] == [TrialState.RUNNING, TrialState.COMPLETE]
+    resumed = SourceSearcher(study_trials(tmp_path)).suggest("fourth")
+    assert isinstance(resumed, dict) and TrialRequest.from_config(resumed).number == 0
 
 
-def test_a_trial_that_was_lost_for_another_reason_has_failed(tmp_path: Path) -> None:
-    study = SearchStudy(make_search_settings(tmp_path), tmp_path / "out")
-    searcher = searcher_of(study)
+def test_a_trial_that_is_lost_for_another_reason_has_failed(tmp_path: Path) -> None:
+    source = study_trials(tmp_path)
+    searcher = SourceSearcher(source)
     searcher.suggest("first")
-    searcher.errors["first"] = "RuntimeError: broken"
+    searcher.lost["first"] = lost_trial_failure(lost_trial(None, "Traceback\nRuntimeError: broken"))
     searcher.on_trial_complete("first", error=True)
-    assert searcher.store_lost is None and study.trials()[0].state == TrialState.FAIL
-    assert study.trials()[0].user_attrs["reason"] == "RuntimeError: broken"
+    assert source.store_failure is None and source.study.trials()[0].state == TrialState.FAIL
+    assert source.study.trials()[0].user_attrs["reason"] == "RuntimeError: broken"
+
+
+def test_a_trial_that_reports_a_failure_has_failed(tmp_path: Path) -> None:
+    source = study_trials(tmp_path)
+    searcher = SourceSearcher(source)
+    searcher.suggest("first")
+    searcher.on_trial_complete("first", TrialFailure("diverged", "the loss is nan").to_dict())
+    assert source.study.trials()[0].state == TrialState.FAIL
+    assert source.study.trials()[0].user_attrs["reason"] == "the loss is nan"
+
+
+def test_an_interrupted_trial_stays_open(tmp_path: Path) -> None:
+    source = study_trials(tmp_path)
+    searcher = SourceSearcher(source)
+    for trial_id, report in (("first", None), ("second", trial_epoch(1, 50.0).to_dict())):
+        searcher.suggest(trial_id)
+        searcher.on_trial_complete(trial_id, report)
+    assert [trial.state for trial in source.study.trials()] == [TrialState.RUNNING]
+    again = searcher.suggest("third")
+    assert isinstance(again, dict) and TrialRequest.from_config(again).number == 0

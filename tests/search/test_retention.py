@@ -1,3 +1,5 @@
+"""Which checkpoints a search keeps, and what its leaderboard says of them."""
+
 from __future__ import annotations
 
 import json
@@ -5,55 +7,62 @@ from pathlib import Path
 
 import pytest
 from support.object_store import S3
-from support.searches import make_search_settings, result
+from support.searches import make_search, trial_epoch
 
-from dreamprvr_ray.search.retention import Leaderboard
+from dreamprvr_ray.search.leaderboard import Leaderboard, ranked_trials
+from dreamprvr_ray.search.retention import CheckpointRetention
 from dreamprvr_ray.search.study import SearchStudy
 from dreamprvr_ray.storage.location import Storage
 
 
 @pytest.fixture(params=["disk", "object store"])
-def runs(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    """The search's directory."""
     if request.param == "disk":
-        return Storage.of(tmp_path / "out" / "runs")
+        return Storage.of(tmp_path / "out")
     s3: S3 = request.getfixturevalue("s3")
-    return Storage.of(s3.uri("out/runs"))
+    return Storage.of(s3.uri("out"))
 
 
-def train(runs: Storage, number: int, *epochs: int) -> None:
-    """Leaves the checkpoints that a trial's store would."""
+def write_checkpoints(storage: Storage, number: int, *epochs: int) -> None:
+    """Write the checkpoints that a trial would leave."""
     for epoch in epochs:
-        checkpoint = runs / f"trial_{number:03d}" / "checkpoints" / f"epoch-{epoch:04d}"
+        checkpoint = storage / f"runs/trial_{number:03d}/checkpoints/epoch-{epoch:04d}"
         checkpoint.write_text("metrics.json", json.dumps({"best_epoch": epochs[0]}))
 
 
-def kept(runs: Storage) -> set[str]:
+def kept_checkpoints(storage: Storage) -> set[str]:
     return {
-        name.replace("/checkpoints/", "/").removesuffix("/metrics.json")
-        for name in runs.files()
+        name.replace("/checkpoints/", "/").removeprefix("runs/").removesuffix("/metrics.json")
+        for name in storage.files()
         if name.endswith("/metrics.json")
     }
 
 
-def test_the_best_of_all_trials_keep_one_checkpoint_each_and_the_others_none(tmp_path: Path, runs: Storage) -> None:
-    study = SearchStudy(
-        make_search_settings(tmp_path, pruning={"grace_epochs": 1, "reduction_factor": 2}), tmp_path / "out"
-    )
-    board = Leaderboard(study, 2, runs)
+def test_the_best_trials_keep_one_checkpoint_each_and_the_others_none(tmp_path: Path, storage: Storage) -> None:
+    search = make_search(tmp_path, pruning={"grace_epochs": 1, "reduction_factor": 2})
+    study = SearchStudy(search, tmp_path / "out")
+    retention = CheckpointRetention(storage, tmp_path / "out", keep=2)
+    leaderboard = Leaderboard(study, tmp_path / "out", retention)
+
+    def update() -> None:
+        retention.delete_unranked_checkpoints(ranked_trials(study))
+        leaderboard.write()
+
     for sumr in (50.0, 60.0, 70.0):
         number = study.propose().number  # type: ignore[union-attr]
-        train(board.runs, number, 4, 9)
-        study.end(number, result(9, sumr, finished=True) | {"best_epoch": 4})
-        board.update()
+        write_checkpoints(storage, number, 4, 9)
+        study.finish(number, trial_epoch(9, sumr, finished=True, best_epoch=4))
+        update()
     running, failed, pruned = (study.propose().number for _ in range(3))  # type: ignore[union-attr]
     for number in (running, failed, pruned):
-        train(board.runs, number, 1, 2)
-        study.report(number, result(1, {running: 65.0, failed: 99.0, pruned: 1.0}[number]))
+        write_checkpoints(storage, number, 1, 2)
+        study.report(number, trial_epoch(1, {running: 65.0, failed: 99.0, pruned: 1.0}[number]))
     study.fail(failed, "no memory left")
     assert study.should_prune(pruned, 1)
-    study.end(pruned, result(1, 1.0))
-    board.update()
-    assert kept(board.runs) == {
+    study.finish(pruned, trial_epoch(1, 1.0))
+    update()
+    assert kept_checkpoints(storage) == {
         "trial_001/epoch-0004",
         "trial_002/epoch-0004",
         "trial_003/epoch-0001",
@@ -64,12 +73,10 @@ def test_the_best_of_all_trials_keep_one_checkpoint_each_and_the_others_none(tmp
     assert [entry["number"] for entry in written] == [2, 3, 1, 0, 5, 4]
     assert [entry["state"] for entry in written] == ["finished", "running", "finished", "finished", "pruned", "failed"]
     assert [bool(entry["checkpoint"]) for entry in written] == [True, False, True, False, False, False]
-    assert (
-        written[0]["checkpoint"] == f"{runs}/trial_002/checkpoints/epoch-0004"
-        and written[5]["error"] == "no memory left"
-    )
-    assert board.kept_bytes == 2 * len('{"best_epoch": 4}')
+    assert written[0]["checkpoint"] == f"{storage}/runs/trial_002/checkpoints/epoch-0004"
+    assert written[5]["error"] == "no memory left"
+    assert retention.stored_bytes == 2 * len('{"best_epoch": 4}')
 
-    train(board.runs, 77, 1)  # of a trial that the study does not know
-    board.sweep()
-    assert "trial_077" not in runs.names() and len(kept(board.runs)) == 4
+    write_checkpoints(storage, 77, 1)  # of a trial that the study does not know
+    retention.delete_orphans(ranked_trials(study))
+    assert "trial_077" not in (storage / "runs").names() and len(kept_checkpoints(storage)) == 4

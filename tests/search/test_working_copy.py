@@ -1,4 +1,4 @@
-"""The small files of a search in an object store."""
+"""The working copy of a search in an object store."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.object_store import S3
-from support.searches import make_search_settings, result
+from support.searches import make_search, trial_epoch
 
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.search.layout import JOURNAL, SEARCH, read_epochs
@@ -26,7 +26,7 @@ def write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def test_what_changes_goes_up_and_what_is_none_of_it_stays(s3: S3, tmp_path: Path) -> None:
+def test_only_changed_files_that_belong_to_the_copy_are_uploaded(s3: S3, tmp_path: Path) -> None:
     storage = Storage.of(s3.uri("out"))
     with working_copy(storage, print) as copy:
         for name in (SEARCH, JOURNAL, "runs/trial_000/epochs.jsonl", "runs/trial_000/tensorboard/events"):
@@ -66,33 +66,35 @@ def test_what_changes_goes_up_and_what_is_none_of_it_stays(s3: S3, tmp_path: Pat
         assert len(s3.requests) == before
 
 
-def test_what_the_store_did_not_take_stays_on_the_disk(s3: S3) -> None:
-    said: list[str] = []
+def test_files_that_could_not_be_uploaded_stay_on_the_disk(s3: S3) -> None:
+    messages: list[str] = []
     with (
         pytest.raises(UserError, match=r"^s3://missing-"),
-        working_copy(Storage.of(s3.uri("out").replace("bucket-", "missing-")), said.append) as copy,
+        working_copy(Storage.of(s3.uri("out").replace("bucket-", "missing-")), messages.append) as copy,
     ):
         write(copy.path / SEARCH, "")
-    assert (copy.path / SEARCH).exists() and str(copy.path) in said[-1]
+    assert (copy.path / SEARCH).exists() and messages[-1].endswith(
+        f": upload incomplete; remaining files are in {copy.path}"
+    )
     shutil.rmtree(copy.path)
 
 
-def test_on_a_disk_it_is_the_directory_itself(tmp_path: Path) -> None:
+def test_on_a_disk_the_working_copy_is_the_directory_itself(tmp_path: Path) -> None:
     with working_copy(Storage.of(tmp_path), print) as copy:
         assert copy.path == tmp_path
         write(copy.path / SEARCH, "")
     assert os.listdir(tmp_path) == [SEARCH]
 
 
-def test_a_store_that_does_not_answer_is_made_up_for(s3: S3, tmp_path: Path) -> None:
-    said: list[str] = []
-    copy = WorkingCopy(Storage.of(s3.uri("out").replace("bucket-", "missing-")), tmp_path, said.append)
+def test_a_failed_upload_is_retried(s3: S3, tmp_path: Path) -> None:
+    messages: list[str] = []
+    copy = WorkingCopy(Storage.of(s3.uri("out").replace("bucket-", "missing-")), tmp_path, messages.append)
     write(tmp_path / SEARCH, "")
-    copy.keep_up()
+    assert not copy.try_push()
     assert (
-        len(said) == 1
-        and said[0].startswith("s3://missing-")
-        and said[0].endswith("; tried again after the next epoch")
+        len(messages) == 1
+        and messages[0].startswith("s3://missing-")
+        and messages[0].endswith("; will retry after the next epoch")
     )
     with pytest.raises(UserError, match=r"^s3://missing-\d+/out: "):
         copy.push()
@@ -102,20 +104,20 @@ def test_a_store_that_does_not_answer_is_made_up_for(s3: S3, tmp_path: Path) -> 
 
 
 def test_a_report_of_a_search_in_a_store(s3: S3, call: Call, tmp_path: Path) -> None:
-    location, search = s3.uri("out"), make_search_settings(tmp_path)
+    location, search = s3.uri("out"), make_search(tmp_path)
     missing = call("report", location)
     assert (
         missing.returncode == 2
         and missing.stderr.startswith("error: s3://bucket-")
-        and "/out: no search: it has no search.yaml" in missing.stderr
+        and "/out is not a search: it has no search.yaml" in missing.stderr
     )
     with working_copy(Storage.of(location), print) as copy:
         write(copy.path / SEARCH, search.to_yaml())
         study = SearchStudy(search, copy.path, "s3://bucket/out")
         for number in (0, 1):
             assert study.propose()
-            study.report(number, result(1, 10.0 + number))
-            study.end(number, result(9, 10.0 + number, finished=True))
+            study.report(number, trial_epoch(1, 10.0 + number))
+            study.finish(number, trial_epoch(9, 10.0 + number, finished=True))
         assert study.trials()[0].user_attrs["out"] == "s3://bucket/out" and not read_epochs(copy.path)
     done = call("report", location, "--out", tmp_path / "report.html")
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,133 @@
+"""What must hold before a search starts: its directory, its database, a shared file system, Ray's State API."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.util.state import list_placement_groups
+
+from dreamprvr_ray.data.cache import read_manifest
+from dreamprvr_ray.data.shards import MANIFEST
+from dreamprvr_ray.errors import UserError, first_line, redact
+from dreamprvr_ray.runtime.train_run import check_new
+from dreamprvr_ray.search.layout import SEARCH
+from dreamprvr_ray.search.settings import CHANGEABLE
+from dreamprvr_ray.search.space import Search
+from dreamprvr_ray.search.study import open_storage
+from dreamprvr_ray.search.working_copy import WorkingCopy
+from dreamprvr_ray.storage.files import write_text, writing
+from dreamprvr_ray.storage.location import Storage, is_uri
+from dreamprvr_ray.training.loop import with_feature_sizes
+from dreamprvr_ray.yaml_files import parse_yaml
+
+
+def with_shard_sizes(search: Search) -> Search:
+    """Return the search with its shards' feature sizes.
+
+    Raises `UserError` if there are no shards, naming the command that creates them, or if a searched choice is not
+    valid for them.
+    """
+    shards, source = search.settings.shards, search.settings.source
+    if not is_uri(shards) and not (Path(shards) / MANIFEST).exists():
+        hint = f"; create them with: {source.convert_command(shards)}" if source else ""
+        raise UserError(f"{shards}: no feature shards{hint}")
+    manifest = read_manifest(shards)
+    for parameter in search.parameters:
+        for choice in parameter.choices or ():
+            with_feature_sizes(search.experiment.with_values({parameter.key: choice}), manifest)
+    return replace(search, experiment=with_feature_sizes(search.experiment, manifest))
+
+
+def check_directory(storage: Storage, search: Search, *, resume: bool) -> None:
+    """Raise `UserError` unless the search's directory is new or, with `resume`, holds the same search."""
+    if not resume:
+        check_new(storage)
+        return
+    if not storage.exists(SEARCH):
+        raise UserError(f"{storage}: nothing to resume: it has no {SEARCH}")
+    before = parse_yaml(storage.read_text(SEARCH), f"{storage}/{SEARCH}")
+    now = parse_yaml(search.to_yaml(), "search")
+    changes = [
+        change
+        for part in ("experiment", "search")
+        for key in now[part]
+        if key not in CHANGEABLE
+        for change in _changes(key, before[part].get(key), now[part][key])
+    ]
+    if changes:
+        raise UserError(*(redact(f"{storage}: cannot resume: {change}") for change in changes))
+
+
+def _changes(key: str, before: Any, now: Any) -> list[str]:
+    """Return one line per difference between two values of a key, or between the keys of two sections."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = before | now
+        return [change for inner in keys for change in _changes(f"{key}: {inner}", before.get(inner), now.get(inner))]
+    return [] if before == now else [f"{key} was {before!r} and is {now!r} now"]
+
+
+def claim_directory(search: Search, copy: WorkingCopy) -> None:
+    """Write `search.yaml`, from which on the directory is this search's.
+
+    Raises `UserError` if the search's database cannot be used. That is checked first: otherwise the corrected search
+    would find its directory in use.
+    """
+    _check_database(search, copy.path)
+    # Without access keys, which may be part of locations. Locations may differ when the search is resumed.
+    locations = {"out": redact(search.settings.out), "shards": redact(search.settings.shards)}
+    recorded = replace(search, settings=search.settings.model_copy(update=locations))
+    write_text(copy.path / SEARCH, recorded.to_yaml())
+    copy.push()
+
+
+def _check_database(search: Search, directory: Path) -> None:
+    if search.settings.store is not None:
+        with writing(directory):
+            directory.mkdir(parents=True, exist_ok=True)  # the database may be a file in it
+        open_storage(search.settings.store, directory)
+
+
+def check_shared(storage: Storage) -> None:
+    """Raise `UserError` if a node that may run trials does not see the search's directory, which is on this node's
+    disk.
+
+    Nodes that join later are checked by their trials.
+    """
+    if storage.directory is None:
+        return
+    driver_node = ray.get_runtime_context().get_node_id()
+    other_nodes = [
+        node["NodeID"]
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("CPU") and node["NodeID"] != driver_node
+    ]
+    check = ray.remote(num_cpus=0)(Storage.check_visible)
+    try:
+        ray.get(
+            [
+                check.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+                    storage, SEARCH
+                )
+                for node in other_nodes
+            ]
+        )
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+
+
+def check_state_api() -> None:
+    """Raise `UserError` if Ray's State API does not answer.
+
+    Without it, nested runs that the scheduler stops would keep their resources forever.
+    """
+    try:
+        list_placement_groups(limit=1)
+    except Exception as error:  # the types of the HTTP client and of Ray have no common base
+        raise UserError(
+            f"trial.workers above 1 requires Ray's State API, which does not answer: {first_line(error)};"
+            " start the cluster with its dashboard, or set trial.workers to 1"
+        ) from None

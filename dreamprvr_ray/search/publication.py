@@ -1,0 +1,60 @@
+"""The end of a search: publishing the selected checkpoint as `OUT/best`, and the outcome."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dreamprvr_ray.checkpoints.checkpoint import METRICS
+from dreamprvr_ray.evaluation.test_record import test_once
+from dreamprvr_ray.search.final_evaluation import final_checkpoint
+from dreamprvr_ray.search.layout import BEST, FINAL_RUNS, VALUES
+from dreamprvr_ray.search.results import FinalResult, TrialRecord
+from dreamprvr_ray.search.session import SearchSession
+from dreamprvr_ray.storage.files import copy_files, write_json
+from dreamprvr_ray.storage.location import Storage
+
+
+@dataclass(frozen=True)
+class SearchOutcome:
+    """What a finished search found."""
+
+    trials: list[TrialRecord]  # best first
+    final: FinalResult | None  # None if nothing was retrained
+    best: Storage  # the published checkpoint
+    test: dict[str, Any]  # its evaluation on test, as `evaluate --json` prints it
+
+
+def publish_best_trial(
+    session: SearchSession, trials: list[TrialRecord], best: TrialRecord, checkpoint: Storage
+) -> SearchOutcome:
+    """Publish the checkpoint of the best trial, and evaluate it on test unless that has been done before."""
+    published = publish(checkpoint, best.values, session.storage)
+    return SearchOutcome(trials, None, published, session.compute(test_once, published, session.shards))
+
+
+def publish_final(session: SearchSession, trials: list[TrialRecord], final: FinalResult) -> SearchOutcome:
+    """Publish the best checkpoint of the best candidate, which has been evaluated on test."""
+    best = final.candidates[0]
+    checkpoint = final_checkpoint(session.storage / FINAL_RUNS, best, final.chosen)
+    return SearchOutcome(trials, final, publish(checkpoint, best.values, session.storage), final.chosen.test)
+
+
+def publish(checkpoint: Storage, values: dict[str, Any], search_storage: Storage) -> Storage:
+    """Copy a checkpoint with its values to `best/`, and return its location.
+
+    A checkpoint that is already there is left as it is, because its test record lies beside it.
+    """
+    best = search_storage / BEST
+    if best.exists(METRICS) and best.read_text(METRICS) == checkpoint.read_text(METRICS):
+        return best
+    with checkpoint.local_directory() as source:
+
+        def write(directory: Path) -> None:
+            copy_files(source, directory)
+            write_json(directory / VALUES, values)
+
+        search_storage.delete_directory(BEST, first=METRICS)  # including the test record of another checkpoint
+        search_storage.write_directory(BEST, write, last=METRICS)
+    return best
