@@ -51,6 +51,7 @@ def _print_plan(search: Search, json: bool) -> None:
 
 
 def _run(search: Search, resume: bool, json: bool) -> None:
+    search.check_shards()  # before the imports, which take seconds
     from dreamprvr_ray.search.driver import run_search
     from dreamprvr_ray.search.presentation import outcome_dict, outcome_lines
 

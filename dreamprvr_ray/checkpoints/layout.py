@@ -5,4 +5,5 @@ from __future__ import annotations
 CHECKPOINTS = "checkpoints"  # a `CheckpointStore`: the best and the latest checkpoint
 BEST = "best"  # a copy of the best checkpoint, written when training has ended
 TENSORBOARD = "tensorboard"  # TensorBoard's event files
+TEST_RECORD = "test.json"  # beside a checkpoint: every evaluation on test
 RAY = "ray"  # Ray Train's own records of the run

@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dreamprvr_ray.checkpoints.checkpoint import load_model
+from dreamprvr_ray.checkpoints.layout import TEST_RECORD
 from dreamprvr_ray.data.cache import local_shards
 from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.device import best_device
 from dreamprvr_ray.errors import ObjectStoreError, UserError
 from dreamprvr_ray.evaluation.retrieval import evaluate
-from dreamprvr_ray.search.layout import TEST_RECORD
 from dreamprvr_ray.storage.files import parse_json
 from dreamprvr_ray.storage.location import Storage
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from dreamprvr_ray.checkpoints.layout import BEST as BEST  # in a search: the selected checkpoint
 from dreamprvr_ray.checkpoints.layout import CHECKPOINTS as CHECKPOINTS
+from dreamprvr_ray.checkpoints.layout import TEST_RECORD as TEST_RECORD
 
 SEARCH = "search.yaml"  # the configuration and the settings of the search
 JOURNAL = "optuna.journal"  # the Optuna study
@@ -18,7 +19,6 @@ EPOCHS = "epochs.jsonl"  # in a run's directory: the metrics of each epoch, one 
 LEADERBOARD = "leaderboard.json"  # all trials, best first
 FINAL = "final.json"  # the final runs and their comparisons
 VALUES = "values.json"  # in `best`: the values of the selected checkpoint
-TEST_RECORD = "test.json"  # beside a checkpoint: every evaluation on test
 
 
 def trial_name(number: int) -> str:

@@ -11,7 +11,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray.util.state import list_placement_groups
 
 from dreamprvr_ray.data.cache import read_manifest
-from dreamprvr_ray.data.shards import MANIFEST
 from dreamprvr_ray.errors import UserError, first_line, redact
 from dreamprvr_ray.runtime.train_run import check_new
 from dreamprvr_ray.search.layout import SEARCH
@@ -20,7 +19,7 @@ from dreamprvr_ray.search.space import Search
 from dreamprvr_ray.search.study import open_storage
 from dreamprvr_ray.search.working_copy import WorkingCopy
 from dreamprvr_ray.storage.files import write_text, writing
-from dreamprvr_ray.storage.location import Storage, is_uri
+from dreamprvr_ray.storage.location import Storage
 from dreamprvr_ray.training.loop import with_feature_sizes
 from dreamprvr_ray.yaml_files import parse_yaml
 
@@ -28,14 +27,10 @@ from dreamprvr_ray.yaml_files import parse_yaml
 def with_shard_sizes(search: Search) -> Search:
     """Return the search with its shards' feature sizes.
 
-    Raises `UserError` if there are no shards, naming the command that creates them, or if a searched choice is not
-    valid for them.
+    Raises `UserError` if there are no shards, or if a searched choice is not valid for them.
     """
-    shards, source = search.settings.shards, search.settings.source
-    if not is_uri(shards) and not (Path(shards) / MANIFEST).exists():
-        hint = f"; create them with: {source.convert_command(shards)}" if source else ""
-        raise UserError(f"{shards}: no feature shards{hint}")
-    manifest = read_manifest(shards)
+    search.check_shards()
+    manifest = read_manifest(search.settings.shards)
     for parameter in search.parameters:
         for choice in parameter.choices or ():
             with_feature_sizes(search.experiment.with_values({parameter.key: choice}), manifest)

@@ -26,6 +26,7 @@ import optuna
 import yaml
 
 from dreamprvr_ray.config import Experiment, known_keys, load_experiment, validated
+from dreamprvr_ray.data.manifest import MANIFEST
 from dreamprvr_ray.errors import UserError, did_you_mean
 from dreamprvr_ray.search.conditions import Condition
 from dreamprvr_ray.search.parameters import (
@@ -36,6 +37,7 @@ from dreamprvr_ray.search.parameters import (
     parse_parameter,
 )
 from dreamprvr_ray.search.settings import FinalSettings, SearchSettings, search_keys
+from dreamprvr_ray.storage.location import is_uri
 from dreamprvr_ray.yaml_files import read_yaml
 
 NOT_SEARCHABLE = ("data.video_size", "data.text_size", "training.epochs")  # keys that all trials of a search share
@@ -74,6 +76,13 @@ class Search:
         """Return the first constraint that these values of the searched keys violate."""
         flat = self.experiment.flat() | dict(values)
         return next((constraint for constraint in self.constraints if not constraint.holds(flat)), None)
+
+    def check_shards(self) -> None:
+        """Raise `UserError`, naming the command that creates them, if there are no shards. A URI is not checked."""
+        shards, source = self.settings.shards, self.settings.source
+        if not is_uri(shards) and not (Path(shards) / MANIFEST).exists():
+            hint = f"; create them with: {source.convert_command(shards)}" if source else ""
+            raise UserError(f"{shards}: no feature shards{hint}")
 
     def to_yaml(self) -> str:
         """Return the contents of `search.yaml`, with which a resumed search is compared."""
