@@ -8,7 +8,7 @@ from dreamprvr_ray.report.charts.finals import candidate_chart, difference_chart
 from dreamprvr_ray.report.content import Chart, Omission, Part, Section, paragraph, table
 from dreamprvr_ray.report.formatting import format_count, format_sumr
 from dreamprvr_ray.report.search_record import SearchRecord
-from dreamprvr_ray.report.summary import PROTOCOLS, candidate_name
+from dreamprvr_ray.report.summary import PROTOCOLS, candidate_title
 from dreamprvr_ray.search.results import Candidate, FinalRecord, FinalResult
 
 _RECALL_RANKS = (1, 5, 10, 100)
@@ -69,8 +69,8 @@ def moment_section(search: SearchRecord) -> Section | Omission | None:
 
 
 def _names(search: SearchRecord, result: FinalResult) -> dict[str, str]:
-    """Return what the report calls each candidate, by its name in the record."""
-    return {candidate.name: candidate_name(search, candidate) for candidate in result.candidates}
+    """Return what tables call each candidate, by its name in the record."""
+    return {candidate.name: candidate_title(search, candidate) for candidate in result.candidates}
 
 
 def _describe_split(final: FinalRecord) -> str:

@@ -77,13 +77,18 @@ class SearchRecord:
         return None if self.finished_baseline else self.baseline
 
     @property
+    def baseline_title(self) -> str:
+        """What tables call the configuration of trial 0: the presets hold the paper's, other files do not."""
+        return "paper's configuration" if self._is_paper else "base configuration"
+
+    @property
     def baseline_name(self) -> str:
-        """What the report calls the configuration of trial 0: the presets hold the paper's, other files do not."""
-        return "the paper's configuration" if self._is_paper else "the base configuration"
+        """What sentences call the configuration of trial 0."""
+        return f"the {self.baseline_title}"
 
     @property
     def baseline_label(self) -> str:
-        """A short form of `baseline_name` for table heads and legends."""
+        """A short form of `baseline_title` for table heads and legends."""
         return "paper" if self._is_paper else "base"
 
     @property

@@ -181,12 +181,15 @@ def describe_test(search: SearchRecord) -> str:
             f"The checkpoint of the best trial has a test SumR of {format_sumr(result.candidates[0].mean)}. This is a"
             " single training with a single seed, and no other configuration was tested."
         )
-    means = "; ".join(f"{candidate_name(search, candidate)} {_mean(candidate)}" for candidate in result.candidates)
+    means = [
+        f"{format_sumr(candidate.mean)} for {candidate_name(search, candidate)}{_deviation(candidate)}"
+        for candidate in result.candidates
+    ]
     seed_counts = {len(candidate.runs) for candidate in result.candidates}
     seeds = f"{format_count(seed_counts.pop(), 'seed')} each" if len(seed_counts) == 1 else "several seeds"
     data = " on train and val" if result.with_val else ""
     sentences = [
-        f"Mean test SumR after retraining{data} with {seeds}: {means}.",
+        f"After retraining{data} with {seeds}, the mean test SumR is {format_list(means)}.",
         describe_comparison(search, result),
         *(_describe_ablation(search, result, comparison) for comparison in result.ablations),
         _describe_chosen(search, result),
@@ -227,11 +230,16 @@ def describe_comparison(search: SearchRecord, result: FinalResult) -> str:
     return f"{text} The interval includes zero: on test, the two cannot be told apart."
 
 
-def candidate_name(search: SearchRecord, candidate: Candidate) -> str:
-    """Return what the report calls a candidate. The one named `paper` may start from another configuration."""
+def candidate_title(search: SearchRecord, candidate: Candidate) -> str:
+    """Return what tables call a candidate. The one named `paper` may have another base configuration."""
     if candidate.ablated:
         return f"trial {candidate.trial} with {_reset(search, candidate.ablated)}"
-    return search.baseline_name if candidate.is_paper else candidate.name
+    return search.baseline_title if candidate.is_paper else candidate.name
+
+
+def candidate_name(search: SearchRecord, candidate: Candidate) -> str:
+    """Return what sentences call a candidate."""
+    return search.baseline_name if candidate.is_paper else candidate_title(search, candidate)
 
 
 def _reset(search: SearchRecord, key: str) -> str:
@@ -260,6 +268,5 @@ def _interval(comparison: Comparison) -> str:
     return f"{comparison.confidence:.0%} interval {low} to {high}"
 
 
-def _mean(candidate: Candidate) -> str:
-    deviation = "" if candidate.std is None else f" (standard deviation {candidate.std:.1f})"
-    return format_sumr(candidate.mean) + deviation
+def _deviation(candidate: Candidate) -> str:
+    return "" if candidate.std is None else f" (standard deviation {candidate.std:.1f})"

@@ -77,7 +77,8 @@ def test_the_summary_counts_and_compares(summary: str, searched: Path) -> None:
     assert "and 2 failed. Reasons for failure: out of memory: 38.1 GiB were asked for (2 trials)." in summary
     assert "1 proposal violated a constraint and was not trained." in summary
     assert (
-        "trial 17 249.9 (standard deviation 1.2); the paper's configuration 239.3 (standard deviation 1.4)" in summary
+        "249.9 for trial 17 (standard deviation 1.2) and 239.3 for the paper's configuration (standard deviation 1.4)"
+        in summary
     )
     assert (
         "+10.5 SumR (95% interval +6.2 to +14.9, paired bootstrap over videos and seeds). The interval is above zero"
@@ -178,14 +179,14 @@ def test_the_effect_of_one_parameter_is_reported(summary: str, tmp_path: Path) -
     _, html = report_of(directory)
     text = text_of(html)
     rate = "trial 2 with learning rate reset to 3e-4"
-    assert f"{rate} 242.0 (standard deviation 1.0)" in text
+    assert f"242.0 for {rate} (standard deviation 1.0)" in text
     assert (
         f"T{rate[1:]}: -7.9 SumR (95% interval -12.0 to -3.0); for this trial, the parameter makes a difference."
         in text
     )
     assert (
         f"trial 2 against\\u003cbr\\u003e{rate}" in html
-        and "trial 2 against\\u003cbr\\u003ethe paper's configuration" in html
+        and "trial 2 against\\u003cbr\\u003epaper's configuration" in html
     )
     add_final(directory, ablated=(-3.0, 12.0), trial=2)
     assert "; the difference may be chance." in describe_test(read_search(directory))
