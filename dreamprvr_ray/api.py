@@ -152,7 +152,7 @@ def evaluate_model(
     from dreamprvr_ray.evaluation.test_record import evaluate_checkpoint
     from dreamprvr_ray.storage.location import Storage
 
-    return evaluate_checkpoint(Storage.of(checkpoint), _shard_set(shards), split)
+    return evaluate_checkpoint(Storage.of(checkpoint), _shard_set(shards), split).to_dict()
 
 
 def score_queries(trained: TrainedModel, split: Split) -> Tensor:

@@ -1,4 +1,4 @@
-"""`python -m dreamprvr_ray.evaluate`: retrieval of a checkpoint on a split."""
+"""`python -m dreamprvr_ray.evaluate`: evaluate a checkpoint's retrieval on a split."""
 
 from __future__ import annotations
 
@@ -6,33 +6,32 @@ import sys
 
 from dreamprvr_ray.command_line import Parser, print_json, run
 from dreamprvr_ray.data.cache import local_shards
-from dreamprvr_ray.evaluation.test_record import described, evaluate_checkpoint
+from dreamprvr_ray.evaluation.test_record import evaluate_checkpoint
 from dreamprvr_ray.storage.location import Storage
 
 
 def main(arguments: list[str]) -> None:
     parser = Parser(
-        "evaluate", "Evaluate a checkpoint directory, or a checkpoint file of the authors' release, on a split."
+        "evaluate", "Evaluate the retrieval of a checkpoint on a split. Every evaluation on test is recorded beside it."
     )
-    parser.add_argument("--checkpoint", required=True, help="its directory, URI, or file of the authors' release")
     parser.add_argument(
-        "--shards", required=True, help="what `convert` wrote: a folder, or a URI as s3://bucket/shards"
+        "--checkpoint", required=True, help="checkpoint directory or URI, or a checkpoint file of the authors' release"
     )
-    parser.add_argument("--split", choices=("val", "test"), required=True)
+    parser.add_argument(
+        "--shards", required=True, help="output of `convert`: a directory or a URI like s3://bucket/shards"
+    )
+    parser.add_argument("--split", choices=("val", "test"), required=True, help="split to evaluate on")
     options = parser.parse_args(arguments)
-    result = evaluate_checkpoint(
-        Storage.of(options.checkpoint), local_shards(options.shards), options.split, _say_unrecorded
+    evaluation = evaluate_checkpoint(
+        Storage.of(options.checkpoint), local_shards(options.shards), options.split, _warn_unrecorded
     )
-    print("\n".join(described(result)))
+    print("\n".join(evaluation.lines()))
     if options.json:
-        print_json(result)
+        print_json(evaluation.to_dict())
 
 
-def _say_unrecorded(reason: str) -> None:
-    print(
-        f"warning: later readings of test will not count this one, which could not be recorded: {reason}",
-        file=sys.stderr,
-    )
+def _warn_unrecorded(reason: str) -> None:
+    print(f"warning: this test evaluation could not be recorded: {reason}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python -m dreamprvr_ray.export`: a checkpoint as a directory to hand on, with a script that retrieves with it."""
+"""`python -m dreamprvr_ray.export`: copy a checkpoint, without what only training needs, to pass it on."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from dreamprvr_ray.storage.location import Storage, local_folder
 
 def main(arguments: list[str]) -> None:
     parser = Parser(
-        "export", "Copy a checkpoint without what only training needs; add a script that retrieves with it."
+        "export",
+        "Copy a checkpoint without the files that only training needs, and add a script that retrieves with it.",
     )
     parser.add_argument(
-        "--checkpoint", required=True, help="a checkpoint's directory or URI, as OUT/best of train and tune"
+        "--checkpoint", required=True, help="checkpoint directory or URI, such as OUT/best of train and tune"
     )
-    parser.add_argument("--out", type=local_folder, required=True, help="the new directory")
+    parser.add_argument("--out", type=local_folder, required=True, help="directory to create")
     options = parser.parse_args(arguments)
     with Storage.of(options.checkpoint).local_directory() as checkpoint:
         metrics = export_checkpoint(checkpoint, options.out)
+    script = options.out / "retrieve.py"
     print(
-        f"{options.out}: epoch {metrics['epoch']}, val SumR {metrics['SumR']:.1f}; try: python {options.out / 'retrieve.py'} SHARDS"
+        f"{options.out}: epoch {metrics['epoch']}, val SumR {metrics['SumR']:.1f}; to retrieve: python {script} SHARDS"
     )
     if options.json:
         print_json({"out": str(options.out), "epoch": metrics["epoch"], "SumR": metrics["SumR"]})

@@ -89,7 +89,7 @@ def test_what_is_no_checkpoint_is_not_exported(call: Call, tmp_path: Path) -> No
     (tmp_path / "empty").mkdir()
     for source, reason in (
         (tmp_path / "none", "checkpoint does not exist"),
-        (tmp_path / "empty", "no checkpoint: it has no weights.safetensors"),
+        (tmp_path / "empty", "not a checkpoint: it has no weights.safetensors"),
     ):
         done = call("export", "--checkpoint", source, "--out", tmp_path / "out")
         assert done.returncode == 2 and reason in done.stderr and not (tmp_path / "out").exists()

@@ -5,5 +5,8 @@ from __future__ import annotations
 CHECKPOINTS = "checkpoints"  # a `CheckpointStore`: the best and the latest checkpoint
 BEST = "best"  # a copy of the best checkpoint, written when training has ended
 TENSORBOARD = "tensorboard"  # TensorBoard's event files
-TEST_RECORD = "test.json"  # beside a checkpoint: every evaluation on test
 RAY = "ray"  # Ray Train's own records of the run
+
+# In a checkpoint's directory, beside the checkpoint's own files:
+TEST_RECORD = "test.json"  # a record of every evaluation on test
+TEST_RANKS = "test_ranks.json"  # ranks of the queries' videos at the first one

@@ -1,33 +1,96 @@
-"""The test split is read once per final model, and that it was read is recorded beside the model."""
+"""Evaluation of checkpoints. Every evaluation on test is recorded beside the checkpoint.
+
+CHECKPOINT/test.json         one record per evaluation on test
+CHECKPOINT/test_ranks.json   ranks of the queries' videos at the first one, in the split's order
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from dreamprvr_ray.checkpoints.checkpoint import load_model
-from dreamprvr_ray.checkpoints.layout import TEST_RECORD
+from dreamprvr_ray.checkpoints.layout import TEST_RANKS, TEST_RECORD
 from dreamprvr_ray.data.cache import local_shards
 from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.device import best_device
-from dreamprvr_ray.errors import ObjectStoreError, UserError
+from dreamprvr_ray.errors import ObjectStoreError, UserError, first_line
+from dreamprvr_ray.evaluation.metrics import RECALL_RANKS, Retrieval
 from dreamprvr_ray.evaluation.retrieval import evaluate
 from dreamprvr_ray.storage.files import parse_json
 from dreamprvr_ray.storage.location import Storage
 
-TEST_RANKS = "test_ranks.json"  # of the queries' own videos at the first reading, in the split's order
+
+@dataclass(frozen=True)
+class Reading:
+    """When and where a checkpoint was evaluated on test."""
+
+    at: str  # ISO 8601, UTC
+    shards: str  # directory
+    number: int  # of this checkpoint's evaluations on test, from 1
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The retrieval of a checkpoint on a split."""
+
+    split: str
+    collection: str
+    protocol: str
+    retrieval: Retrieval
+    reading: Reading | None = None  # of test; None for other splits and for files of the authors' release
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record in `test.json`, which is also the commands' JSON output."""
+        result = {"split": self.split, "collection": self.collection, "protocol": self.protocol}
+        result |= self.retrieval.to_dict()
+        if self.reading is None:
+            return result
+        return {"at": self.reading.at, "shards": self.reading.shards, **result, "test_reads": self.reading.number}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Evaluation:
+        """Read what `to_dict` wrote."""
+        reading = None
+        if "test_reads" in values:
+            reading = Reading(values["at"], values["shards"], values["test_reads"])
+        return cls(values["split"], values["collection"], values["protocol"], Retrieval.from_dict(values), reading)
+
+    def lines(self) -> list[str]:
+        """Return a summary for people."""
+        retrieval, recall = self.retrieval, self.retrieval.recall
+        percent = " ".join(f"R@{k} {recall.at[k]:.1f}" for k in RECALL_RANKS)
+        lines = [
+            f"{self.split} of {self.collection} (protocol: {self.protocol}):"
+            f" {recall.queries} queries, {retrieval.videos} videos",
+            f"  {percent}  SumR {recall.sumr:.1f}  median rank {retrieval.median_rank:g}",
+        ]
+        for name, group in (retrieval.by_moment or {}).items():
+            if group.queries:
+                lines.append(f"  moment/video {name}: SumR {group.sumr:.1f} ({group.queries} queries)")
+        if retrieval.ties > recall.queries / 100:
+            lines.append(
+                f"  warning: {retrieval.ties} queries score another video exactly as high as their own;"
+                " ties count against them"
+            )
+        if self.reading and self.reading.number > 1:
+            lines.append(
+                f"  note: this model has been evaluated on test {self.reading.number} times; do not use test to"
+                " choose between models"
+            )
+        return lines
 
 
 def evaluate_checkpoint(
-    storage: Storage, shards: ShardSet, split: str, unrecorded: Callable[[str], None] | None = None
-) -> dict[str, Any]:
-    """Retrieval of a checkpoint, wherever it is kept, on a split, by the names of the commands' JSON.
+    storage: Storage, shards: ShardSet, split: str, on_unrecorded: Callable[[str], None] | None = None
+) -> Evaluation:
+    """Evaluate the checkpoint at `storage` on a split. An evaluation on test is recorded in the checkpoint's directory.
 
-    Reading test leaves a record in a checkpoint directory; `test_reads` in the result counts the readings, this one
-    included. Where the record cannot be written, `unrecorded` is told why; without it, the error is raised. Raises
-    `UserError` where the checkpoint does not fit the shards.
+    If the record cannot be written, `on_unrecorded` is called with the reason; without it, the error is raised.
+    Raises `UserError` if the checkpoint cannot be loaded or does not fit the shards.
     """
     with storage.local_directory() as path:
         trained = load_model(path)
@@ -35,64 +98,49 @@ def evaluate_checkpoint(
     sizes, manifest = trained.experiment.data, shards.manifest
     if (sizes.video_size, sizes.text_size) != (manifest.video_size, manifest.text_size):
         raise UserError(
-            f"{storage} was trained on features of sizes {sizes.video_size} / {sizes.text_size},"
-            f" {shards.directory} holds {manifest.video_size} / {manifest.text_size}"
+            f"{storage}: trained on features of sizes {sizes.video_size} / {sizes.text_size} (videos / queries), but"
+            f" {shards.directory} has {manifest.video_size} / {manifest.text_size}"
         )
     model = trained.model.to(best_device())
     retrieval = evaluate(model, shards.split(split), trained.experiment.evaluation.clip_weight)
-    result = {"split": split, "collection": manifest.collection, "protocol": manifest.protocol} | retrieval.to_dict()
+    evaluation = Evaluation(split, manifest.collection, manifest.protocol, retrieval)
     if split != "test" or not recordable:
-        return result
-    readings = _readings(storage)
+        return evaluation
+    records = _read_records(storage)
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    readings.append({"at": now, "shards": str(shards.directory), **result, "test_reads": len(readings) + 1})
+    evaluation = replace(evaluation, reading=Reading(now, str(shards.directory), len(records) + 1))
     try:
-        if len(readings) == 1:
+        if not records:
+            assert retrieval.ranks is not None
             storage.write_text(TEST_RANKS, json.dumps(retrieval.ranks.tolist()) + "\n")
-        storage.write_text(TEST_RECORD, json.dumps({"readings": readings}, indent=1) + "\n")
-    except (OSError, ObjectStoreError) as error:  # a full disk, too: the numbers have taken their time
-        if unrecorded is None:
+        records.append(evaluation.to_dict())
+        storage.write_text(TEST_RECORD, json.dumps({"readings": records}, indent=1) + "\n")
+    except (OSError, ObjectStoreError) as error:
+        if on_unrecorded is None:
             raise
-        unrecorded(str(error).splitlines()[0])
-    return readings[-1]
+        on_unrecorded(first_line(error))  # evaluating may have taken minutes: a full disk must not lose the result
+    return evaluation
 
 
-def test_once(checkpoint: Storage, shards: str) -> dict[str, Any]:
-    """The first reading of test that is recorded beside a checkpoint; where there is none, this is it."""
+def evaluate_test_once(checkpoint: Storage, shards: str) -> Evaluation:
+    """Return the first recorded evaluation on test; evaluate and record now if there is none."""
     return recorded_test(checkpoint) or evaluate_checkpoint(checkpoint, local_shards(shards), "test")
 
 
-def recorded_test(checkpoint: Storage) -> dict[str, Any] | None:
-    """The result of the first reading of test that is recorded beside a checkpoint, if there is one."""
-    return next(iter(_readings(checkpoint)), None)
+def recorded_test(checkpoint: Storage) -> Evaluation | None:
+    """Return the first recorded evaluation of a checkpoint on test, or None."""
+    records = _read_records(checkpoint)
+    return Evaluation.from_dict(records[0]) if records else None
 
 
 def recorded_ranks(checkpoint: Storage) -> list[int]:
-    """The ranks of the first reading of test that is recorded beside a checkpoint."""
+    """Return the rank of each query's video (Q,) at the first recorded evaluation on test."""
     ranks: list[int] = json.loads(checkpoint.read_text(TEST_RANKS))
     return ranks
 
 
-def _readings(storage: Storage) -> list[dict[str, Any]]:
+def _read_records(storage: Storage) -> list[dict[str, Any]]:
+    # Not decoded, so that records of other versions are written back as they are.
     if not storage.exists(TEST_RECORD):
         return []
     return list(parse_json(storage.read_text(TEST_RECORD), f"{storage}/{TEST_RECORD}")["readings"])
-
-
-def described(result: dict[str, Any]) -> list[str]:
-    """An evaluation's result in lines for a person."""
-    recall = " ".join(f"R@{k} {result[f'R@{k}']:.1f}" for k in (1, 5, 10, 100))
-    lines = [
-        f"{result['split']} of {result['collection']} (protocol: {result['protocol']}): {result['queries']} queries, {result['videos']} videos",
-        f"  {recall}  SumR {result['SumR']:.1f}  median rank {result['median_rank']:g}",
-    ]
-    for name, group in (result["by_moment"] or {}).items():
-        if group["queries"]:
-            lines.append(f"  moment/video {name}: SumR {group['SumR']:.1f} ({group['queries']} queries)")
-    if result["ties"] > result["queries"] / 100:
-        lines.append(f"  warning: {result['ties']} queries score another video exactly as high as their own; ties lose")
-    if result.get("test_reads", 1) > 1:
-        lines.append(
-            f"  note: this model's test split has been read {result['test_reads']} times: choose nothing by it"
-        )
-    return lines

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dreamprvr_ray.evaluation.retrieval import RECALL_RANKS
+from dreamprvr_ray.evaluation.metrics import RECALL_RANKS
 from dreamprvr_ray.search.results import Comparison
 
 RESAMPLES = 10_000

@@ -9,7 +9,7 @@ import numpy as np
 
 from dreamprvr_ray.checkpoints.store import CheckpointStore
 from dreamprvr_ray.data.cache import local_shards
-from dreamprvr_ray.evaluation.test_record import recorded_ranks, test_once
+from dreamprvr_ray.evaluation.test_record import evaluate_test_once, recorded_ranks
 from dreamprvr_ray.search.candidates import final_settings
 from dreamprvr_ray.search.comparison import compare_on_test
 from dreamprvr_ray.search.layout import CHECKPOINTS
@@ -65,6 +65,6 @@ def _evaluate_run(run: Storage, seed: int, shards: str) -> FinalRun:
     latest = latest_result(checkpoints)
     assert latest is not None
     best = checkpoints.at(latest.best_epoch)
-    test = test_once(best, shards)
+    test = evaluate_test_once(best, shards).to_dict()
     checkpoints.keep_only(latest.best_epoch)
     return FinalRun(seed, latest.best_sumr, latest.best_epoch, str(best), test)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from dreamprvr_ray.errors import redact
-from dreamprvr_ray.evaluation.test_record import described
 from dreamprvr_ray.search.plan import TrialPlan
 from dreamprvr_ray.search.publication import SearchOutcome
 from dreamprvr_ray.search.space import Search
@@ -56,7 +55,7 @@ def outcome_lines(search: Search, outcome: SearchOutcome) -> list[str]:
         f"best trial: trial {best.number}, val SumR {best.best_sumr:.1f} at epoch {best.best_epoch}",
         *(describe_final(outcome.final) if outcome.final else ()),
         f"selected model: {outcome.best} ({model})",
-        *described(outcome.test),
+        *outcome.test.lines(),
         f"full report: python -m dreamprvr_ray.report {redact(search.settings.out)}",
     ]
 
@@ -67,7 +66,7 @@ def outcome_dict(outcome: SearchOutcome) -> dict[str, Any]:
     counts = {state: states.count(state) for state in ("finished", "pruned", "failed")}
     final = {"final": outcome.final.to_dict()} if outcome.final else {}
     best = _selected_model(outcome) | {"checkpoint": str(outcome.best)}
-    return {"trials": len(states)} | counts | {"best": best, "test": outcome.test} | final
+    return {"trials": len(states)} | counts | {"best": best, "test": outcome.test.to_dict()} | final
 
 
 def _selected_model(outcome: SearchOutcome) -> dict[str, Any]:

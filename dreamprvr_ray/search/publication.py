@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamprvr_ray.checkpoints.checkpoint import METRICS
-from dreamprvr_ray.evaluation.test_record import test_once
+from dreamprvr_ray.evaluation.test_record import Evaluation, evaluate_test_once
 from dreamprvr_ray.search.final_evaluation import final_checkpoint
 from dreamprvr_ray.search.layout import BEST, FINAL_RUNS, VALUES
 from dreamprvr_ray.search.results import FinalResult, TrialRecord
@@ -23,7 +23,7 @@ class SearchOutcome:
     trials: list[TrialRecord]  # best first
     final: FinalResult | None  # None if nothing was retrained
     best: Storage  # the published checkpoint
-    test: dict[str, Any]  # its evaluation on test, as `evaluate --json` prints it
+    test: Evaluation  # of that checkpoint on test
 
 
 def publish_best_trial(
@@ -31,14 +31,15 @@ def publish_best_trial(
 ) -> SearchOutcome:
     """Publish the checkpoint of the best trial, and evaluate it on test unless that has been done before."""
     published = publish(checkpoint, best.values, session.storage)
-    return SearchOutcome(trials, None, published, session.compute(test_once, published, session.shards))
+    return SearchOutcome(trials, None, published, session.compute(evaluate_test_once, published, session.shards))
 
 
 def publish_final(session: SearchSession, trials: list[TrialRecord], final: FinalResult) -> SearchOutcome:
     """Publish the best checkpoint of the best candidate, which has been evaluated on test."""
     best = final.candidates[0]
     checkpoint = final_checkpoint(session.storage / FINAL_RUNS, best, final.chosen)
-    return SearchOutcome(trials, final, publish(checkpoint, best.values, session.storage), final.chosen.test)
+    published = publish(checkpoint, best.values, session.storage)
+    return SearchOutcome(trials, final, published, Evaluation.from_dict(final.chosen.test))
 
 
 def publish(checkpoint: Storage, values: dict[str, Any], search_storage: Storage) -> Storage:

@@ -31,7 +31,8 @@ from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.device import Precision, autocast, best_device, resolve_precision
 from dreamprvr_ray.distributed import Division, Workers, token_traffic
 from dreamprvr_ray.errors import UserError
-from dreamprvr_ray.evaluation.retrieval import Retrieval, evaluate
+from dreamprvr_ray.evaluation.metrics import Retrieval
+from dreamprvr_ray.evaluation.retrieval import evaluate
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.training.failure import TrainingDiverged
 from dreamprvr_ray.training.flops import specified_gflop

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from dreamprvr_ray.checkpoints.checkpoint import Checkpoint, copy_checkpoint
 from dreamprvr_ray.checkpoints.store import CheckpointStore
-from dreamprvr_ray.evaluation.retrieval import RECALL_RANKS
+from dreamprvr_ray.evaluation.metrics import RECALL_RANKS
 from dreamprvr_ray.storage.files import replacing
 
 NAN = float("nan")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import numpy as np
@@ -11,7 +10,8 @@ import torch
 from support import reference_model, small_models
 
 from dreamprvr_ray.evaluation import retrieval
-from dreamprvr_ray.evaluation.retrieval import Ranks, Recall, Retrieval, evaluate, exact_ranks, summarise
+from dreamprvr_ray.evaluation.metrics import Recall, Retrieval
+from dreamprvr_ray.evaluation.retrieval import Ranks, evaluate, exact_ranks, score_split, summarise
 
 NAN, INF = math.nan, math.inf
 
@@ -55,13 +55,6 @@ def test_ranks_by_hand(scores: list[float], rank: int, tied: bool) -> None:
     assert (ranks.rank.item(), ranks.tied.item()) == (rank, tied)
 
 
-def test_recall_by_hand() -> None:
-    recall = Recall.of(np.array([1, 2, 5, 6, 10, 11, 100, 101]))
-    assert recall.queries == 8 and recall.at == {1: 12.5, 5: 37.5, 10: 62.5, 100: 87.5} and recall.sumr == 200.0
-    assert recall.to_dict() == {"R@1": 12.5, "R@5": 37.5, "R@10": 62.5, "R@100": 87.5, "SumR": 200.0}
-    assert Recall.of(np.array([], dtype=np.int64)) == Recall(0, {1: 0.0, 5: 0.0, 10: 0.0, 100: 0.0}, 0.0)
-
-
 def ranks_of(*rank: int, tied: int = 0) -> Ranks:
     return Ranks(torch.tensor(rank), torch.arange(len(rank)) < tied)
 
@@ -72,19 +65,7 @@ def test_summary_by_hand() -> None:
         250, Recall(4, {1: 25.0, 5: 50.0, 10: 75.0, 100: 75.0}, 225.0), 4.5, 3, None, np.array([1, 2, 7, 200])
     )
     assert summarise(ranks_of(9, 1, 4), 9).median_rank == 4.0
-    assert list(summary.to_dict()) == [
-        "videos",
-        "queries",
-        "R@1",
-        "R@5",
-        "R@10",
-        "R@100",
-        "SumR",
-        "median_rank",
-        "ties",
-        "by_moment",
-    ]
-    assert summary.to_dict()["queries"] == 4 and summary.to_dict()["by_moment"] is None
+    assert summary.ranks is not None and summary.ranks.tolist() == [1, 2, 7, 200]
 
 
 def test_groups_by_moment_are_closed_above_and_leave_out_what_is_unknown() -> None:
@@ -96,24 +77,12 @@ def test_groups_by_moment_are_closed_above_and_leave_out_what_is_unknown() -> No
         "0.2-0.4": (2, 50.0, 100.0),
         "0.4-1": (2, 50.0, 50.0),
     }
-    named = summary.to_dict()["by_moment"]["0.4-1"]
-    assert named == {"queries": 2, "R@1": 50.0, "R@5": 50.0, "R@10": 50.0, "R@100": 100.0, "SumR": 250.0}
 
 
 def test_no_groups_where_no_moment_is_known() -> None:
     assert summarise(ranks_of(1, 2), 5, np.array([NAN, NAN])).by_moment is None
     only_long = summarise(ranks_of(1, 2), 5, np.array([0.9, NAN])).by_moment
     assert only_long is not None and [group.queries for group in only_long.values()] == [0, 0, 1]
-
-
-def test_a_group_without_queries_has_no_recall() -> None:
-    named = json.loads(json.dumps(summarise(ranks_of(1, 2), 5, np.array([0.9, NAN])).to_dict()["by_moment"]))
-    assert (
-        named["0-0.2"]
-        == named["0.2-0.4"]
-        == {"queries": 0, "R@1": None, "R@5": None, "R@10": None, "R@100": None, "SumR": None}
-    )
-    assert named["0.4-1"] == {"queries": 1, "R@1": 100.0, "R@5": 100.0, "R@10": 100.0, "R@100": 100.0, "SumR": 400.0}
 
 
 SPLIT = small_models.MemorySplit([2, 1, 4, 1, 3, 2, 1])
@@ -170,7 +139,7 @@ def test_evaluation_reads_float16_features_under_bf16() -> None:
     )
     model = small_models.build().float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = retrieval._split_scores(model.eval(), split, 0.5, retrieval.Workers())  # type: ignore[arg-type]
-    full = retrieval._split_scores(model.eval(), split, 0.5, retrieval.Workers())  # type: ignore[arg-type]
+        half = score_split(model, split, 0.5)  # type: ignore[arg-type]
+    full = score_split(model, split, 0.5)  # type: ignore[arg-type]
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, full, rtol=0, atol=0.05)

@@ -1,21 +1,35 @@
+"""Evaluation of a checkpoint, and the record that each evaluation on test leaves."""
+
 from __future__ import annotations
 
 import json
 import shutil
 import subprocess
+import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dreamprvr_ray.config import load_experiment
 from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.errors import NotWritableError, UserError
-from dreamprvr_ray.evaluation.test_record import described, evaluate_checkpoint, recorded_test
+from dreamprvr_ray.evaluation.metrics import Recall, Retrieval
+from dreamprvr_ray.evaluation.test_record import (
+    Evaluation,
+    Reading,
+    evaluate_checkpoint,
+    evaluate_test_once,
+    recorded_ranks,
+    recorded_test,
+)
 from dreamprvr_ray.storage.location import Storage
 from dreamprvr_ray.training.loop import fit
 from dreamprvr_ray.training.reporter import DirectoryReporter
 
+EARLIER = Path(__file__).parents[1] / "golden" / "earlier" / "version_0.1.0.tar.xz"
 TINY = {"model.hidden_size": 16, "model.branches": 1, "training.epochs": 1}
 
 
@@ -26,22 +40,67 @@ def checkpoint(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> S
     return Storage.of(run / "best")
 
 
-def test_val_may_be_read_at_will_and_every_reading_of_test_is_recorded(checkpoint: Storage, demo_shards: Path) -> None:
+def test_evaluating_val_leaves_no_record_and_every_evaluation_on_test_does(
+    checkpoint: Storage, demo_shards: Path
+) -> None:
     shards = ShardSet.open(demo_shards)
-    evaluate_checkpoint(checkpoint, shards, "val")
-    assert recorded_test(checkpoint) is None
+    val = evaluate_checkpoint(checkpoint, shards, "val")
+    assert val.reading is None and recorded_test(checkpoint) is None
     first = evaluate_checkpoint(checkpoint, shards, "test")
     second = evaluate_checkpoint(checkpoint, shards, "test")
-    assert (first["test_reads"], second["test_reads"]) == (1, 2)
-    assert first["SumR"] == second["SumR"] == pytest.approx(sum(first[f"R@{k}"] for k in (1, 5, 10, 100)))
-    recorded = recorded_test(checkpoint)
-    assert recorded is not None and recorded["SumR"] == first["SumR"]
-    assert "has been read 2 times" in "\n".join(described(second)) and "has been read" not in "\n".join(
-        described(first)
-    )
+    assert first.reading is not None and second.reading is not None
+    assert (first.reading.number, second.reading.number) == (1, 2)
+    recall = first.retrieval.recall
+    assert recall == second.retrieval.recall and recall.sumr == pytest.approx(sum(recall.at.values()))
+    assert recorded_test(checkpoint) == first
+    assert first.retrieval.ranks is not None and recorded_ranks(checkpoint) == first.retrieval.ranks.tolist()
+    assert json.loads(checkpoint.read_text("test.json")) == {"readings": [first.to_dict(), second.to_dict()]}
+    assert "evaluated on test 2 times" in "\n".join(second.lines())
+    assert "evaluated on test" not in "\n".join(first.lines())
+    assert evaluate_test_once(checkpoint, str(demo_shards)) == first
 
 
-def test_a_reading_of_test_that_cannot_be_recorded_is_said_and_its_result_printed(
+def test_records_keep_their_names_and_order() -> None:
+    recall = Recall(2, {1: 50.0, 5: 100.0, 10: 100.0, 100: 100.0}, 350.0)
+    evaluation = Evaluation("val", "tvr", "own splits", Retrieval(9, recall, 1.5, 0, None))
+    names = ["split", "collection", "protocol", *evaluation.retrieval.to_dict()]
+    assert list(evaluation.to_dict()) == names
+    read = replace(evaluation, split="test", reading=Reading("2026-01-01T00:00:00+00:00", "/shards", 3))
+    assert list(read.to_dict()) == ["at", "shards", *names, "test_reads"] and read.to_dict()["test_reads"] == 3
+    for each in (evaluation, read):
+        assert Evaluation.from_dict(each.to_dict()) == each
+
+
+def test_records_of_the_earlier_version_are_read_and_kept_as_they_are(tmp_path: Path, demo_shards: Path) -> None:
+    folder = "search/final/paper-seed_1/checkpoints/epoch-0003"
+    with tarfile.open(EARLIER) as archive:
+        archive.extractall(tmp_path, filter="data")
+    earlier = Storage.of(tmp_path / folder)
+    (record,) = json.loads(earlier.read_text("test.json"))["readings"]
+    evaluation = recorded_test(earlier)
+    assert evaluation is not None and evaluation.to_dict() == record
+    assert len(recorded_ranks(earlier)) == evaluation.retrieval.recall.queries
+    again = evaluate_checkpoint(earlier, ShardSet.open(tmp_path / "shards"), "test")
+    assert json.loads(earlier.read_text("test.json"))["readings"] == [record, again.to_dict()]
+    assert again.reading is not None and again.reading.number == 2
+    assert again.retrieval.recall == evaluation.retrieval.recall
+
+
+def test_the_lines_of_an_evaluation() -> None:
+    recall = Recall(200, {1: 10.04, 5: 20.0, 10: 30.0, 100: 90.0}, 150.04)
+    groups = {"0-0.2": Recall.from_ranks(np.array([1, 6])), "0.4-1": Recall.from_ranks(np.array([]))}
+    evaluation = Evaluation("test", "tvr", "own splits", Retrieval(9, recall, 7.5, 3, groups), Reading("", "", 2))
+    assert evaluation.lines() == [
+        "test of tvr (protocol: own splits): 200 queries, 9 videos",
+        "  R@1 10.0 R@5 20.0 R@10 30.0 R@100 90.0  SumR 150.0  median rank 7.5",
+        "  moment/video 0-0.2: SumR 300.0 (2 queries)",
+        "  warning: 3 queries score another video exactly as high as their own; ties count against them",
+        "  note: this model has been evaluated on test 2 times; do not use test to choose between models",
+    ]
+    assert len(replace(evaluation, retrieval=Retrieval(9, recall, 7.5, 2, None), reading=None).lines()) == 2
+
+
+def test_an_evaluation_on_test_that_cannot_be_recorded_prints_a_warning_and_its_result(
     checkpoint: Storage, demo_shards: Path, tmp_path: Path, call: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     model = tmp_path / "model"
@@ -51,10 +110,10 @@ def test_a_reading_of_test_that_cannot_be_recorded_is_said_and_its_result_printe
     (model / "test.json").mkdir()  # which no file can replace
     done = call("evaluate", "--checkpoint", model, "--shards", demo_shards, "--split", "test", "--json")
     reason = f"{model}/test.json: cannot be written: Is a directory"
-    warning = f"warning: later readings of test will not count this one, which could not be recorded: {reason}\n"
+    warning = f"warning: this test evaluation could not be recorded: {reason}\n"
     assert (done.returncode, done.stderr) == (0, warning)
     assert json.loads(done.stdout.splitlines()[-1])["split"] == "test" and "SumR" in done.stdout.splitlines()[1]
-    with pytest.raises(NotWritableError):  # a search reads test once, or not at all
+    with pytest.raises(NotWritableError):  # a search must not lose the record
         evaluate_checkpoint(Storage.of(model), ShardSet.open(demo_shards), "test")
 
 
@@ -62,6 +121,8 @@ def test_features_of_other_sizes_are_a_clear_mistake(checkpoint: Storage) -> Non
     golden = Path(__file__).parents[1] / "golden" / "model" / "authors_format.ckpt"
     manifest = type("Manifest", (), {"video_size": 7, "text_size": 48})()
     shards = type("Shards", (), {"manifest": manifest, "directory": Path("other")})()
-    for each in (checkpoint, Storage.of(golden)):
-        with pytest.raises(UserError, match=r"trained on features of sizes .* other holds 7 / 48"):
-            evaluate_checkpoint(each, shards, "val")  # type: ignore[arg-type]
+    for storage in (checkpoint, Storage.of(golden)):
+        with pytest.raises(
+            UserError, match=r"trained on features of sizes .* \(videos / queries\), but other has 7 / 48$"
+        ):
+            evaluate_checkpoint(storage, shards, "val")  # type: ignore[arg-type]

@@ -81,8 +81,10 @@ def test_a_run_in_an_object_store_survives_its_worker(
         weights, theirs = read_weights(directory), read_weights(undisturbed.best)
     assert all(torch.equal(weight, theirs[name]) for name, weight in weights.items())
     readings = [evaluate_checkpoint(storage / "best", local_shards(shards), "test") for _ in range(2)]
-    assert [reading["test_reads"] for reading in readings] == [1, 2]
-    assert parse_json(storage.read_text("best/test.json"), "test.json")["readings"] == readings
+    assert [reading.reading and reading.reading.number for reading in readings] == [1, 2]
+    assert parse_json(storage.read_text("best/test.json"), "test.json")["readings"] == [
+        reading.to_dict() for reading in readings
+    ]
 
     # A finished run trains no further. Another experiment is refused, and so is a run without `resume`.
     line_count = len(lines)

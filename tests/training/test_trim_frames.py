@@ -125,7 +125,7 @@ def test_evaluation_is_that_of_every_video_by_itself(block: int, monkeypatch: py
     model = small_models.build(trim_frames="batch")
     clip, frame = plain_scores(model)
     with torch.no_grad():
-        scores = retrieval._split_scores(model.float().eval(), SPLIT, 0.7, retrieval.Workers())  # type: ignore[arg-type]
+        scores = retrieval.score_split(model.float(), SPLIT, 0.7)  # type: ignore[arg-type]
     torch.testing.assert_close(scores, (0.7 * clip + 0.3 * frame).float(), rtol=1e-4, atol=1e-5)
     assert evaluate(model, SPLIT, 0.7).videos == 9  # type: ignore[arg-type]
 
