@@ -1,6 +1,6 @@
-"""python -m benchmarks.opening: how long it takes to open a set of shards of 20,000 videos and one of its splits.
+"""python -m benchmarks.opening: time to open shards of 20,000 videos and map one of their splits.
 
-The shards are written first, with features of a few numbers: opening maps the files and reads none of their features.
+The shards are written first, with two values per feature row: opening maps the files without reading features.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from dreamprvr_ray.data.manifest import Manifest, SplitRecord
 from dreamprvr_ray.data.shard_files import ShardContent, write_shard
 from dreamprvr_ray.data.shards import ShardSet
 
-SIZE = 2  # of a feature
+SIZE = 2  # values per feature row
 
 
 def write(directory: Path, videos: int, queries_per_video: int, videos_per_shard: int) -> None:
-    """Shards of one split."""
+    """Write the shards of one split."""
     random, files, stems = np.random.default_rng(0), {}, []
     for first in range(0, videos, videos_per_shard):
         count = min(videos_per_shard, videos - first)
@@ -42,15 +42,15 @@ def write(directory: Path, videos: int, queries_per_video: int, videos_per_shard
         stems.append(f"train-{len(stems):05}")
         files |= write_shard(directory, stems[-1], content)
     splits = {"train": SplitRecord(videos, videos * queries_per_video, tuple(stems))}
-    Manifest(1, "made", "made", SIZE, SIZE, "float16", "own splits", splits, {}, {}, files).write(directory)
+    Manifest(1, "synthetic", "synthetic", SIZE, SIZE, "float16", "own splits", splits, {}, {}, files).write(directory)
 
 
 def main(arguments: list[str]) -> None:
-    parser = Parser("opening", "The speed of opening shards.", package="benchmarks")
-    parser.add_argument("--videos", type=int, default=20_000)
-    parser.add_argument("--queries", type=int, default=5, help="of a video")
-    parser.add_argument("--videos-per-shard", type=int, default=273, help="TVR's")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser = Parser("opening", "Measure the time to open shards.", package="benchmarks")
+    parser.add_argument("--videos", type=int, default=20_000, help="number of videos (default: 20000)")
+    parser.add_argument("--queries", type=int, default=5, help="queries per video (default: 5)")
+    parser.add_argument("--videos-per-shard", type=int, default=273, help="as for TVR (default: 273)")
+    parser.add_argument("--rounds", type=int, default=9, help="number of measurements, of which the median is printed")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="dreamprvr-opening-") as folder:
         write(Path(folder), options.videos, options.queries, options.videos_per_shard)
@@ -65,10 +65,11 @@ def main(arguments: list[str]) -> None:
                 and len(split.frame_counts)
             )
             seconds.append((opened - began, time.perf_counter() - began))
-    opening, counting = (1000 * statistics.median(each) for each in zip(*seconds, strict=True))
+    opening, counting = (1000 * statistics.median(measured) for measured in zip(*seconds, strict=True))
     shards = -(-options.videos // options.videos_per_shard)
     print(
-        f"{options.videos:,} videos in {shards} shards: open after {opening:.1f} ms, with every count and owner after {counting:.1f} ms"
+        f"{options.videos:,} videos in {shards} shards: open after {opening:.1f} ms,"
+        f" with all counts and owners after {counting:.1f} ms"
     )
     if options.json:
         print_json(

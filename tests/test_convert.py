@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,8 @@ from dreamprvr_ray.data.conversion import Progress
 from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.errors import UserError
 
-GOLDEN = Path(__file__).parent / "golden" / "data"
+ROOT = Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden" / "data"
 
 
 def _arguments(out: Path, *more: str) -> list[str]:
@@ -145,3 +147,30 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert "did you mean 'mini'?" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_importing_the_command_imports_no_torch() -> None:
+    script = "import sys, dreamprvr_ray.convert; print(sorted({'torch', 'ray'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "[]\n"
+
+
+def test_no_process_of_a_conversion_imports_torch(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('torch was imported')")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+
+    def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", script, *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=ROOT)
+
+    script = (
+        "import sys\n"
+        "from dreamprvr_ray import convert\n"
+        "from dreamprvr_ray.data import shard_plan, shard_workers\n"
+        "shard_plan.SMALLEST_SHARD_BYTES = shard_workers.PROCESS_BYTES = 1\n"
+        "convert.main(sys.argv[1:])\n"
+    )
+    done = run(script, *_arguments(tmp_path / "out")[:-1], "2")
+    assert done.returncode == 0, done.stderr
+    assert "16/16 videos" in done.stderr and len(ShardSet.open(tmp_path / "out").manifest.files) > 20
+    assert "torch was imported" in run("import dreamprvr_ray.data.shards").stderr  # the check can fail

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.source_trees import write_source
 
 from dreamprvr_ray.config import load_experiment
+from dreamprvr_ray.data.source_writer import write_random_source_tree
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -35,7 +35,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(source, folder / name)
         else:
             shutil.copy(source, folder / name)
-    write_source(folder / "data", "tvr", "i3d_resnet", 3072, 768, {"train": 10, "val": 10, "test": 10})
+    sizes = {"train": 10, "val": 10, "test": 10}
+    write_random_source_tree(folder / "data", "tvr", "i3d_resnet", 3072, 768, sizes)
     return folder
 
 

@@ -1,6 +1,6 @@
-"""Captions and moments of a source tree: which query describes which part of which video.
+"""Captions, queries and moments: which sentence describes which part of which video.
 
-`source` shows where the files are. Imports no torch.
+`source` shows where their files are. Imports no torch.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from dreamprvr_ray.errors import UserError, first_few
 from dreamprvr_ray.storage.files import read_text
@@ -24,6 +25,34 @@ class Caption:
     query: str
     video: str
     text: str
+
+
+class Moment(NamedTuple):
+    """The part of a video that a query describes. All values in seconds."""
+
+    start: float
+    end: float
+    duration: float  # of the whole video
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """A sentence that describes a moment of a video, with its token features.
+
+    Attributes:
+        id: Unique id.
+        video: Id of the video.
+        sentence: The text; may be empty.
+        tokens: (Lq, Dt) token features; the first 30 are used.
+        moment: `Moment` or (start, end, duration of the video) in seconds, if known. Used only for reporting recall by
+            moment length.
+    """
+
+    id: str
+    video: str
+    sentence: str
+    tokens: ArrayLike
+    moment: Moment | tuple[float, float, float] | None = None
 
 
 def read_captions(path: Path) -> list[Caption]:

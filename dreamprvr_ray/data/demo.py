@@ -1,12 +1,13 @@
-"""A small made-up collection with a known answer, in the layout in which real ones are distributed.
+"""A small synthetic collection with known answers, in the layout in which real ones are distributed.
 
-    python -m dreamprvr_ray.data.demo --out DIR        # a second; then convert --source DIR --collection demo
+    python -m dreamprvr_ray.data.demo --out DIR        # takes a second; then convert --source DIR --collection demo
 
-Every video shows its scene (one of a few), and in 3 to 5 short runs of frames an event: one of a few kinds that all videos share, each
-time in a manner of its own. A query names one event: some of its tokens speak of it, the rest are filler words that any query may have. Scenes
-and events are unit vectors of a latent space that fixed random maps, plus noise, turn into frames and tokens. So the right video is the one
-with that kind *and* manner in the same frames, many others share the kind, and the average over a video's frames says little: partial
-relevance. `demo.json` beside the data holds what three matchers that nobody has trained would reach (`DemoCeilings`).
+Every video shows one of a few scenes and, in 3 to 5 short runs of frames, events. An event is of one of a few kinds
+that all videos share and has a manner that is unique to it. A query describes one event: some of its tokens are about
+the event, the rest are filler words that any query may have. Scenes and events are unit vectors in a latent space;
+fixed random maps and noise turn them into frames and tokens. The right video is thus the one that shows that kind *and*
+manner in the same frames; many other videos share the kind, and the average over a video's frames says little: partial
+relevance. `demo.json` beside the data records what three matchers without training reach (`DemoCeilings`).
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from dreamprvr_ray import command_line
+from dreamprvr_ray.data.captions import Moment, Query
+from dreamprvr_ray.data.source_writer import SourceVideo, write_source_tree
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.storage.files import write_json, writing
 from dreamprvr_ray.storage.location import local_folder
@@ -33,20 +35,25 @@ VIDEO_SIZE, TEXT_SIZE, LATENT_SIZE = 64, 48, 16
 SCENES, FILLERS = 8, 12
 KINDS = (
     "opens a door", "pours some tea", "picks up the phone", "reads a letter", "puts on a coat", "feeds the dog",
-    "washes the dishes", "climbs the stairs", "turns on a lamp", "plays the piano", "waters a plant", "closes the window",
+    "washes the dishes", "climbs the stairs", "turns on a lamp", "plays the piano", "waters a plant",
+    "closes the window",
 )  # fmt: skip
-KIND_SHARE = 0.6  # of an event's latent that its kind decides; the rest is its manner (shares of the squared length)
-FRAME_NOISE, TOKEN_NOISE = 0.15, 0.1  # standard deviation in each feature; a clean row has length 1
+KIND_SHARE = 0.6  # share of an event's squared latent length that is due to its kind; the rest is due to its manner
+FRAME_NOISE, TOKEN_NOISE = 0.15, 0.1  # standard deviation of each value; without noise a row has length 1
 SECONDS_PER_FRAME = 1.5
 
 
 @dataclass(frozen=True)
 class DemoCeilings:
-    """SumR on the demo's test split of three matchers without any training.
+    """SumR (0 to 400) of three matchers without training on the demo's test split.
 
-    `chance` ranks at random. `mean_pooling` knows the true maps and which tokens are fillers, but of a video only its average frame, which it
-    matches as well as any linear matcher can (weighted by the inverse covariance of the train videos' average frames). `perfect` knows
-    which frames show an event too and takes the best cosine of the query with an event's average. What it misses is lost in the noise.
+    Attributes:
+        chance: Random ranking.
+        mean_pooling: A matcher that knows the true maps and which tokens are fillers, but only the average frame of a
+            video. It matches as well as a linear matcher can: weighted by the inverse covariance of the train videos'
+            average frames.
+        perfect: A matcher that also knows which frames show an event. It scores a video by the highest cosine between
+            the query and the average of an event's frames. What it misses is lost in the noise.
     """
 
     chance: float
@@ -56,13 +63,13 @@ class DemoCeilings:
 
 @dataclass(frozen=True, eq=False)
 class _Event:
-    """One planted event: frames start:stop show it. `tokens` (Lq, Dt) are its query's, `speaking` (Lq,) those about it, or None."""
+    """An event in a video. The last two are None if no query describes it."""
 
     text: str
-    start: int
-    stop: int
-    tokens: np.ndarray | None
-    speaking: np.ndarray | None
+    start: int  # first frame that shows it
+    stop: int  # frame after the last one
+    tokens: np.ndarray | None  # (Lq, Dt), of the query
+    relevant: np.ndarray | None  # (Lq,) bool: the tokens that are about the event
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +80,7 @@ class _Video:
 
 
 class _World:
-    """The fixed maps, scenes, kinds and filler words, and videos drawn from them."""
+    """The fixed maps, scenes, kinds and filler words, and a generator of videos from them."""
 
     def __init__(self, seed: int) -> None:
         self._random = np.random.default_rng(seed)
@@ -84,14 +91,16 @@ class _World:
         self._fillers = self._directions(FILLERS, TEXT_SIZE)
 
     def video(self, name: str) -> _Video:
-        """A video of 20 to 150 frames with 3 to 5 events, of which 2 to 4 have a query."""
+        """Generate a video of 20 to 150 frames with 3 to 5 events, 2 to 4 of which have a query."""
         random = self._random
         count = int(random.integers(20, 151))
         kinds = random.choice(len(KINDS), size=int(random.integers(3, 6)), replace=False)
         longest = min(12, max(4, count // (2 * len(kinds))))
         lengths = random.integers(3, longest + 1, size=len(kinds))
         gaps = random.multinomial(count - lengths.sum(), np.full(len(kinds) + 1, 1 / (len(kinds) + 1)))
-        asked = set(random.choice(len(kinds), size=min(len(kinds), int(random.integers(2, 5))), replace=False).tolist())
+        described = set(
+            random.choice(len(kinds), size=min(len(kinds), int(random.integers(2, 5))), replace=False).tolist()
+        )
         latents = np.repeat(self._scenes[[random.integers(SCENES)]], count, axis=0)
         events = []
         stop = 0
@@ -102,35 +111,44 @@ class _World:
             manner = self._directions(1, LATENT_SIZE)[0]
             latent = np.sqrt(KIND_SHARE) * self._kinds[kind] + np.sqrt(1 - KIND_SHARE) * manner
             latents[start:stop] = latent / np.linalg.norm(latent)
-            tokens, speaking = self._tokens(latents[start]) if number in asked else (None, None)
-            events.append(_Event(f"a person {KINDS[kind]}", start, stop, tokens, speaking))
+            tokens, relevant = self._tokens(latents[start]) if number in described else (None, None)
+            events.append(_Event(f"a person {KINDS[kind]}", start, stop, tokens, relevant))
         frames = latents @ self.video_map.T + FRAME_NOISE * random.standard_normal((count, VIDEO_SIZE))
         return _Video(name, frames.astype(np.float32), tuple(events))
 
     def _tokens(self, latent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens (Lq, Dt) of a query for the event `latent`, and which of them speak of it (Lq,)."""
+        """Generate the tokens (Lq, Dt) of a query for the event `latent`, and which of them are about it (Lq,)."""
         random = self._random
-        speaking = random.permutation(np.repeat([True, False], [random.integers(3, 6), random.integers(3, 8)]))
-        tokens = self._fillers[random.integers(FILLERS, size=len(speaking))]
-        tokens[speaking] = self.text_map @ latent
+        relevant = random.permutation(np.repeat([True, False], [random.integers(3, 6), random.integers(3, 8)]))
+        tokens = self._fillers[random.integers(FILLERS, size=len(relevant))]
+        tokens[relevant] = self.text_map @ latent
         tokens += TOKEN_NOISE * random.standard_normal(tokens.shape)
-        return tokens.astype(np.float32), speaking
+        return tokens.astype(np.float32), relevant
 
     def _orthonormal(self, size: int) -> np.ndarray:
-        """(size, LATENT_SIZE), whose transpose is its inverse."""
+        """Generate a matrix (size, LATENT_SIZE) with orthonormal columns."""
         columns: np.ndarray = np.linalg.qr(self._random.standard_normal((size, LATENT_SIZE)))[0]
         return columns
 
     def _directions(self, count: int, size: int) -> np.ndarray:
+        """Generate unit vectors (count, size)."""
         rows = self._random.standard_normal((count, size))
         unit: np.ndarray = rows / np.linalg.norm(rows, axis=1, keepdims=True)
         return unit
 
 
 def write_demo(directory: Path, seed: int = 0, videos: Mapping[str, int] = VIDEOS) -> DemoCeilings:
-    """Writes the source tree `directory`/demo with so many videos a split, by `seed` alone, and returns what `demo_ceilings` reads from it.
+    """Write the source tree `directory`/demo and return what `demo_ceilings` reads from it.
 
-    Leaves a demo of the same seed and sizes as it is. Raises `UserError` where `directory`/demo is anything else.
+    Does nothing if it is there already with the same settings.
+
+    Args:
+        directory: Where the collection's directory is created.
+        seed: Seed of all random numbers, on which the files depend alone.
+        videos: Number of videos of each split.
+
+    Raises:
+        UserError: `directory`/demo exists and is anything else.
     """
     folder = directory / COLLECTION
     settings = {"seed": seed, "videos": dict(videos)}
@@ -138,16 +156,17 @@ def write_demo(directory: Path, seed: int = 0, videos: Mapping[str, int] = VIDEO
         described = folder / "demo.json"
         if described.is_file() and json.loads(described.read_text(encoding="utf-8"))["settings"] == settings:
             return demo_ceilings(directory)
-        raise UserError(f"{folder}: is there already and is not this demo; choose another --out or remove it")
+        raise UserError(f"{folder}: already exists and is not this demo; choose another --out or remove it")
     world = _World(seed)
     splits = {
         split: [world.video(f"{split}{number:04d}") for number in range(count)] for split, count in videos.items()
     }
-    ceilings = _measured_ceilings(world, splits["train"], splits["test"])
+    ceilings = _measure_ceilings(world, splits["train"], splits["test"])
     partial = directory / f".{COLLECTION}.partial-{os.getpid()}"
     try:
         with writing(directory):
-            _write_tree(partial, splits)
+            sources = {split: map(_source_video, own) for split, own in splits.items()}
+            write_source_tree(partial, COLLECTION, "planted", sources)
             write_json(partial / "demo.json", {"settings": settings, "test_sum_recall": asdict(ceilings)})
             os.replace(partial, folder)
     finally:
@@ -156,80 +175,74 @@ def write_demo(directory: Path, seed: int = 0, videos: Mapping[str, int] = VIDEO
 
 
 def demo_ceilings(directory: Path) -> DemoCeilings:
-    """What `write_demo` recorded in the source tree `directory`/demo. Raises `UserError` where there is none."""
+    """Return what `write_demo` recorded in the source tree `directory`/demo. Raises `UserError` if there is none."""
     path = directory / COLLECTION / "demo.json"
     try:
         return DemoCeilings(**json.loads(path.read_text(encoding="utf-8"))["test_sum_recall"])
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file: there is no demo") from None
+        raise UserError(f"{path}: no such file: no demo here") from None
 
 
-def _write_tree(folder: Path, splits: Mapping[str, list[_Video]]) -> None:
-    features, texts = folder / "FeatureData" / "planted", folder / "TextData"
-    features.mkdir(parents=True)
-    texts.mkdir(parents=True)
-    moments = []
-    with (
-        h5py.File(features / "feature.hdf5", "w") as frames,
-        h5py.File(texts / f"{COLLECTION}_query_feat.hdf5", "w") as tokens,
-    ):
-        for split, videos in splits.items():
-            captions = []
-            for video in videos:
-                frames[video.name] = video.frames
-                for number, event in enumerate(event for event in video.events if event.tokens is not None):
-                    query = f"{video.name}#enc#{number}"
-                    tokens[query] = event.tokens
-                    captions.append(f"{query} {event.text}\n")
-                    times = {"start": event.start, "end": event.stop, "duration": len(video.frames)}
-                    moments.append(
-                        {"query": query, "video": video.name}
-                        | {name: at * SECONDS_PER_FRAME for name, at in times.items()}
-                    )
-            (texts / f"{COLLECTION}{split}.caption.txt").write_text("".join(captions), encoding="utf-8")
-    (folder / "moments.jsonl").write_text("".join(json.dumps(moment) + "\n" for moment in moments), encoding="utf-8")
+def _source_video(video: _Video) -> SourceVideo:
+    described = [(event, event.tokens) for event in video.events if event.tokens is not None]
+    duration = len(video.frames) * SECONDS_PER_FRAME
+    queries = [
+        Query(
+            id=f"{video.name}#enc#{number}",
+            video=video.name,
+            sentence=event.text,
+            tokens=tokens,
+            moment=Moment(event.start * SECONDS_PER_FRAME, event.stop * SECONDS_PER_FRAME, duration),
+        )
+        for number, (event, tokens) in enumerate(described)
+    ]
+    return SourceVideo(video.name, video.frames, queries)
 
 
-def _measured_ceilings(world: _World, train: list[_Video], test: list[_Video]) -> DemoCeilings:
-    asked = [(index, event) for index, video in enumerate(test) for event in video.events if event.tokens is not None]
-    owner = np.array([index for index, _ in asked])
-    # Latents by the true maps: (Q, latent) of the queries, (V, latent) of the average frames, one of each event's average frame.
+def _measure_ceilings(world: _World, train: list[_Video], test: list[_Video]) -> DemoCeilings:
+    described = [
+        (index, event) for index, video in enumerate(test) for event in video.events if event.tokens is not None
+    ]
+    owner = np.array([index for index, _ in described])
+    # Latents by the true maps: (Q, LATENT_SIZE) of the queries, (V, LATENT_SIZE) of the videos' average frames.
     queries = (
-        np.stack([event.tokens[event.speaking].mean(axis=0) for _, event in asked if event.tokens is not None])
+        np.stack([event.tokens[event.relevant].mean(axis=0) for _, event in described if event.tokens is not None])
         @ world.text_map
     )
     averages = np.stack([video.frames.mean(axis=0) for video in test]) @ world.video_map
     train_averages = np.stack([video.frames.mean(axis=0) for video in train]) @ world.video_map
     weights = np.linalg.pinv(np.cov(train_averages, rowvar=False))
     pooled_scores = queries @ weights @ (averages - train_averages.mean(axis=0)).T
-    event_scores = np.empty((len(asked), len(test)))
+    event_scores = np.empty((len(described), len(test)))
     for column, video in enumerate(test):
-        shown = (
-            np.stack([video.frames[event.start : event.stop].mean(axis=0) for event in video.events]) @ world.video_map
-        )
-        event_scores[:, column] = (queries @ (shown / np.linalg.norm(shown, axis=1, keepdims=True)).T).max(axis=1)
+        means = np.stack([video.frames[event.start : event.stop].mean(axis=0) for event in video.events])
+        events = means @ world.video_map
+        event_scores[:, column] = (queries @ (events / np.linalg.norm(events, axis=1, keepdims=True)).T).max(axis=1)
     chance = sum(100 * min(1, depth / len(test)) for depth in (1, 5, 10, 100))
     return DemoCeilings(round(chance, 1), _sum_recall(pooled_scores, owner), _sum_recall(event_scores, owner))
 
 
 def _sum_recall(scores: np.ndarray, owner: np.ndarray) -> float:
-    """R@1 + R@5 + R@10 + R@100 in percent of scores (Q, V); ties lose."""
+    """Return R@1 + R@5 + R@10 + R@100, in percent, of scores (Q, V). Ties count against the query's own video."""
     own = scores[np.arange(len(owner)), owner]
     ranks = (scores >= own[:, None]).sum(axis=1)
     return round(sum(100 * float((ranks <= depth).mean()) for depth in (1, 5, 10, 100)), 1)
 
 
 def main(arguments: list[str]) -> None:
-    """Runs the command."""
-    parser = command_line.Parser("data.demo", "Write a small made-up collection with a known answer.")
+    """Run the command."""
+    parser = command_line.Parser("data.demo", "Write a small synthetic collection with known answers.")
     parser.add_argument(
-        "--out", type=local_folder, required=True, help="the root in which the collection's folder 'demo' is made"
+        "--out",
+        type=local_folder,
+        required=True,
+        help="directory in which the collection's directory 'demo' is created",
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the data (default: 0)")
     options = parser.parse_args(arguments)
     ceilings = write_demo(options.out, options.seed)
-    known = f"by chance {ceilings.chance}, by average frames {ceilings.mean_pooling}, at best {ceilings.perfect}"
-    print(f"{options.out / COLLECTION}: SumR on test {known}", file=sys.stderr)
+    references = f"chance {ceilings.chance}, mean pooling {ceilings.mean_pooling}, perfect {ceilings.perfect}"
+    print(f"{options.out / COLLECTION}: SumR on test without training: {references}", file=sys.stderr)
     if options.json:
         command_line.print_json(
             {"source": str(options.out), "collection": COLLECTION, "test_sum_recall": asdict(ceilings)}

@@ -16,12 +16,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dreamprvr_ray.data.captions import Caption, moment_fraction
+from dreamprvr_ray.data.captions import Caption, Moment, Query, moment_fraction
 from dreamprvr_ray.data.conversion import convert
 from dreamprvr_ray.data.feature_files import RawFeatures
 from dreamprvr_ray.data.manifest import FeatureType
@@ -29,34 +29,6 @@ from dreamprvr_ray.data.shard_plan import ConversionSettings
 from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.data.source import SPLITS, Source
 from dreamprvr_ray.errors import UserError, did_you_mean, first_few, first_line
-
-
-class Moment(NamedTuple):
-    """The part of a video that a query describes. All values in seconds."""
-
-    start: float
-    end: float
-    duration: float  # of the whole video
-
-
-@dataclass(frozen=True, eq=False)
-class Query:
-    """A sentence that describes a moment of a video, with its token features.
-
-    Attributes:
-        id: Unique id.
-        video: Id of the video.
-        sentence: The text; may be empty.
-        tokens: (Lq, Dt) token features; the first 30 are used.
-        moment: `Moment` or (start, end, duration of the video) in seconds, if known. Used only for reporting recall by
-            moment length.
-    """
-
-    id: str
-    video: str
-    sentence: str
-    tokens: ArrayLike
-    moment: Moment | tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -49,9 +49,9 @@ def test_an_existing_demo_is_kept(tmp_path: Path) -> None:
     before = (tmp_path / "demo" / "moments.jsonl").stat().st_mtime_ns
     demo.write_demo(tmp_path, 0, SMALL)
     assert (tmp_path / "demo" / "moments.jsonl").stat().st_mtime_ns == before
-    with pytest.raises(UserError, match="is there already and is not this demo"):
+    with pytest.raises(UserError, match="already exists and is not this demo"):
         demo.write_demo(tmp_path, 1, SMALL)
-    with pytest.raises(UserError, match="there is no demo"):
+    with pytest.raises(UserError, match="no demo here"):
         demo.demo_ceilings(tmp_path / "elsewhere")
     assert [path.name for path in tmp_path.iterdir()] == ["demo"]
 

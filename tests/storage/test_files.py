@@ -14,7 +14,7 @@ import pytest
 
 from dreamprvr_ray.errors import NotWritableError, UserError
 from dreamprvr_ray.storage import files
-from dreamprvr_ray.storage.files import read_json, replacing, write_text
+from dreamprvr_ray.storage.files import partial_path, read_json, remove_partial_files, replacing, write_json, write_text
 
 
 def test_json_that_is_not_an_object(tmp_path: Path) -> None:
@@ -94,6 +94,20 @@ def test_text_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert listing(tmp_path) == {"new/file.json": '{"a": 1}'}
     write_text(path, "second")
     assert listing(tmp_path) == {"new/file.json": "second"}
+
+
+def test_json_is_written_and_read(tmp_path: Path) -> None:
+    write_json(tmp_path / "new" / "file.json", {"a": [1, None], "b": {"c": "ä"}})
+    assert read_json(tmp_path / "new" / "file.json") == {"a": [1, None], "b": {"c": "ä"}}
+    assert listing(tmp_path) == {"new/file.json": '{\n "a": [\n  1,\n  null\n ],\n "b": {\n  "c": "\\u00e4"\n }\n}\n'}
+
+
+def test_partial_files_of_killed_processes_are_removed(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    write_text(path, "complete")
+    partial_path(path).write_text("half")
+    remove_partial_files(tmp_path)
+    assert listing(tmp_path) == {"file.json": "complete"}
 
 
 def test_a_place_that_cannot_be_written_is_named_and_no_temporary_name(tmp_path: Path) -> None:
