@@ -1,4 +1,4 @@
-"""Exit codes and what is printed, seen as a user sees them: in a process of its own."""
+"""Exit codes and output of commands, as a user sees them: in a separate process."""
 
 from __future__ import annotations
 
@@ -25,15 +25,13 @@ COMMANDS = [
 
 
 def run_main(body: str, reader: str = "cat") -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command whose `main` is `body`, its output read by the shell command `reader`."""
+    """Return exit code, stdout and stderr of a command whose `main` is `body`; `reader` reads its stdout in a shell."""
     imports = (
         "import time\nfrom dreamprvr_ray.command_line import Parser, run\nfrom dreamprvr_ray.errors import UserError"
     )
     program = f"{imports}\ndef main(arguments):\n  {body}\nrun(main)\n"
     words = [sys.executable, "-c", program, "one", "two"]
-    buffered = {
-        name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"
-    }  # as a user's Python is
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}  # as by default
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=buffered) as command:
         assert command.stderr is not None
         read = subprocess.run(["sh", "-c", reader], stdin=command.stdout, capture_output=True, text=True)
@@ -56,28 +54,28 @@ def test_exit_codes() -> None:
     )
 
 
-def test_a_users_mistakes_are_a_line_each_and_no_traceback() -> None:
+def test_user_errors_are_one_line_each_without_a_traceback() -> None:
     assert run_main("raise UserError('a: wrong', 'b: too large')") == (2, "", "error: a: wrong\nerror: b: too large\n")
 
 
-def test_a_destination_that_cannot_be_written_is_a_line_that_names_it() -> None:
+def test_a_path_that_cannot_be_written_is_a_one_line_error_that_names_it() -> None:
     body = "import pathlib; from dreamprvr_ray.storage.files import write_json, writing"
     body = f"{body}\n  with writing(pathlib.Path('/proc/x')): write_json(pathlib.Path('/proc/x/a.json'), dict())"
     assert run_main(body) == (2, "", "error: /proc/x: cannot be written: No such file or directory\n")
 
 
-def test_other_errors_of_files_keep_their_traceback() -> None:
+def test_other_file_errors_keep_their_traceback() -> None:
     full = "from dreamprvr_ray.storage.files import writing\n  with writing('a'): raise OSError(28, 'full')"
-    for body, told in (
+    for body, message in (
         ("open('/nowhere/at/all')", "FileNotFoundError"),
         (full, "OSError: [Errno 28] full"),
-    ):  # a mistake of ours; a full disk
+    ):  # a bug; a full disk
         code, _, errors = run_main(body)
-        assert code == 1 and errors.startswith("Traceback") and told in errors.splitlines()[-1]
+        assert code == 1 and errors.startswith("Traceback") and message in errors.splitlines()[-1]
 
 
 @pytest.mark.parametrize("lines", [1, 100_000])
-def test_a_reader_that_goes_away_is_no_error_to_speak_of(lines: int) -> None:
+def test_a_closed_pipe_ends_the_command_silently(lines: int) -> None:
     assert run_main(f"time.sleep(0.5); [print('x' * 50) for _ in range({lines})]", reader="exec <&-")[::2] == (1, "")
 
 
@@ -96,13 +94,11 @@ def test_version_and_wrong_flags() -> None:
     [
         ([], "the following arguments are required: --config"),
         (["--config"], "argument --config: expected one argument"),
-        (
-            ["--conf", "x"],
-            "the following arguments are required: --config",
-        ),  # no abbreviations: a new flag must not change what they mean
+        # Abbreviations are not allowed: a new flag could change their meaning.
+        (["--conf", "x"], "the following arguments are required: --config"),
     ],
 )
-def test_parser_errors_are_users_mistakes(words: list[str], message: str) -> None:
+def test_parser_errors_are_user_errors(words: list[str], message: str) -> None:
     parser = Parser("train", "Trains.")
     parser.add_argument("--config", required=True)
     with pytest.raises(UserError) as error:
@@ -111,7 +107,7 @@ def test_parser_errors_are_users_mistakes(words: list[str], message: str) -> Non
 
 
 @pytest.mark.parametrize("module", COMMANDS)
-def test_a_command_calls_itself_as_the_user_calls_it(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_and_errors_show_the_command_as_users_call_it(module: str, capsys: pytest.CaptureFixture[str]) -> None:
     main, called = importlib.import_module(module).main, f"python -m {module.removesuffix('.__main__')}"
     with pytest.raises(SystemExit):
         main(["--help"])
@@ -126,10 +122,10 @@ def test_overrides_are_collected() -> None:
     parser.add_overrides()
     assert parser.parse_args(["--set", "a=1", "b=2", "--json", "--set", "c=3"]).set == ["a=1", "b=2", "c=3"]
     assert parser.parse_args([]).set == []
-    assert parser.parse_args(["--set", "a=1"]).set == ["a=1"]  # the default was not appended to
+    assert parser.parse_args(["--set", "a=1"]).set == ["a=1"]  # earlier calls have not changed the default
 
 
-def test_json_is_one_line_without_what_json_does_not_have(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_is_one_line_without_nan_and_infinities(capsys: pytest.CaptureFixture[str]) -> None:
     print_json(
         {"a": math.nan, "b": [1.5, math.inf, {"c": -math.inf}], "d": (math.nan, 2), "e": None, "f": "NaN", "g": True}
     )
@@ -137,7 +133,7 @@ def test_json_is_one_line_without_what_json_does_not_have(capsys: pytest.Capture
     assert out.count("\n") == 1 and out.endswith("\n")
 
     def refuse(word: str) -> None:
-        raise AssertionError(f"{word} is no JSON")
+        raise AssertionError(f"{word} is not JSON")
 
     assert json.loads(out, parse_constant=refuse) == {
         "a": None,
@@ -154,7 +150,7 @@ def test_user_errors_survive_pickling() -> None:
     assert isinstance(error, UserError) and error.mistakes == ("a", "b") and str(error) == "a\nb"
 
 
-def test_near_miss() -> None:
+def test_did_you_mean() -> None:
     assert did_you_mean("model.registres", ["model.registers", "model.heads"]) == "; did you mean 'model.registers'?"
     assert did_you_mean("seed", ["training.seed", "sampler.seed"]) == "; did you mean 'training.seed'?"
     assert did_you_mean("zzz", ["training.seed"]) == ""

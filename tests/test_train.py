@@ -1,4 +1,4 @@
-"""`train` as a user runs it: real Ray Train workers on a local Ray."""
+"""The `train` command with real Ray Train workers on a local Ray."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def last_json(done: subprocess.CompletedProcess[str]) -> dict[str, object]:
 def one_worker(
     call: Call, demo_shards: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """An undisturbed run, with which the others are compared."""
+    """An uninterrupted run, with which the others are compared."""
     out = tmp_path_factory.mktemp("train") / "one"
     return out, call("train", "--config", "demo", "--shards", demo_shards, "--out", out, "--json", "--set", *TINY)
 
 
-def test_a_run_says_a_line_an_epoch_and_leaves_its_best_checkpoint(
+def test_a_run_prints_a_line_per_epoch_and_publishes_its_best_checkpoint(
     one_worker: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     out, done = one_worker
@@ -92,7 +92,7 @@ def test_a_killed_run_resumes_to_the_same_result(
     arguments = ("--config", "demo", "--shards", demo_shards, "--out", out, "--json", "--set", *TINY)
     driver = drive("train", *arguments)
     driver.wait_until_it_says("epoch 2/6")
-    driver.kill(with_its_ray=True)  # or its workers would train on, maybe to the end
+    driver.kill(with_its_ray=True)  # otherwise its workers keep training, perhaps to the end
     refused = call("train", *arguments)
     assert refused.returncode == 2 and "already exists; use --resume to continue" in refused.stderr
     other = call("train", *arguments, "model.registers=2", "--resume")
@@ -101,37 +101,37 @@ def test_a_killed_run_resumes_to_the_same_result(
         beside = call("train", *arguments, "--resume")
     assert beside.returncode == 2 and f"{out}: process {os.getpid()} is using this directory" in beside.stderr
     done = call("train", *arguments, "--resume")
-    resumed, whole = last_json(done), last_json(one_worker[1])
+    resumed, uninterrupted = last_json(done), last_json(one_worker[1])
     epochs = [int(line.split()[1].removesuffix("/6")) for line in done.stderr.splitlines() if line.startswith("epoch")]
-    # From the latest checkpoint on: of the epochs that were said, at most the last is trained again.
+    # It resumes from the latest checkpoint: at most the last of the printed epochs is trained again.
     assert epochs and epochs == list(range(epochs[0], 7)) and epochs[0] >= 2
     timing = {"videos_per_second", "seconds", "seconds_left", "waited", "checkpoint"}
     assert {key: value for key, value in resumed.items() if key not in timing} == {
-        key: value for key, value in whole.items() if key not in timing
+        key: value for key, value in uninterrupted.items() if key not in timing
     }
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "ray job stop"])
-def test_an_interrupted_run_says_how_to_go_on(
+def test_an_interrupted_run_prints_how_to_resume(
     drive: Callable[..., Driver], demo_shards: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     longer = ("--set", *TINY, "training.epochs=200", "training.patience=200")
     driver = drive("train", "--config", "demo", "--shards", demo_shards, "--out", tmp_path / "run", *longer)
     driver.wait_until_it_says("1/200")
     driver.process.send_signal(number)
-    said = driver.end().splitlines()
+    output = driver.end().splitlines()
     assert driver.process.returncode == 130
-    assert said[-2:] == [
-        f"to go on, add --resume to the same command (the run is in {tmp_path / 'run'})",
+    assert output[-2:] == [
+        f"to resume, add --resume to the same command (the run is in {tmp_path / 'run'})",
         "interrupted",
     ]
-    assert "Traceback" not in "".join(said)
+    assert "Traceback" not in "".join(output)
 
 
-def test_mistakes_are_one_line_each(call: Call, local_ray: None, demo_shards: Path, tmp_path: Path) -> None:
-    for arguments, said in (
+def test_user_errors_are_one_line_each(call: Call, local_ray: None, demo_shards: Path, tmp_path: Path) -> None:
+    for arguments, message in (
         (["--config", "tvrr", "--shards", "x", "--out", "y"], "did you mean 'tvr'?"),
-        (["--config", "tvr"], "--shards and --out are needed"),
+        (["--config", "tvr"], "--shards and --out are required"),
         (["--config", "demo", "--shards", tmp_path / "none", "--out", tmp_path / "out"], str(tmp_path / "none")),
         (["--config", "demo", "--shards", demo_shards, "--out", tmp_path / "out", "--workers", "0"], "--workers 0"),
         (
@@ -146,11 +146,11 @@ def test_mistakes_are_one_line_each(call: Call, local_ray: None, demo_shards: Pa
     ):
         done = call("train", *arguments)
         assert done.returncode == 2, done.stderr
-        assert said in done.stderr and len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr
+        assert message in done.stderr and len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr
         assert not (tmp_path / "out").exists()
 
 
-def test_a_dry_run_needs_nothing_and_tells_the_setting_and_its_cost(call: Call, tmp_path: Path) -> None:
+def test_a_dry_run_prints_the_configuration_and_its_cost(call: Call, tmp_path: Path) -> None:
     config = tmp_path / "mine.yaml"
     config.write_text("preset: tvr\ntraining: {epochs: 60}\n")
     done = call("train", "--config", config, "--dry-run", "--json", "--set", "model.dropout=0.3")

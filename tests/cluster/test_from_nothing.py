@@ -1,4 +1,4 @@
-"""A search that asks an autoscaled cluster for its first nodes, and lets them go."""
+"""A search that requests the first nodes of an autoscaled cluster and releases them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-ALONE = ("unshare", "--net", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc")
+ISOLATED = ("unshare", "--net", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc")
 SPACE = {
     "model.hidden_size": 16,
     "model.branches": 1,
@@ -23,12 +23,11 @@ SPACE = {
 }
 
 
-def test_a_search_asks_for_nodes_trains_on_them_and_lets_them_go(demo_shards: Path, tmp_path: Path) -> None:
-    tried = subprocess.run([*ALONE, "true"], capture_output=True, text=True) if shutil.which("unshare") else None
-    if tried is None or tried.returncode:
-        pytest.skip(
-            f"an autoscaling cluster needs a place of its own: {tried.stderr.strip() if tried else 'no unshare here'}"
-        )
+def test_a_search_requests_nodes_trains_on_them_and_releases_them(demo_shards: Path, tmp_path: Path) -> None:
+    probe = subprocess.run([*ISOLATED, "true"], capture_output=True, text=True) if shutil.which("unshare") else None
+    if probe is None or probe.returncode:
+        reason = probe.stderr.strip() if probe else "unshare is not installed"
+        pytest.skip(f"an autoscaling cluster needs namespaces: {reason}")
     values = {
         "config": "demo",
         "shards": "",
@@ -39,10 +38,11 @@ def test_a_search_asks_for_nodes_trains_on_them_and_lets_them_go(demo_shards: Pa
         "pruning": {"enabled": False},
     }
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(values))
+    cluster = Path(__file__).parents[1] / "support" / "from_nothing.py"
     with tempfile.TemporaryDirectory(
         prefix="ray-"
-    ) as temporary:  # the paths of Ray's sockets may be a hundred letters long
-        script = f"ip link set lo up; exec {sys.executable} {Path(__file__).parents[1] / 'support' / 'from_nothing.py'} {demo_shards} {tmp_path}"
+    ) as temporary:  # short: paths of sockets are limited to 107 characters
+        script = f"ip link set lo up; exec {sys.executable} {cluster} {demo_shards} {tmp_path}"
         environment = os.environ | {
             "RAY_TMPDIR": temporary,
             "RAY_ADDRESS": "auto",
@@ -50,14 +50,15 @@ def test_a_search_asks_for_nodes_trains_on_them_and_lets_them_go(demo_shards: Pa
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
         done = subprocess.run(
-            [*ALONE, "bash", "-c", script], capture_output=True, text=True, env=environment, timeout=300
+            [*ISOLATED, "bash", "-c", script], capture_output=True, text=True, env=environment, timeout=300
         )
     assert done.returncode == 0, done.stderr
-    seen = json.loads((tmp_path / "seen.json").read_text())
-    print(f"nodes with a GPU, as they came and went in {seen['seconds']} s: {seen['nodes']}")
-    assert seen["code"] == 0, seen["said"]
-    assert "2 at a time, 1 worker a trial of 1 CPU and 1 GPU each" in seen["said"]  # planned before there was a node
-    assert seen["nodes"][0] == 0 and max(seen["nodes"]) == 2 and seen["nodes"][-1] == 0
-    assert [each["state"] for each in json.loads((tmp_path / "out" / "leaderboard.json").read_text())] == [
-        "finished"
-    ] * 3
+    result = json.loads((tmp_path / "result.json").read_text())
+    print(f"numbers of nodes with a GPU during {result['seconds']} s: {result['nodes']}")
+    assert result["code"] == 0, result["output"]
+    assert (
+        "2 at a time, 1 worker a trial of 1 CPU and 1 GPU each" in result["output"]
+    )  # planned before any node existed
+    assert result["nodes"][0] == 0 and max(result["nodes"]) == 2 and result["nodes"][-1] == 0
+    leaderboard = json.loads((tmp_path / "out" / "leaderboard.json").read_text())
+    assert [trial["state"] for trial in leaderboard] == ["finished"] * 3

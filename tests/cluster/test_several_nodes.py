@@ -1,4 +1,4 @@
-"""A search on a cluster whose nodes come and go, with shards that no disk shares."""
+"""A search on a cluster whose nodes come and go, with shards in an object store."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dreamprvr_ray.storage.location import Storage
 if TYPE_CHECKING:
     from conftest import Driver
 
-TRIALS, EPOCHS = 3, 40  # long enough that the surviving node is still busy when the killed trial comes back
+TRIALS, EPOCHS = 3, 40  # so many that the surviving node is still busy when the killed trial resumes
 SPACE = {
     "model.hidden_size": 16,
     "model.branches": 1,
@@ -36,7 +36,7 @@ SPACE = {
 
 
 class Nodes:
-    """A head that trains nothing, and nodes of one CPU, each with a cache of its own."""
+    """A head that runs no trials, and nodes with one CPU, each with its own cache."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.added = folder, 0
@@ -46,30 +46,30 @@ class Nodes:
         self.added += 1
         self.cluster.add_node(num_cpus=1, env_vars={"DREAMPRVR_RAY_CACHE": str(self.folder / f"cache-{self.added}")})
 
-    def with_a_trial(self) -> Node:
-        """A node that runs a trial and not the driver, which joins any node of its machine and ends with it."""
+    def running_a_trial(self) -> Node:
+        """Return a node that runs a trial and is not the driver's node: the driver would end with it."""
         workers = list_workers()
-        drivers = {each.node_id for each in workers if each.worker_type == "DRIVER"}
-        trials = {each.node_id for each in workers if each.worker_type == "WORKER" and _runs_a_trial(each.pid)}
+        drivers = {worker.node_id for worker in workers if worker.worker_type == "DRIVER"}
+        trials = {worker.node_id for worker in workers if worker.worker_type == "WORKER" and _runs_a_trial(worker.pid)}
         return next(node for node in self.cluster.list_all_nodes() if node.node_id in trials - drivers)
 
     def trial_epochs(self, trial: str) -> list[int]:
-        """The epochs of a trial in the order in which processes trained them, those that were trained twice twice: as their logs say."""
+        """Return the epochs of a trial in the order in which they were trained, with repetitions, from the logs."""
         logs = sorted(
             Path(self.cluster.head_node.get_logs_dir_path()).glob("worker-*.out"), key=lambda path: path.stat().st_mtime
         )
-        epochs, ours = [], False
+        epochs, in_trial = [], False
         for line in (line for log in logs for line in log.read_text().splitlines()):
-            if found := re.match(r"out (trial_\d+):", line):
-                ours = found[1] == trial
-            elif ours and (found := re.match(r"epoch +(\d+)/", line)):
-                epochs.append(int(found[1]))
+            if match := re.match(r"out (trial_\d+):", line):
+                in_trial = match[1] == trial
+            elif in_trial and (match := re.match(r"epoch +(\d+)/", line)):
+                epochs.append(int(match[1]))
         return epochs
 
 
 def _runs_a_trial(pid: int) -> bool:
     try:
-        return "ImplicitFunc" in " ".join(psutil.Process(pid).cmdline())  # Ray Tune's own name of it
+        return "ImplicitFunc" in " ".join(psutil.Process(pid).cmdline())  # Ray Tune's class for function trainables
     except psutil.NoSuchProcess:
         return False
 
@@ -78,15 +78,15 @@ def _runs_a_trial(pid: int) -> bool:
 def nodes(tmp_path: Path) -> Iterator[Nodes]:
     nodes = Nodes(tmp_path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_ADDRESS", nodes.cluster.address)  # the one that is asked what runs where
+        patch.setenv("RAY_ADDRESS", nodes.cluster.address)  # for `list_workers`
         yield nodes
     nodes.cluster.shutdown()
 
 
-def wait_until(happened: Callable[[], bool], seconds: float) -> None:
-    given_up = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < given_up, "it did not happen"
+def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not become true"
         time.sleep(0.1)
 
 
@@ -113,23 +113,24 @@ def test_nodes_come_and_go_while_a_search_runs(
 
     first, second = trial_name(0), trial_name(1)
     wait_until(lambda: min(finished(first), finished(second)) >= 3, 120)
-    victim = nodes.with_a_trial()
+    victim = nodes.running_a_trial()
     before = {trial: finished(trial) for trial in (first, second)}
     killed = time.monotonic()
     nodes.cluster.remove_node(victim, allow_graceful=False)
     nodes.add()
     wait_until(lambda: all(finished(trial) > before[trial] for trial in before), 120)
-    went_on = time.monotonic() - killed
-    said = search.end()
-    assert search.process.returncode == 0, said
+    resumed_after = time.monotonic() - killed
+    output = search.end()
+    assert search.process.returncode == 0, output
 
-    assert sorted(each["state"] for each in json.loads((out / "leaderboard.json").read_text())) == ["finished"] * TRIALS
+    leaderboard = json.loads((out / "leaderboard.json").read_text())
+    assert [trial["state"] for trial in leaderboard] == ["finished"] * TRIALS
     for number in range(TRIALS):
-        assert [each["epoch"] for each in read_epochs(out / "runs" / trial_name(number))] == list(range(1, EPOCHS + 1))
+        assert [epoch["epoch"] for epoch in read_epochs(out / "runs" / trial_name(number))] == list(
+            range(1, EPOCHS + 1)
+        )
     trained = {trial: nodes.trial_epochs(trial) for trial in before}
-    print(
-        f"epochs before the kill {before}, the next one after {went_on:.1f} s; epochs as they were trained: {trained}"
-    )
+    print(f"epochs before the kill: {before}; next epoch after {resumed_after:.1f} s; epochs trained: {trained}")
     lost = {trial: len(epochs) - len(set(epochs)) for trial, epochs in trained.items()}
     assert sorted(lost.values()) <= [0, 1]
     assert all((tmp_path / f"cache-{number}").exists() for number in (1, 2, 3))

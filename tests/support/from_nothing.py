@@ -1,6 +1,7 @@
-"""python from_nothing.py SHARDS FOLDER: a search on an autoscaled cluster without nodes; writes what came and went to FOLDER/seen.json.
+"""python from_nothing.py SHARDS FOLDER: run a search on an autoscaled cluster that starts without nodes.
 
-Ray's `AutoscalingCluster` ends every Ray process that it sees when it starts: to be run where there are no others.
+Writes the numbers of nodes and the search's output to FOLDER/result.json. Ray's `AutoscalingCluster` ends every Ray
+process that it sees when it starts: run this in namespaces of its own.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ NODE = {
     "min_workers": 0,
     "max_workers": 2,
 }
-# What `AutoscalingCluster` starts from; Ray's wheel lacks its file.
+# The configuration that `AutoscalingCluster` reads from a file which Ray's wheel lacks.
 CONFIG: dict[str, Any] = {
     "cluster_name": "from_nothing",
     "max_workers": 2,
@@ -86,21 +87,21 @@ def main(shards: str, folder: Path) -> None:
             stderr=subprocess.PIPE,
             text=True,
         )
-        began, nodes = time.monotonic(), [0]
-        while search.poll() is None or (nodes[-1] and time.monotonic() - began < 240):
+        started, nodes = time.monotonic(), [0]
+        while search.poll() is None or (nodes[-1] and time.monotonic() - started < 240):
             alive = sum(node["Alive"] and node["Resources"].get("GPU", 0) > 0 for node in ray.nodes())
             nodes += [alive] if alive != nodes[-1] else []
             time.sleep(0.5)
         assert search.stderr is not None
-        seen = json.dumps(
+        result = json.dumps(
             {
                 "nodes": nodes,
-                "said": search.stderr.read(),
+                "output": search.stderr.read(),
                 "code": search.returncode,
-                "seconds": round(time.monotonic() - began),
+                "seconds": round(time.monotonic() - started),
             }
         )
-        (folder / "seen.json").write_text(seen)
+        (folder / "result.json").write_text(result)
     finally:
         ray.shutdown()
         cluster.shutdown()

@@ -1,10 +1,11 @@
-"""Machines of a cluster, as namespaces of this one: each has its own processes, network, SSH server, home, /tmp and /dev/shm.
+"""Hosts of a cluster, simulated with namespaces on this machine.
 
     with Hosts(directory, {"head": "10.77.0.2", "worker": "10.77.0.3"}) as hosts:
-        hosts.run("ray up --yes cluster.yaml")   # on a machine beside them, as their user would
+        hosts.run("ray up --yes cluster.yaml")   # on a user's machine beside them
 
-All of them live in the namespaces of one process and nowhere else: when it ends, or this process does, the kernel ends everything in them and
-removes their network. They see this machine's files, and reach nothing outside.
+Each has its own processes, network, SSH server, home, /tmp and /dev/shm, sees this machine's files, and cannot reach
+the outside. All belong to the namespaces of one process: when it or this process ends, the kernel ends everything in
+them and removes their network.
 """
 
 from __future__ import annotations
@@ -25,20 +26,22 @@ TOOLS = ("sshd", "ssh", "ssh-keygen", "rsync", "ip", "unshare", "nsenter", "setp
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 NAMESPACES = ("net", "pid", "mount", "uts", "ipc")
 
-# Its own /tmp, /run, /dev/shm and home; what must be seen of the machine's /tmp is brought back.
+# A private /tmp, /run, /dev/shm and home; the paths in $@ stay visible.
 PRIVATE = """
 set -euo pipefail
 own() {  # NAME HOME KEEP...
   local home=$2 kept=() stage
   hostname "$1"; shift 2
   mount -t tmpfs tmpfs /run; mkdir -p /run/sshd /run/kept
-  for path in "$@"; do mkdir "/run/kept/${#kept[@]}"; mount --bind "$path" "/run/kept/${#kept[@]}"; kept+=("$path"); done
+  for path in "$@"; do
+    mkdir "/run/kept/${#kept[@]}"; mount --bind "$path" "/run/kept/${#kept[@]}"; kept+=("$path")
+  done
   mount -t tmpfs tmpfs /tmp; chmod 1777 /tmp
   mount -t tmpfs tmpfs /dev/shm; chmod 1777 /dev/shm
   for stage in "${!kept[@]}"; do mkdir -p "${kept[stage]}"; mount --bind "/run/kept/$stage" "${kept[stage]}"; done
   sed "s|^root:.*|root:x:0:0:root:$home:/bin/bash|" /etc/passwd > /run/passwd; mount --bind /run/passwd /etc/passwd
   printf '127.0.0.1 localhost\\n%s %s\\n' "$ADDRESS" "$(hostname)" > /run/hosts; mount --bind /run/hosts /etc/hosts
-  mount --bind /dev/null /etc/resolv.conf   # no name server could be reached
+  mount --bind /dev/null /etc/resolv.conf   # there is no name server
   ip link set lo up
 }
 """
@@ -48,9 +51,10 @@ HOST = (
 own "$@"
 until ip link set eth0 up 2>/dev/null; do sleep 0.05; done
 ip address add "$ADDRESS/24" dev eth0
-ip route add default via "$GATEWAY"   # Ray takes the address from which it would leave
+ip route add default via "$GATEWAY"   # Ray uses the source address of the default route
 /usr/sbin/sshd -D -e -f /dev/null -h "$KEYS/host" -o UsePAM=no -o StrictModes=no -o PermitRootLogin=prohibit-password \\
-  -o PasswordAuthentication=no -o AuthorizedKeysFile="$KEYS/user.pub" -o PidFile=none -o MaxStartups=100 -o PrintMotd=no 2>"$KEYS/$1.log" &
+  -o PasswordAuthentication=no -o AuthorizedKeysFile="$KEYS/user.pub" -o PidFile=none -o MaxStartups=100 \\
+  -o PrintMotd=no 2>"$KEYS/$1.log" &
 while wait -n; do :; done
 """
 )
@@ -76,16 +80,16 @@ while wait -n; do :; done
 
 
 def missing() -> str | None:
-    """Why there can be no hosts here; None where there can."""
+    """Return why hosts cannot run here; None if they can."""
     if sys.platform != "linux" or os.geteuid() != 0:
-        return "namespaces need root on Linux"
-    absent = [tool for tool in TOOLS if not shutil.which(tool, path=PATH)]
-    if absent:
-        return f"not installed: {', '.join(absent)}"
-    tried = subprocess.run(
+        return "namespaces require root on Linux"
+    not_found = [tool for tool in TOOLS if not shutil.which(tool, path=PATH)]
+    if not_found:
+        return f"not installed: {', '.join(not_found)}"
+    probe = subprocess.run(
         ["unshare", *_flags(), "ip", "link", "add", "lan", "type", "bridge"], capture_output=True, text=True
     )
-    return f"namespaces are refused here: {tried.stderr.strip()}" if tried.returncode else None
+    return f"cannot create namespaces: {probe.stderr.strip()}" if probe.returncode else None
 
 
 def _flags() -> list[str]:
@@ -93,7 +97,7 @@ def _flags() -> list[str]:
 
 
 class Hosts:
-    """The machines by name, with their addresses, and one machine beside them from which `run` runs commands."""
+    """Hosts by name with their addresses, and a user's machine beside them, on which `run` runs commands."""
 
     def __init__(self, directory: Path, addresses: dict[str, str]) -> None:
         self.directory, self.addresses = directory, addresses
@@ -143,12 +147,12 @@ class Hosts:
         return self
 
     def _kept(self) -> list[str]:
-        """What must be seen of this machine's /tmp and /run: the hosts' own files, the checkout, Python."""
-        wanted = {self.directory, ROOT, Path(sys.prefix), Path(sys.base_prefix)}
-        return [str(path) for path in sorted(wanted) if path.parts[1] in ("tmp", "run")]
+        """Return the paths in /tmp and /run that hosts need: their own files, the checkout, Python."""
+        paths = {self.directory, ROOT, Path(sys.prefix), Path(sys.base_prefix)}
+        return [str(path) for path in sorted(paths) if path.parts[1] in ("tmp", "run")]
 
     def words(self, command: str, **environment: str) -> list[str]:
-        """The words that run this bash command on the user's machine, in the checkout, with this machine's venv."""
+        """Return the arguments that run a bash command on the user's machine, in the checkout, with this Python."""
         assert self._process is not None
         process = Path("/proc", str(self._process.pid), "ns")
         enter = [
@@ -181,12 +185,12 @@ class Hosts:
         )
 
     def ssh(self, name: str, command: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-        """What a host answers to this bash command."""
-        options = f"-i {self.key} -o IdentitiesOnly=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
-        return self.run(f"ssh {options} root@{self.addresses[name]} {shlex.quote(command)}", timeout)
+        """Run a bash command on a host through SSH."""
+        options = "-o IdentitiesOnly=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
+        return self.run(f"ssh -i {self.key} {options} root@{self.addresses[name]} {shlex.quote(command)}", timeout)
 
     def processes(self) -> list[psutil.Process]:
-        """Everything that runs on the hosts and on the user's machine."""
+        """Return all processes on the hosts and on the user's machine."""
         assert self._process is not None
         return psutil.Process(self._process.pid).children(recursive=True)
 
