@@ -7,7 +7,7 @@ import torch
 from dreamprvr_ray.config import Experiment
 from dreamprvr_ray.data.batches import Batch
 from dreamprvr_ray.device import resolve_precision
-from dreamprvr_ray.model.authors import authors_names
+from dreamprvr_ray.model.authors_names import authors_names
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.training.gradient_step import GradientPass
 from dreamprvr_ray.training.objective import StepRandomness

@@ -228,7 +228,7 @@ class DreamPRVR(kernels.Accelerated):
         return frames.masked_fill(~mask.unsqueeze(-1), 0)
 
     def denoising_errors(self, encoding: VideoEncoding, start: Tensor) -> Tensor:
-        """Return each video's squared error of the denoiser, the mean over T, K and D: start = x_0 (B, K, D) -> (B,)."""
+        """Return the denoiser's squared error, averaged over T, K and D: start = x_0 (B, K, D) -> (B,)."""
         assert encoding.mu is not None and encoding.condition is not None, "a model without registers has no denoiser"
         with torch.autocast(start.device.type, enabled=False):
             errors: Tensor = self.diffusion.errors(start.to(encoding.mu.dtype), encoding.mu, encoding.condition)

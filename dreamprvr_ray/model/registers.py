@@ -1,8 +1,11 @@
-"""How registers are made: condition, probabilistic sampler, truncated diffusion (model page, section 2, 'Video context').
+"""Registers: condition, variational sampler and truncated diffusion (docs/model.md, section 2, "Video context").
 
-All of it computes in float32 or better, under autocast too: the first reverse steps amplify the denoiser's rounding some fifty times.
+The sampler and the diffusion always compute in float32 or better, because the first reverse steps amplify the
+denoiser's rounding errors about fifty times. `DreamPRVR.encode_videos` disables autocast for them.
 
-B videos, M clip tokens, K registers, T diffusion steps, D hidden size.
+Shapes, in this file:
+    B  videos                     K  registers                   D  hidden size
+    M  clip tokens (32)           T  diffusion steps             G  size of position codes and GRU (32)
 """
 
 from __future__ import annotations
@@ -17,16 +20,17 @@ from torch import Tensor, nn
 
 from dreamprvr_ray.model.attention import CrossAttention
 
-POSITION_SIZE = 32  # of the position codes and the GRU that weigh the sorted channels
+POSITION_SIZE = 32  # G
 POOLING_TEMPERATURE = 0.1
-COSINE_OFFSET = 0.008
+COSINE_OFFSET = 0.008  # of the noise schedule
 
 
 def perturbed_start(query_mean: Tensor, alpha_noise: Tensor, beta_noise: Tensor) -> Tensor:
-    """The textual perturbation sampler: x_0 = alpha * IN(q_mean) + beta, (B, K, D).
+    """Return the textual perturbation sampler's x_0 = alpha * IN(q_mean) + beta, (B, K, D).
 
-    query_mean (B, D), a video's mean query; both noises (B, K, D), standard normal. alpha ~ N(1, 0.1 s) and beta ~ N(m, 0.1 s), where m
-    and s (unbiased) are the row's mean and deviation and carry no gradient.
+    query_mean (B, D) is the mean of each video's queries; both noises (B, K, D) are standard normal. alpha ~ N(1, 0.1
+    s) and beta ~ N(m, 0.1 s), where m and s are the row's mean and unbiased deviation. No gradient flows through m and
+    s.
     """
     row = query_mean.unsqueeze(1)
     mean = row.detach().mean(-1, keepdim=True)
@@ -36,19 +40,22 @@ def perturbed_start(query_mean: Tensor, alpha_noise: Tensor, beta_noise: Tensor)
 
 
 def variational_divergences(mu: Tensor, logvar: Tensor) -> Tensor:
-    """-1/2 sum_D (1 + logvar - mu^2 - exp(logvar)) of every video: (B, D) twice -> (B,)."""
+    """Return each video's -1/2 sum_D (1 + logvar - mu^2 - exp(logvar)): mu and logvar (B, D) -> (B,)."""
     return -0.5 * (1 + logvar - mu.square() - logvar.exp()).sum(-1)
 
 
 def sinusoid(rows: int, size: int) -> Tensor:
-    """Codes (rows, size): sin in even and cos in odd columns, frequencies exp(-ln(10000) * i / size), i = 0, 2, 4, .."""
+    """Return codes (rows, size): sin in even columns, cos in odd ones.
+
+    The frequencies are exp(-ln(10000) * i / size), i = 0, 2, 4, ...
+    """
     frequencies = torch.exp(-math.log(10000.0) * torch.arange(0, size, 2, dtype=torch.float64) / size)
     angles = torch.arange(rows, dtype=torch.float64).unsqueeze(1) * frequencies
     return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1).float()
 
 
 class Condition(nn.Module):
-    """K learned tokens that read the video's context: (B, M, D) -> (B, K, D)."""
+    """K learned tokens that attend to a video's context."""
 
     def __init__(self, registers: int, size: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -62,7 +69,7 @@ class Condition(nn.Module):
 
 
 class SortedPooling(nn.Module):
-    """Every channel sorted in descending order over positions and averaged with weights that depend on the position alone."""
+    """The average of each channel's values, sorted in descending order, with weights that depend only on the rank."""
 
     def __init__(self, positions: int) -> None:
         super().__init__()
@@ -80,7 +87,7 @@ class SortedPooling(nn.Module):
 
 
 class SelfAttentivePooling(nn.Module):
-    """Tokens averaged with weights from a small network over each of them."""
+    """The average of tokens, weighted by a small network that scores each of them."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -94,7 +101,7 @@ class SelfAttentivePooling(nn.Module):
 
 
 class VariationalSampler(nn.Module):
-    """The probabilistic variational sampler: mu, of unit length, and logvar of a video."""
+    """The probabilistic variational sampler: a video's mu, of unit length, and logvar."""
 
     def __init__(self, positions: int, size: int) -> None:
         super().__init__()
@@ -116,19 +123,19 @@ class VariationalSampler(nn.Module):
 
 @dataclass(frozen=True)
 class DiffusionSchedule:
-    """The cosine schedule's coefficients, one of each per step t = 0 .. T-1, computed in float64."""
+    """The coefficients of a noise schedule at each step t = 0, ..., T-1."""
 
-    start_scale: list[float]  # sqrt(abar_t): of x_0 in x_t
-    noise_scale: list[float]  # sqrt(1 - abar_t): of the noise in x_t
-    state_inverse: list[float]  # sqrt(1 / abar_t): of x_t in the estimate of x_0
-    error_inverse: list[float]  # sqrt(1 / abar_t - 1): of the predicted noise in that estimate
-    start_share: list[float]  # coef1_t: of the estimated x_0 in x_{t-1}
-    state_share: list[float]  # coef2_t: of x_t in x_{t-1}
-    deviation: list[float]  # sqrt(v_t), 0 for t = 0: of the noise in x_{t-1}
+    start_scale: list[float]  # of x_0 in x_t: sqrt(abar_t)
+    noise_scale: list[float]  # of the noise in x_t: sqrt(1 - abar_t)
+    state_inverse: list[float]  # of x_t in the estimate of x_0: sqrt(1 / abar_t)
+    error_inverse: list[float]  # of the predicted noise in the estimate of x_0: sqrt(1 / abar_t - 1)
+    start_share: list[float]  # of the estimated x_0 in x_{t-1}: coef1_t
+    state_share: list[float]  # of x_t in x_{t-1}: coef2_t
+    deviation: list[float]  # of the noise in x_{t-1}: sqrt(v_t), and 0 at t = 0
 
     @staticmethod
     def cosine(steps: int) -> DiffusionSchedule:
-        """The schedule of T = `steps` steps (offset 0.008, betas within [0, 0.999])."""
+        """Return the cosine schedule of T = `steps` steps, computed in float64, with betas clamped to [0, 0.999]."""
 
         def level(progress: float) -> float:
             return math.cos((progress + COSINE_OFFSET) / (1 + COSINE_OFFSET) * math.pi / 2) ** 2
@@ -136,7 +143,7 @@ class DiffusionSchedule:
         betas = [min(max(1 - level((t + 1) / steps) / level(t / steps), 0.0), 0.999) for t in range(steps)]
         products = [math.prod(1 - beta for beta in betas[: t + 1]) for t in range(steps)]
         before = [1.0, *products[:-1]]
-        # v_0 would be 0; no noise is added at t = 0, so that its stand-in v_1 is never used.
+        # The specification sets v_0 := v_1, which is never used: no noise is added at t = 0.
         variances = [beta * (1 - b) / (1 - a) for beta, a, b in zip(betas, products, before, strict=True)]
         return DiffusionSchedule(
             start_scale=[math.sqrt(a) for a in products],
@@ -152,7 +159,10 @@ class DiffusionSchedule:
 
 
 class DenoiserLayer(nn.Module):
-    """One residual layer of the denoiser; what time and condition add is computed outside the loop over steps."""
+    """One residual layer of the denoiser.
+
+    `Denoiser.additions` computes the terms of time and condition, for all steps at once.
+    """
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -165,14 +175,14 @@ class DenoiserLayer(nn.Module):
         self.shortcut = nn.Linear(size, size)
 
     def forward(self, x: Tensor, added: Tensor) -> Tensor:
-        """x and added (.., K, D) -> (.., K, D)."""
+        """x and added (..., K, D) -> (..., K, D)."""
         h = self.input(F.silu(self.input_norm(x))) + added
         out: Tensor = self.output(F.silu(self.output_norm(h))) + self.shortcut(x)
         return out
 
 
 class Denoiser(nn.Module):
-    """f(x_t, t, c), which predicts the noise in x_t; `time_codes` is frozen and kept with the weights."""
+    """f(x_t, t, c), which predicts the noise in x_t. The table `time_codes` is frozen and saved with the weights."""
 
     def __init__(self, steps: int, size: int, layers: int) -> None:
         super().__init__()
@@ -186,13 +196,13 @@ class Denoiser(nn.Module):
         self.output = nn.Linear(size, size)
 
     def additions(self, condition: Tensor) -> list[Tensor]:
-        """What time and condition add in each layer, for every step at once: condition (B, K, D) -> (T, B, K, D) per layer."""
+        """Return each layer's terms of time and condition for all steps: condition (B, K, D) -> (T, B, K, D) per layer."""
         time = F.silu(self.time_output(F.silu(self.time_input(self.time_codes))))[:, None, None]
         code = F.silu(self.condition_output(F.relu(self.condition_norm(condition))))
         return [layer.time(time) + layer.condition(code) for layer in self.layers]
 
     def forward(self, x: Tensor, additions: list[Tensor]) -> Tensor:
-        """x (.., K, D), additions as of `additions`, for the step or the steps of x -> (.., K, D)."""
+        """x (..., K, D) and `additions` of the same step or steps, (..., K, D) per layer -> (..., K, D)."""
         h = x
         for layer, added in zip(self.layers, additions, strict=True):
             h = layer(h, added)
@@ -201,7 +211,7 @@ class Denoiser(nn.Module):
 
 
 class TruncatedDiffusion(nn.Module):
-    """Registers from mu by T reverse steps whose noise is always mu, and the error of the denoiser on the forward process."""
+    """Reverse diffusion from mu to registers in T steps. The noise is always mu, so nothing is random."""
 
     def __init__(self, steps: int, size: int, layers: int) -> None:
         super().__init__()
@@ -212,7 +222,7 @@ class TruncatedDiffusion(nn.Module):
         self.forward_scales: Tensor  # (2, T, 1, 1, 1)
 
     def forward(self, mu: Tensor, condition: Tensor) -> Tensor:
-        """mu (B, D), condition (B, K, D) -> registers (B, K, D)."""
+        """Run the reverse process: mu (B, D), condition (B, K, D) -> registers (B, K, D)."""
         schedule = self.schedule
         additions = [added.unbind(0) for added in self.denoiser.additions(condition)]
         noise = mu.unsqueeze(1)
@@ -224,7 +234,10 @@ class TruncatedDiffusion(nn.Module):
         return x
 
     def errors(self, start: Tensor, mu: Tensor, condition: Tensor) -> Tensor:
-        """(mu - e_t)^2 averaged over t, K and D: start = x_0 (B, K, D), mu (B, D), condition (B, K, D) -> (B,)."""
+        """Return the mean of (mu - e_t)^2 over T, K and D on the forward process.
+
+        start = x_0 (B, K, D), mu (B, D), condition (B, K, D) -> (B,).
+        """
         noise = mu.unsqueeze(1)
         noised = self.forward_scales[0] * start + self.forward_scales[1] * noise  # (T, B, K, D)
         errors: Tensor = noise - self.denoiser(noised, self.denoiser.additions(condition))

@@ -1,6 +1,8 @@
-"""Scores of queries against videos' tokens (model page, section 2).
+"""Scores of queries against the tokens of videos (docs/model.md, section 2, "Scores").
 
-Shapes: Q queries, B videos, L tokens of a video, D hidden size.
+Shapes, in this file:
+    Q  queries                    B  videos
+    L  tokens of a video          D  hidden size
 """
 
 from __future__ import annotations
@@ -15,28 +17,27 @@ from dreamprvr_ray.model.attention import at_least_float32
 from dreamprvr_ray.model.dreamprvr import VideoEncoding
 
 QUERY_BLOCK = 512  # queries scored at a time
-SMALLEST_NORM = 1e-12  # that a cosine divides by
+MIN_NORM = 1e-12  # cosines divide by at least this norm
 
 
 @dataclass(frozen=True)
 class TokenScores:
-    """The best token's cosine and dot product, each (Q, B) in float32 (float64 for float64 input)."""
+    """The largest cosine and the largest dot product over a video's tokens, in float32 (float64 for float64 input)."""
 
-    cosine: Tensor
-    dot: Tensor
+    cosine: Tensor  # (Q, B)
+    dot: Tensor  # (Q, B)
 
 
 def token_scores(queries: Tensor, tokens: Tensor, mask: Tensor | None = None) -> TokenScores:
-    """Scores of (Q, D) queries against the best of each video's (B, L, D) tokens; zero rows of padding take part.
+    """Return the scores of queries (Q, D) against the best of each video's tokens (B, L, D).
 
-    With a mask (B, L) bool, only those tokens do.
-    Always in float32 or better: in bfloat16 scores would tie by the thousand.
+    With a mask (B, L) bool, only tokens where it is true count; without one, all do, including the zero rows of
+    padding. Scores are always computed in float32 or better, because in bfloat16 thousands of them would tie.
     """
     with torch.autocast(queries.device.type, enabled=False):
         queries, tokens = at_least_float32(queries), at_least_float32(tokens)
-        if not len(tokens) or not len(
-            queries
-        ):  # a worker without videos: keep the graph, so that every gradient exists
+        if not len(tokens) or not len(queries):
+            # A worker without videos. Its scores stay part of the graph, so that every parameter gets a gradient.
             empty = (queries.sum() + tokens.sum()) * queries.new_zeros(len(queries), len(tokens))
             return TokenScores(empty, empty)
         dot, cosine = _BestTokens.apply(queries, tokens, mask)
@@ -45,18 +46,18 @@ def token_scores(queries: Tensor, tokens: Tensor, mask: Tensor | None = None) ->
 
 @torch.no_grad()
 def best_cosines(queries: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The cosines (Q, B) of `token_scores`, and nothing that only a training wants."""
+    """Return only the cosines (Q, B) of `token_scores`, without gradients. Evaluation needs nothing else."""
     with torch.autocast(queries.device.type, enabled=False):
         queries, tokens = at_least_float32(queries), at_least_float32(tokens)
         if not len(tokens) or not len(queries):
             return queries.new_zeros(len(queries), len(tokens))
-        cosines = _products(queries, tokens, mask).div_(tokens.norm(dim=-1).clamp_min(SMALLEST_NORM))
-        best: Tensor = cosines.amax(-1) / queries.norm(dim=-1, keepdim=True).clamp_min(SMALLEST_NORM)
+        cosines = _products(queries, tokens, mask).div_(tokens.norm(dim=-1).clamp_min(MIN_NORM))
+        best: Tensor = cosines.amax(-1) / queries.norm(dim=-1, keepdim=True).clamp_min(MIN_NORM)
         return best
 
 
 def _products(queries: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
-    """(Q, B, L), -inf where the mask is false."""
+    """Return the dot products (Q, B, L), -inf where the mask is false."""
     products: Tensor = (queries @ tokens.flatten(0, 1).T).view(len(queries), *tokens.shape[:2])
     if mask is not None:
         products += torch.zeros(mask.shape, dtype=products.dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
@@ -64,9 +65,10 @@ def _products(queries: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class _BestTokens(torch.autograd.Function):
-    """The largest dot product and the largest cosine of each query with each video's tokens.
+    """The largest dot product and the largest cosine of each query over each video's tokens.
 
-    Only the best tokens have gradients. Left to autograd, a score of every token would be read and written twenty times on its way to them.
+    Only the best tokens have gradients. Autograd would read and write the scores of all tokens about twenty times to
+    compute them.
     """
 
     @staticmethod
@@ -75,8 +77,8 @@ class _BestTokens(torch.autograd.Function):
         products = _products(queries, tokens, mask)
         query_norm, token_norm = queries.norm(dim=-1, keepdim=True), tokens.norm(dim=-1)
         dot, best_dot = products.max(-1, keepdim=True)
-        cosine, best_cosine = products.div_(token_norm.clamp_min(SMALLEST_NORM)).max(-1, keepdim=True)
-        cosine = cosine.squeeze(-1) / query_norm.clamp_min(SMALLEST_NORM)
+        cosine, best_cosine = products.div_(token_norm.clamp_min(MIN_NORM)).max(-1, keepdim=True)
+        cosine = cosine.squeeze(-1) / query_norm.clamp_min(MIN_NORM)
         context.save_for_backward(queries, tokens, query_norm, token_norm, cosine, best_dot, best_cosine)
         return dot.squeeze(-1), cosine
 
@@ -84,29 +86,33 @@ class _BestTokens(torch.autograd.Function):
     def backward(context: Any, d_dot: Tensor, d_cosine: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
         queries, tokens, query_norm, token_norm, cosine, best_dot, best_cosine = context.saved_tensors
         d_products = queries.new_zeros(len(queries), *tokens.shape[:2])
-        # What a cosine loses by its norms, which have no gradient where they are too small to divide by.
-        lost = d_cosine * cosine
-        lost_by_query = lost.sum(-1, keepdim=True) / query_norm.square().masked_fill(
-            query_norm < SMALLEST_NORM, torch.inf
+        # The gradients through the norms that cosines divide by. Norms that are clamped to MIN_NORM have none.
+        weighted = d_cosine * cosine
+        through_query_norm = weighted.sum(-1, keepdim=True) / query_norm.square().masked_fill(
+            query_norm < MIN_NORM, torch.inf
         )
-        lost_by_token = d_products.scatter_(-1, best_cosine, lost.unsqueeze(-1)).sum(0)
-        lost_by_token /= token_norm.square().masked_fill(token_norm < SMALLEST_NORM, torch.inf)
-        d_cosine = (d_cosine / query_norm.clamp_min(SMALLEST_NORM)).unsqueeze(-1)
-        # No two entries of one call meet, so that a GPU adds in one order only. The same places are overwritten first.
-        d_products.scatter_(-1, best_cosine, d_cosine / _of_best(token_norm.clamp_min(SMALLEST_NORM), best_cosine))
+        through_token_norm = d_products.scatter_(-1, best_cosine, weighted.unsqueeze(-1)).sum(0)
+        through_token_norm /= token_norm.square().masked_fill(token_norm < MIN_NORM, torch.inf)
+        d_cosine = (d_cosine / query_norm.clamp_min(MIN_NORM)).unsqueeze(-1)
+        # Within one call no two entries have the same index, so the result is deterministic on a GPU too. `scatter_`
+        # overwrites the entries that the buffer holds from above.
+        d_products.scatter_(-1, best_cosine, d_cosine / _at_best(token_norm.clamp_min(MIN_NORM), best_cosine))
         d_products = d_products.scatter_add_(-1, best_dot, d_dot.unsqueeze(-1)).flatten(1)
-        d_queries = d_products @ tokens.flatten(0, 1) - queries * lost_by_query
-        d_tokens = (d_products.T @ queries).view_as(tokens) - tokens * lost_by_token.unsqueeze(-1)
+        d_queries = d_products @ tokens.flatten(0, 1) - queries * through_query_norm
+        d_tokens = (d_products.T @ queries).view_as(tokens) - tokens * through_token_norm.unsqueeze(-1)
         return d_queries, d_tokens, None
 
 
-def _of_best(of_tokens: Tensor, best: Tensor) -> Tensor:
-    """(B, L) and places (Q, B, 1) -> (Q, B, 1)"""
-    return of_tokens.expand(len(best), -1, -1).gather(-1, best)
+def _at_best(values: Tensor, best: Tensor) -> Tensor:
+    """Return the entries of (B, L) at the indices (Q, B, 1): (Q, B, 1)."""
+    return values.expand(len(best), -1, -1).gather(-1, best)
 
 
 def fused_scores(queries: Tensor, videos: VideoEncoding, clip_weight: float) -> Tensor:
-    """w_clip * S_clip + w_frame * S_frame, (Q, B), by blocks of queries: a query's scores of every token are never held for all of them."""
+    """Return the retrieval scores w_clip * S_clip + w_frame * S_frame, (Q, B), with w_frame = 1 - w_clip.
+
+    Blocks of `QUERY_BLOCK` queries limit the memory: scores of single tokens, (Q, B, L), never exist for all queries.
+    """
     return torch.cat(
         [
             clip_weight * best_cosines(part, videos.clip_tokens)

@@ -19,7 +19,8 @@ from dreamprvr_ray.data import pooling
 from dreamprvr_ray.data.batches import Batch
 from dreamprvr_ray.data.source import Source
 from dreamprvr_ray.errors import UserError
-from dreamprvr_ray.model.authors import AuthorsCheckpoint, authors_names, read_authors_checkpoint
+from dreamprvr_ray.model.authors import AuthorsCheckpoint, read_authors_checkpoint
+from dreamprvr_ray.model.authors_names import authors_names
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.model.scoring import token_scores
 from dreamprvr_ray.training.losses import Losses, NegativeDraws

@@ -14,7 +14,7 @@ import torch
 
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.model import DreamPRVR, read_authors_checkpoint
-from dreamprvr_ray.model.authors import authors_names
+from dreamprvr_ray.model.authors_names import authors_names
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "model" / "authors_format.ckpt"
 
@@ -193,7 +193,7 @@ def test_tensors_that_do_not_fit_are_all_named(content: dict[str, Any], mistakes
     weights["query_encoder.norm2.wieght"] = torch.zeros(32)
     assert mistakes(content) == [
         "unknown tensor 'query_encoder.norm2.wieght'; did you mean 'query_encoder.norm2.weight'?",
-        "tensor 'query_encoder.norm1.weight' is (31,), its settings ask for (32,)",
+        "tensor 'query_encoder.norm1.weight' has shape (31,); its settings require (32,)",
         "tensor 'frame_encoder.e_attns.3.norm1.bias' is missing",
     ]
 
@@ -202,7 +202,7 @@ def test_settings_that_do_not_fit_are_named(content: dict[str, Any], mistakes: C
     content["config"] |= {"max_ctx_l": 64, "neg_factor": [0.15, 32]}
     del content["config"]["n_heads"]
     assert mistakes(content) == [
-        "max_ctx_l = 64: only 128 is supported",
+        "setting 'max_ctx_l' must be 128, not 64",
         "setting 'n_heads' is missing",
         "setting 'neg_factor'[2] is missing",
     ]
@@ -215,7 +215,7 @@ def test_settings_out_of_range_are_named(content: dict[str, Any], mistakes: Call
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [([1, 2], "holds a list"), ({"epoch": 3}, "has no 'config'"), ({"config": {}}, "has no 'state_dict'")],
+    [([1, 2], "must contain a dictionary, not a list"), ({"epoch": 3}, "'config' is missing"), ({"config": {}}, "'state_dict' is missing")],
 )
 def test_other_contents_are_refused(content: Any, message: str, mistakes: Callable[[Any], list[str]]) -> None:
     assert message in "\n".join(mistakes(content))
@@ -223,7 +223,7 @@ def test_other_contents_are_refused(content: Any, message: str, mistakes: Callab
 
 def test_other_files_are_refused(tmp_path: Path, content: dict[str, Any]) -> None:
     path = tmp_path / "a.ckpt"
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="does not exist"):
         read_authors_checkpoint(path)
     torch.save(content, path, _use_new_zipfile_serialization=False)
     with pytest.raises(UserError, match="not a checkpoint in torch's zip format"):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dreamprvr_ray.config import LossConfig, ModelConfig, OptimizerConfig
 from dreamprvr_ray.data.batches import Batch
-from dreamprvr_ray.model.authors import authors_names
+from dreamprvr_ray.model.authors_names import authors_names
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.training import losses
 from dreamprvr_ray.training.objective import StepRandomness
