@@ -196,7 +196,7 @@ class Denoiser(nn.Module):
         self.output = nn.Linear(size, size)
 
     def additions(self, condition: Tensor) -> list[Tensor]:
-        """Return each layer's terms of time and condition for all steps: condition (B, K, D) -> (T, B, K, D) per layer."""
+        """Return the terms of time and condition for all steps: condition (B, K, D) -> (T, B, K, D) per layer."""
         time = F.silu(self.time_output(F.silu(self.time_input(self.time_codes))))[:, None, None]
         code = F.silu(self.condition_output(F.relu(self.condition_norm(condition))))
         return [layer.time(time) + layer.condition(code) for layer in self.layers]

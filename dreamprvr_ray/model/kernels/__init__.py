@@ -1,4 +1,4 @@
-"""Where the model's fast implementations are chosen. Nothing else in `model/` knows that they exist.
+"""Chooses between the model's plain methods and their fast implementations. No other file does.
 
 A module's method states the paper's formula. A method that is decorated with one of the operations below runs a faster
 implementation of the same formula where there is one: from `cpu` on the CPU, from `compiled` in training on a GPU. In

@@ -17,16 +17,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._triton import has_triton
 
-if TYPE_CHECKING:
-    from dreamprvr_ray.model.attention import PostNormFeedForward, SelfAttention
-    from dreamprvr_ray.model.dreamprvr import FusionBlock, InputLayer
+from dreamprvr_ray.model.kernels.modules import FusionBlock, InputLayer, PostNormFeedForward, SelfAttention
 
 
 @cache

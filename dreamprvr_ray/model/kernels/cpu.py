@@ -12,17 +12,14 @@ features.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dreamprvr_ray.model.kernels.attention_block import AttentionBlock, BlockSettings, write_product
 from dreamprvr_ray.model.kernels.dropout_mask import KEEP_ALL, DropoutMask, keep_above, keep_count
-
-if TYPE_CHECKING:
-    from dreamprvr_ray.model.attention import Dropout, SelfAttention
-    from dreamprvr_ray.model.dreamprvr import DreamPRVR, InputLayer
+from dreamprvr_ray.model.kernels.modules import Dropout, InputLayer, SelfAttention
 
 QUERY_GROUPS = 4  # a batch's queries are encoded in this many groups of similar lengths
 
@@ -72,7 +69,7 @@ def self_attention(
     return outputs
 
 
-def encode_queries_by_length(plain: Callable[..., Tensor], model: DreamPRVR, tokens: Tensor, mask: Tensor) -> Tensor:
+def encode_queries_by_length(plain: Callable[..., Tensor], model: nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:
     """Encode queries of similar lengths together, without the padding that they share.
 
     About half of a batch's token rows are padding. tokens (Q, L, I), mask (Q, L) bool -> (Q, D).
@@ -88,7 +85,7 @@ def encode_queries_by_length(plain: Callable[..., Tensor], model: DreamPRVR, tok
     return torch.cat(encoded)[order.argsort()]
 
 
-def zero_padding(plain: Callable[..., Tensor], model: DreamPRVR, frames: Tensor, mask: Tensor) -> Tensor:
+def zero_padding(plain: Callable[..., Tensor], model: nn.Module, frames: Tensor, mask: Tensor) -> Tensor:
     """Return `frames` itself if its padding is zero already, which saves a copy of all features."""
     # Not on a GPU: the host would have to wait for the result of the check.
     return plain(model, frames, mask) if frames[~mask].any() else frames
