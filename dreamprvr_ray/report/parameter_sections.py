@@ -120,14 +120,14 @@ def _slice_section(search: SearchRecord, varied: Sequence[SearchedParameter], or
         charts.append((parameter_name(parameter), Chart(slice_chart(search, parameter), caption)))
     stop = f", which {describe_stop(search.unfinished_baseline)}" if search.unfinished_baseline else ""
     marks = [
-        "blue: finished",
+        "Blue: finished",
         *(["open grey: pruned, at the best epoch"] if search.in_state("pruned") else []),
         "star: the best trial",
         f"diamond and dashed line: {search.baseline_name}{stop}",
         *(["triangles on the lower edge: below the axis"] if any_below(search) else []),
     ]
     order = ", the most important first" if ordered else ""
-    text = f"Val SumR against each parameter{order}; {'; '.join(marks)}."
+    text = f"Val SumR against each parameter{order}. {'; '.join(marks)}."
     return Section("Slices", (paragraph(text), ChartGrid(tuple(charts))))
 
 

@@ -50,10 +50,10 @@ def describe_status(search: SearchRecord) -> str:
     ended = len(search.in_state("finished", "pruned", "failed"))
     planned = int(search.settings.get("trials") or 0)
     if search.final is None and (search.in_state("running", "waiting") or ended < planned):
-        return f"{ended} of {planned} trials have ended; the search is running or was interrupted."
+        return f"{ended} of {planned} trials ended so far; the search is running or was interrupted."
     if ended >= planned:
         return f"All {ended} trials have ended." if ended > 1 else "The only trial has ended."
-    return f"{ended} of {planned} trials have ended."
+    return f"{ended} of {planned} trials ended."
 
 
 def _describe_trials(search: SearchRecord) -> str:

@@ -60,7 +60,8 @@ def leaderboard_section(search: SearchRecord, parameters: Sequence[SearchedParam
     parts = [trial_table(search.ranked[:LEADERBOARD_ROWS])]
     if others := search.ranked[LEADERBOARD_ROWS:]:
         parts.append(details(f"the other {format_count(len(others), 'trial')}", trial_table(others)))
-    baseline = f" Grey: {search.baseline_name}." if search.baseline else ""
+    is_grey = search.baseline is not None and search.baseline is not search.best
+    baseline = f" Grey: {search.baseline_name}." if is_grey else ""
     parts.append(paragraph(f"Ranked by val SumR, at the best epoch of each trial.{baseline}", soft=True))
     checkpoints = [(trial.number, trial.checkpoint) for trial in search.ranked if trial.checkpoint]
     if checkpoints:

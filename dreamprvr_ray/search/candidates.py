@@ -1,4 +1,4 @@
-"""Which settings a search retrains: its best trials, their ablations, and the paper's setting. Imports no Ray."""
+"""Which settings a search retrains: its best trials', their ablations, and the paper's. Imports no Ray."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dreamprvr_ray.search.space import Search
 def choose_candidates(search: Search, trials: Sequence[TrialRecord]) -> list[Candidate]:
     """Choose the settings to retrain from the ranked trials.
 
-    These are the best `final.top` trials, the best one's ablations, and the paper's setting. Finished trials are
+    These are the best `final.top` trials, the best one's ablations, and the paper's settings. Finished trials are
     preferred to pruned ones. An ablation is skipped if the trial already uses the paper's value.
     """
     final = final_settings(search)

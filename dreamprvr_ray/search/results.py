@@ -26,7 +26,7 @@ STATES: dict[str, State] = {  # by the name of Optuna's TrialState
     "RUNNING": "running",
     "WAITING": "waiting",
 }
-PAPER = "paper"  # the name of the candidate with the configuration's own setting, which is trial 0
+PAPER = "paper"  # the name of the candidate with the base configuration, which is trial 0
 Curve = tuple[tuple[int, float], ...]  # (epoch, val SumR), in order of epochs
 
 
@@ -167,7 +167,7 @@ class FinalRun:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A setting to retrain, and its runs: one for each seed."""
+    """Values to retrain, and the runs with them: one for each seed."""
 
     name: str  # "trial 5", "trial 5 with the paper's model.registers", or "paper"
     trial: int | None  # None: the search's own checkpoint was tested and nothing was retrained
@@ -178,7 +178,7 @@ class Candidate:
 
     @property
     def is_paper(self) -> bool:
-        """Whether this is the configuration's own setting."""
+        """Whether this is the base configuration, which is the paper's for a preset."""
         return self.ablated is None and (self.trial == 0 or self.name == PAPER)
 
     @property
@@ -292,7 +292,7 @@ class Comparison:
 class FinalResult:
     """The tested candidates, the one with the best val SumR first.
 
-    `comparison` compares the best candidate that the search found with the paper's setting; it is None if the search
+    `comparison` compares the best candidate that the search found with the paper's settings; it is None if the search
     found none. Each of `ablations` compares a trial with itself after one of its values was set back to the paper's.
     """
 
@@ -315,12 +315,12 @@ class FinalResult:
 
     @property
     def paper(self) -> Candidate | None:
-        """The configuration's own setting."""
+        """The candidate with the base configuration."""
         return next((candidate for candidate in self.candidates if candidate.is_paper), None)
 
     @property
     def comparisons(self) -> tuple[Comparison, ...]:
-        """All comparisons, that with the paper's setting first."""
+        """All comparisons, that with the paper's settings first."""
         return (*([self.comparison] if self.comparison else []), *self.ablations)
 
     def to_dict(self) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def describe_final(result: FinalResult) -> list[str]:
             " paired bootstrap over videos and seeds)"
         )
     if result.candidates[0].name == PAPER and not result.with_val:
-        lines.append("the paper's setting has a higher val SumR than every trial that was retrained")
+        lines.append("the paper's settings have a higher val SumR than every retrained trial")
     return lines
 
 

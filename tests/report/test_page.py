@@ -52,7 +52,8 @@ def report_of(directory: Path) -> tuple[list[str], str]:
 
 def text_of(html: str) -> str:
     """The text of a page, without markup and scripts."""
-    return unescape(re.sub(r"<[^>]+>", " ", re.sub(r"<(script|style)\b.*?</\1>", "", html, flags=re.DOTALL)))
+    text = unescape(re.sub(r"<[^>]+>", " ", re.sub(r"<(script|style)\b.*?</\1>", "", html, flags=re.DOTALL)))
+    return " ".join(text.split())
 
 
 def summary_of(directory: Path) -> str:
@@ -89,7 +90,7 @@ def test_the_summary_counts_and_compares(summary: str, searched: Path) -> None:
 
 def tiles_of(html: str) -> list[str]:
     """The tiles of a page, each a number and its description."""
-    return [" ".join(text_of(tile).split()) for tile in re.findall(r'<div class="tile">(.*?)</div>', html)]
+    return [text_of(tile) for tile in re.findall(r'<div class="tile">(.*?)</div>', html)]
 
 
 def test_a_pruned_baseline_is_compared_at_the_last_epoch_that_both_trials_reached(tmp_path: Path) -> None:
@@ -245,7 +246,7 @@ def test_a_running_search(tmp_path: Path) -> None:
         and titles[-1] == "Not shown"
     )
     text = text_of(html)
-    assert "5 of 40 trials have ended; the search is running or was interrupted." in text
+    assert "5 of 40 trials ended so far; the search is running or was interrupted." in text
     assert "Nothing has been evaluated on test yet." in text
     assert "Importances: 5 trials finished or pruned" in text
     assert re.search(r"Registers and diffusion steps: \d finished trials?; at least 12 in 4 different cells", text)

@@ -10,7 +10,7 @@ from dreamprvr_ray.search.candidates import choose_candidates, run_values, skipp
 from dreamprvr_ray.search.results import TrialRecord
 
 
-def test_candidates_are_the_best_finished_trials_and_the_paper_setting(tmp_path: Path) -> None:
+def test_candidates_are_the_best_finished_trials_and_the_paper(tmp_path: Path) -> None:
     search = make_search(tmp_path, final={"top": 2})
     trials = [
         TrialRecord(4, "pruned", 90.0, 2, 2, {"model.registers": 1}),

@@ -43,4 +43,4 @@ def test_the_final_result_is_described_in_lines() -> None:
     assert FinalResult((candidate("a", 3.0, 5.0),)).chosen.val_sumr == 5.0
     assert FinalResult((candidate("a", 3.0, 5.0),), with_val=True).chosen.val_sumr == 3.0
     other = FinalResult(found.candidates[::-1], comparison)
-    assert describe_final(other)[-1] == "the paper's setting has a higher val SumR than every trial that was retrained"
+    assert describe_final(other)[-1] == "the paper's settings have a higher val SumR than every retrained trial"
