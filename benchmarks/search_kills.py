@@ -1,7 +1,8 @@
-"""python -m benchmarks.search_kills --kills 10 --json: SIGKILL of a search's driver at random moments, resumed each time.
+"""python -m benchmarks.search_kills --kills 10 --json: SIGKILL of a search's driver at random moments, resumed each
+time.
 
-`lost` are trials that never ended, `repeated` those that had ended before a kill and were touched after it, `running` rows that the study
-still takes for running, `orphans` checkpoints on the disk that the leaderboard does not name.
+`lost` counts trials that never ended, `repeated` trials that had ended before a kill and changed after it, `running`
+trials that the study still lists as running, and `orphans` checkpoints on the disk that the leaderboard does not name.
 """
 
 from __future__ import annotations
@@ -14,39 +15,43 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-import optuna
 import ray
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial
 
-from benchmarks.searches import write_search
+from benchmarks.searches import study_trials, write_search
 from dreamprvr_ray.command_line import Parser, print_json, run
 from dreamprvr_ray.runtime.session import ray_session
-from dreamprvr_ray.search.layout import read_epochs
+from dreamprvr_ray.search.layout import CHECKPOINTS, LEADERBOARD, RUNS, SEARCH, read_epochs, trial_name
 
 TRIALS, EPOCHS, KEEP = 24, 4, 3
+MAX_SECONDS_TO_KILL = 8.0
+
+TrialState = tuple[object, ...]
 
 
-def ended(out: Path) -> dict[int, tuple[object, ...]]:
-    """What is recorded of every trial that has ended."""
-    if not (out / "optuna.journal").exists():
-        return {}
-    study = optuna.load_study(study_name=None, storage=JournalStorage(JournalFileBackend(str(out / "optuna.journal"))))
+def ended_trials(search: Path) -> dict[int, TrialState]:
+    """Return everything that is recorded of each trial that has ended, by its number."""
     return {
         trial.number: (
             trial.state,
             trial.value,
             trial.datetime_complete,
-            read_epochs(out / "runs" / f"trial_{trial.number:03d}"),
+            read_epochs(search / RUNS / trial_name(trial.number)),
         )
-        for trial in study.trials
+        for trial in study_trials(search)
         if trial.state.is_finished()
     }
 
 
+def changed(before: dict[int, TrialState], now: dict[int, TrialState]) -> set[int]:
+    """Return the numbers of the trials that had ended before and are not as they were."""
+    return {number for number, state in before.items() if now.get(number) != state}
+
+
 def start(space: Path, resume: bool, address: str) -> subprocess.Popen[str]:
-    """The search's command, up to its first words about trials."""
+    """Start the search's command, and return when it is about to run trials."""
     command = [sys.executable, "-m", "dreamprvr_ray.tune", "--space", str(space), *(["--resume"] if resume else [])]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=os.environ | {"RAY_ADDRESS": address}
@@ -58,57 +63,63 @@ def start(space: Path, resume: bool, address: str) -> subprocess.Popen[str]:
     raise RuntimeError("the search did not start")
 
 
+def kill_and_resume(space: Path, search: Path, kills: int, moments: random.Random) -> tuple[int, set[int]]:
+    """Kill the search at random moments, then run it to its end.
+
+    Return the number of kills and the numbers of the trials that were repeated.
+    """
+    address = ray.get_runtime_context().gcs_address
+    before: dict[int, TrialState] = {}
+    repeated: set[int] = set()
+    killed = 0
+    while killed < kills:
+        process = start(space, resume=(search / SEARCH).exists(), address=address)
+        time.sleep(moments.uniform(0.0, MAX_SECONDS_TO_KILL))
+        if process.poll() is not None:
+            break  # the search had ended
+        process.kill()
+        process.communicate()
+        killed += 1
+        now = ended_trials(search)
+        repeated |= changed(before, now)
+        before = now
+        print(f"kill {killed}: {len(now)} of {TRIALS} trials had ended", flush=True)
+    process = start(space, resume=True, address=address)
+    _, messages = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"exit code {process.returncode}:\n{messages[-2000:]}")
+    return killed, repeated | changed(before, ended_trials(search))
+
+
+def examine(search: Path) -> dict[str, Any]:
+    """Return what a search that has ended left behind."""
+    trials = study_trials(search)
+    leaderboard = json.loads((search / LEADERBOARD).read_text())
+    ranked: list[FrozenTrial] = sorted(
+        (trial for trial in trials if trial.value is not None), key=lambda trial: (-trial.value, trial.number)
+    )
+    checkpoints = {str(path) for path in (search / RUNS).glob(f"*/{CHECKPOINTS}/*") if path.is_dir()}
+    return {
+        "running": sum(not trial.state.is_finished() for trial in trials),
+        "orphans": len(checkpoints - {entry["checkpoint"] for entry in leaderboard}),
+        "kept": len(checkpoints),
+        "leaderboard_right": [entry["number"] for entry in leaderboard[: len(ranked)]]
+        == [trial.number for trial in ranked],
+    }
+
+
 def main(arguments: list[str]) -> None:
-    parser = Parser("search_kills", "A search whose driver is killed.", package="benchmarks")
-    parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
+    parser = Parser("search_kills", "Kill a search's driver at random moments and resume it.", package="benchmarks")
+    parser.add_argument("--kills", type=int, default=10, help="number of kills")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments")
     options = parser.parse_args(arguments)
-    moments, repeated = random.Random(options.seed), set[int]()
     with tempfile.TemporaryDirectory(prefix="dreamprvr-search-kills-") as folder, ray_session(dashboard=False):
         pruning = {"grace_epochs": 1, "reduction_factor": 2}
         space = write_search(Path(folder), TRIALS, EPOCHS, 60, keep=KEEP, trial={"at_a_time": 2}, pruning=pruning)
-        out, address, before = (
-            Path(folder) / "out",
-            ray.get_runtime_context().gcs_address,
-            dict[int, tuple[object, ...]](),
-        )
-        kills = 0
-        while kills < options.kills:
-            process = start(space, resume=(out / "search.yaml").exists(), address=address)
-            time.sleep(moments.uniform(0.0, 8.0))
-            if process.poll() is not None:
-                break  # it had ended: nothing is left to kill
-            process.kill()
-            process.communicate()
-            kills += 1
-            now = ended(out)
-            repeated |= {number for number, record in before.items() if now.get(number) != record}
-            before = now
-            print(f"kill {kills}: {len(now)} of {TRIALS} trials had ended", flush=True)
-        process = start(space, resume=True, address=address)
-        _, said = process.communicate()
-        if process.returncode:
-            raise RuntimeError(f"exit code {process.returncode}:\n{said[-2000:]}")
-        now = ended(out)
-        repeated |= {number for number, record in before.items() if now.get(number) != record}
-        study = optuna.load_study(
-            study_name=None, storage=JournalStorage(JournalFileBackend(str(out / "optuna.journal")))
-        )
-        board = json.loads((out / "leaderboard.json").read_text())
-        best = sorted(
-            (trial for trial in study.trials if trial.value is not None), key=lambda trial: (-trial.value, trial.number)
-        )
-        on_disk = {str(path) for path in (out / "runs").glob("*/checkpoints/*") if path.is_dir()}
-        results = {
-            "kills": kills,
-            "trials": len(now),
-            "lost": TRIALS - len(now),
-            "repeated": len(repeated),
-            "running": sum(not trial.state.is_finished() for trial in study.trials),
-            "orphans": len(on_disk - {entry["checkpoint"] for entry in board}),
-            "kept": len(on_disk),
-            "leaderboard_right": [entry["number"] for entry in board[: len(best)]] == [trial.number for trial in best],
-        }
+        search = Path(folder) / "out"
+        kills, repeated = kill_and_resume(space, search, options.kills, random.Random(options.seed))
+        ended = len(ended_trials(search))
+        results = {"kills": kills, "trials": ended, "lost": TRIALS - ended, "repeated": len(repeated)} | examine(search)
     print("\n".join(f"{name}: {value}" for name, value in results.items()))
     if options.json:
         print_json(results)

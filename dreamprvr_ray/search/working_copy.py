@@ -71,7 +71,7 @@ def downloaded(storage: Storage) -> Iterator[Path]:
     """
     names = storage.files()
     if SEARCH not in names:
-        raise UserError(f"{storage} is not a search: it has no {SEARCH}; use the same location as `tune --out`")
+        raise UserError(f"{storage} is not a search: it has no {SEARCH}; give the location of `tune --out`")
     with tempfile.TemporaryDirectory(prefix="dreamprvr-search-") as folder:
         test_record = f"{BEST}/{TEST_RECORD}"
         storage.download([name for name in names if _belongs_to_copy(name) or name == test_record], Path(folder))
