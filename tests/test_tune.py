@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
 ROOT = Path(__file__).parent.parent
-NO_DROPOUT = {"model.dropout": 0.0, "model.input_dropout": 0.0}  # which workers draw for themselves
+NO_DROPOUT = {"model.dropout": 0.0, "model.input_dropout": 0.0}  # each worker draws its own masks
 TINY = {
     "model.hidden_size": 16,
     "model.branches": 1,
@@ -70,8 +70,8 @@ def results(out: Path, number: int) -> list[dict[str, Any]]:
     return read_epochs(out / "runs" / f"trial_{number:03d}")
 
 
-def optunas(out: Path) -> list[FrozenTrial]:
-    """The trials as Optuna's own tools read them."""
+def study_trials(out: Path) -> list[FrozenTrial]:
+    """Return the trials as Optuna's own tools read them."""
     storage = JournalStorage(JournalFileBackend(str(out / "optuna.journal")))
     return optuna.load_study(study_name=None, storage=storage).trials
 
@@ -88,8 +88,8 @@ def whole_directories(storage: Storage) -> set[str]:
 def searched(
     call: Call, demo_shards: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A search, one trial at a time, in which trials finish, are pruned (at a rate at which nothing is learnt), diverge (at 1e9), and
-    run out of memory (a model of 70 TB); then the winner's values and the preset's are trained anew."""
+    """Run a search in which trials finish, are pruned (at a learning rate of 1e-9), diverge (at 1e9) and run out of
+    memory (a model of 70 TB), one after another; then the best trial's and the preset's settings are retrained."""
     folder = tmp_path_factory.mktemp("search")
     ranges = {
         "model.registers": {"int": [0, 4]},
@@ -107,7 +107,7 @@ def searched(
     return space, call("tune", "--space", space, "--json")
 
 
-def test_a_search_ends_with_its_trials_told_apart_and_the_best_kept(
+def test_a_search_ends_with_the_state_of_every_trial_and_the_best_checkpoints(
     searched: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     space, done = searched
@@ -118,15 +118,15 @@ def test_a_search_ends_with_its_trials_told_apart_and_the_best_kept(
         "model.registers": 4,
         "optimizer.learning_rate": 1e-3,
         "model.hidden_size": 64,
-    }  # the first: its own
-    told = {"finished": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
-    for trial in optunas(out):
+    }  # the first trial has the configuration's own values
+    optuna_states = {"finished": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
+    for trial in study_trials(out):
         entry = entries[trial.number]
-        assert trial.state.name == told[entry["state"]]
-        assert trial.value == entry["best_sumr"]  # of its best epoch; None where it failed
+        assert trial.state.name == optuna_states[entry["state"]]
+        assert trial.value == entry["best_sumr"]  # of its best epoch; None if it failed
         epochs = results(out, trial.number)
         assert (
-            trial.intermediate_values == {each["epoch"]: each["SumR"] for each in epochs}
+            trial.intermediate_values == {epoch["epoch"]: epoch["SumR"] for epoch in epochs}
             and len(epochs) == entry["epochs"]
         )
         if entry["state"] == "failed":
@@ -137,7 +137,7 @@ def test_a_search_ends_with_its_trials_told_apart_and_the_best_kept(
             assert entry["error"] in done.stderr and f"trial {trial.number} failed: {entry['error']}" in done.stdout
         else:
             assert entry["state"] == ("finished" if entry["epochs"] == 3 else "pruned")
-            assert entry["best_sumr"] == max(each["SumR"] for each in epochs)
+            assert entry["best_sumr"] == max(epoch["SumR"] for epoch in epochs)
     assert any("memory" in entry["error"] for entry in entries.values() if entry["error"])
     assert any("the loss is not finite" in entry["error"] for entry in entries.values() if entry["error"])
     ended = sorted(
@@ -157,34 +157,36 @@ def test_a_tracker_has_every_trial_with_its_values_and_curve(
     out = searched[0].parent / "out"
     client = MlflowClient(f"sqlite:///{out / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("out").experiment_id])
-    told = {int(run.data.params["trial_number"]): run for run in runs if "run" not in run.data.params}
+    tracked = {int(run.data.params["trial_number"]): run for run in runs if "run" not in run.data.params}
     assert {run.data.params["run"] for run in runs if "run" in run.data.params} == {
         path.name for path in (out / "final").iterdir()
     }
     for number, entry in leaderboard(out).items():
-        assert float(told[number].data.params["optimizer.learning_rate"]) == entry["values"]["optimizer.learning_rate"]
-        curve = [metric.value for metric in client.get_metric_history(told[number].info.run_id, "SumR")]
-        assert curve == [each["SumR"] for each in results(out, number)] and len(curve) == entry["epochs"]
+        assert (
+            float(tracked[number].data.params["optimizer.learning_rate"]) == entry["values"]["optimizer.learning_rate"]
+        )
+        curve = [metric.value for metric in client.get_metric_history(tracked[number].info.run_id, "SumR")]
+        assert curve == [epoch["SumR"] for epoch in results(out, number)] and len(curve) == entry["epochs"]
 
 
-def test_what_a_search_found_is_trained_anew_and_compared_with_the_papers_setting(
+def test_the_best_trials_and_the_papers_settings_are_retrained_and_compared(
     searched: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     space, done = searched
     out = space.parent / "out"
     final = json.loads((out / "final.json").read_text())
-    found, paper = sorted(final["candidates"], key=lambda each: each["name"] == "paper")
+    found, paper = sorted(final["candidates"], key=lambda candidate: candidate["name"] == "paper")
     assert paper["name"] == "paper" and [run["seed"] for run in paper["runs"]] == [0, 1] == [
         run["seed"] for run in found["runs"]
     ]
-    # Seed 0 of the paper's setting is the first trial once more.
+    # Seed 0 of the paper's setting repeats the first trial.
     assert paper["runs"][0]["val_SumR"] == leaderboard(out)[0]["best_sumr"]
-    for each in (found, paper):
-        tests = [run["test"] for run in each["runs"]]
-        assert each["mean"] == pytest.approx(sum(test["SumR"] for test in tests) / 2) and all(
+    for candidate in (found, paper):
+        tests = [run["test"] for run in candidate["runs"]]
+        assert candidate["mean"] == pytest.approx(sum(test["SumR"] for test in tests) / 2) and all(
             test["test_reads"] == 1 for test in tests
         )
-        for run in each["runs"]:
+        for run in candidate["runs"]:
             assert len(json.loads((Path(run["checkpoint"]) / "test.json").read_text())["readings"]) == 1
     comparison = final["comparison"]
     assert (comparison["better"], comparison["than"]) == (found["name"], "paper")
@@ -197,13 +199,19 @@ def test_what_a_search_found_is_trained_anew_and_compared_with_the_papers_settin
         == chosen["test"]["SumR"]
         == last_json(done)["test"]["SumR"]
     )
-    told, kept = last_json(done)["best"], json.loads((out / "best" / "metrics.json").read_text())
-    assert told["values"] == json.loads((out / "best" / "values.json").read_text()) == final["candidates"][0]["values"]
-    assert (told["seed"], told["val_SumR"], told["epoch"]) == (chosen["seed"], kept["SumR"], kept["epoch"])
+    printed, metrics = last_json(done)["best"], json.loads((out / "best" / "metrics.json").read_text())
+    assert (
+        printed["values"] == json.loads((out / "best" / "values.json").read_text()) == final["candidates"][0]["values"]
+    )
+    assert (printed["seed"], printed["val_SumR"], printed["epoch"]) == (
+        chosen["seed"],
+        metrics["SumR"],
+        metrics["epoch"],
+    )
     assert f"best ({final['candidates'][0]['name']}, seed {chosen['seed']})" in done.stdout
 
 
-def test_a_search_that_has_ended_is_left_as_it_is(
+def test_a_finished_search_is_left_as_it_is(
     searched: tuple[Path, subprocess.CompletedProcess[str]], call: Call
 ) -> None:
     space, done = searched
@@ -221,11 +229,13 @@ def test_a_search_that_has_ended_is_left_as_it_is(
     shards = yaml.safe_load(space.read_text())["shards"]
     last_json(call("evaluate", "--checkpoint", best, "--shards", shards, "--split", "test", "--json"))
     resumed = last_json(call("tune", "--space", space, "--resume", "--json"))
-    assert resumed == last_json(done)  # nothing is trained again, and test is not read again
-    assert len(json.loads((best / "test.json").read_text())["readings"]) == 2  # what a user did is not forgotten
+    assert resumed == last_json(done)  # nothing is retrained, and test is not evaluated again
+    assert (
+        len(json.loads((best / "test.json").read_text())["readings"]) == 2
+    )  # the user's own evaluation stays recorded
 
 
-def test_a_value_is_put_back_to_tell_what_it_does_by_itself(
+def test_an_ablation_retrains_the_best_trial_with_one_of_the_papers_values(
     searched: tuple[Path, subprocess.CompletedProcess[str]], call: Call
 ) -> None:
     space = searched[0]
@@ -242,12 +252,12 @@ def test_a_value_is_put_back_to_tell_what_it_does_by_itself(
     )
     last_json(done)
     assert "skipping ablation: the best trial already uses the paper's value of optimizer.learning_rate" in done.stderr
-    assert before == {
-        path: path.stat().st_mtime_ns for path in before
-    }  # what was trained and tested before is left alone
+    assert before == {path: path.stat().st_mtime_ns for path in before}  # finished runs are left as they are
     final = json.loads((out / "final.json").read_text())
-    by_name = {each["name"]: each for each in final["candidates"]}
-    found = next(each for each in final["candidates"] if each["name"] != "paper" and not each["ablated"])
+    by_name = {candidate["name"]: candidate for candidate in final["candidates"]}
+    found = next(
+        candidate for candidate in final["candidates"] if candidate["name"] != "paper" and not candidate["ablated"]
+    )
     ablated = by_name[f"{found['name']} with the paper's model.registers"]
     assert ablated["values"] == found["values"] | {"model.registers": 4} != found["values"]
     assert [run["test"]["test_reads"] for run in ablated["runs"]] == [1, 1]
@@ -258,10 +268,10 @@ def test_a_value_is_put_back_to_tell_what_it_does_by_itself(
 
 
 @pytest.fixture(scope="module")
-def left_alone(
+def uninterrupted(
     call: Call, demo_shards: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None
 ) -> tuple[Path, dict[str, Any]]:
-    """The space of an undisturbed search, and what it said in the end."""
+    """Run a search without interruption; return its file and the JSON that it printed."""
     ranges = {"model.registers": {"int": [0, 6]}, "optimizer.learning_rate": {"float": [1e-9, 1e-2], "log": True}}
     keys = {
         "trial": {"at_a_time": 1},
@@ -275,7 +285,7 @@ def left_alone(
 
 @pytest.fixture(params=["disk", "object store"])
 def place(request: pytest.FixtureRequest, demo_shards: Path, tmp_path: Path) -> tuple[Storage, Storage]:
-    """Shards, and a search's directory. The URIs of those in a store have keys in them."""
+    """Shards and the directory of a search. URIs of an object store contain access keys."""
     if request.param == "disk":
         return Storage.of(demo_shards), Storage.of(tmp_path / "out")
     s3: S3 = request.getfixturevalue("s3")
@@ -284,48 +294,48 @@ def place(request: pytest.FixtureRequest, demo_shards: Path, tmp_path: Path) -> 
     return bucket / "shards", bucket / "out"
 
 
-def test_a_killed_search_ends_as_one_left_alone(
+def test_a_killed_search_ends_like_an_uninterrupted_one(
     call: Call,
     drive: Callable[..., Driver],
-    left_alone: tuple[Path, dict[str, Any]],
+    uninterrupted: tuple[Path, dict[str, Any]],
     place: tuple[Storage, Storage],
     tmp_path: Path,
 ) -> None:
-    """The same trials, stopped at the same epochs, with the same curves: though the driver is killed on the way, on a disk twice.
+    """The trials, their pruning and their curves are the same although the driver is killed: once, and on a disk twice.
 
-    Where it is in a store, nothing that the killed driver had on its disk is there any more when the search goes on.
+    For a search in an object store, the killed driver's local files are deleted before the search is resumed.
     """
-    (space, undisturbed), (shards, storage) = left_alone, place
+    (space, expected), (shards, storage) = uninterrupted, place
     command = ("tune", "--space", space, "--shards", shards.location, "--out", storage.location, "--json")
     here = ray.get_runtime_context().gcs_address
-    said, resume = "", []
+    messages, resume = "", []
     for wait in ("1 of 7 trials ended", "3 of 7 trials ended")[storage.directory is None :]:
         driver = drive(*command, *resume, RAY_ADDRESS=here, TMPDIR=str(tmp_path))
         driver.wait_until_it_says(wait)
         driver.kill()
-        said, resume = said + "".join(driver.said), ["--resume"]
-        for left in tmp_path.glob("dreamprvr-search-*"):
-            shutil.rmtree(left)
+        messages, resume = messages + "".join(driver.said), ["--resume"]
+        for local_copy in tmp_path.glob("dreamprvr-search-*"):
+            shutil.rmtree(local_copy)
     done = call(*command, "--resume")
     values = last_json(done)
     assert values["trials"] == 7 and values["pruned"] >= 1
-    assert values["test"]["SumR"] == undisturbed["test"]["SumR"]
+    assert values["test"]["SumR"] == expected["test"]["SumR"]
     assert whole_directories(storage) == whole_directories(Storage.of(space.parent / "out"))
 
     alone, killed = space.parent, tmp_path
     if storage.directory is None:
         WorkingCopy(storage, tmp_path / "out", print).fetch()
         everything = [path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()] + [
-            (said + done.stdout + done.stderr).encode()
+            (messages + done.stdout + done.stderr).encode()
         ]
         assert not any(b"hush" in text or b"endpoint_override" in text for text in everything)
-    one, other = optunas(alone / "out"), optunas(killed / "out")
+    one, other = study_trials(alone / "out"), study_trials(killed / "out")
     assert [trial.params for trial in other] == [trial.params for trial in one]
     assert [trial.state.name for trial in other] == [trial.state.name for trial in one]
     assert [trial.intermediate_values for trial in other] == [trial.intermediate_values for trial in one]
     assert [trial.value for trial in other] == [trial.value for trial in one]
     for number in range(7):
-        epochs = [each["epoch"] for each in results(killed / "out", number)]
+        epochs = [epoch["epoch"] for epoch in results(killed / "out", number)]
         assert epochs == list(range(1, len(epochs) + 1)) and len(epochs) == leaderboard(alone / "out")[number]["epochs"]
 
     refused = call(*command)
@@ -334,21 +344,21 @@ def test_a_killed_search_ends_as_one_left_alone(
     assert len(json.loads(storage.read_text("best/test.json"))["readings"]) == 1
 
 
-def test_a_trial_of_two_workers_trains_as_one_of_one(
+def test_a_trial_of_two_workers_trains_like_a_trial_of_one(
     call: Call, searched: tuple[Path, subprocess.CompletedProcess[str]], demo_shards: Path, tmp_path: Path, s3: S3
 ) -> None:
-    """The one on a disk, the two in a store."""
+    """The trial of one worker is on a disk, that of two in an object store."""
     ranges = {
         "model.registers": {"int": [0, 4]},
         "model.hidden_size": 64,
-    }  # the first trial has the preset's, as in the other search
+    }  # the first trial has the preset's values, as in the other search
     space = write_space(tmp_path / "space.yaml", demo_shards, 5, 3, ranges, pruning={"enabled": False})
     out = Storage.of(s3.uri()) / "out"
     values = last_json(
         call("tune", "--space", space, "--set", "trial.workers=2", "--trials", 2, "--out", out.location, "--json")
     )
     assert values["finished"] == values["trials"] == 2
-    assert {name.split("/")[0] for name in whole_directories(out)} == {"runs", "best"}  # each checkpoint is whole
+    assert {name.split("/")[0] for name in whole_directories(out)} == {"runs", "best"}  # every checkpoint is complete
     WorkingCopy(out, tmp_path / "out", print).fetch()
     one, two = results(searched[0].parent / "out", 0)[-1], results(tmp_path / "out", 0)[-1]
     assert one["epoch"] == two["epoch"] == 3
@@ -359,18 +369,18 @@ def test_a_trial_of_two_workers_trains_as_one_of_one(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "ray job stop"])
-def test_an_interrupted_search_says_how_to_go_on(
+def test_an_interrupted_search_says_how_to_continue(
     drive: Callable[..., Driver], demo_shards: Path, tmp_path: Path, local_ray: None, number: signal.Signals
 ) -> None:
     space = write_space(tmp_path / "space.yaml", demo_shards, 30, 2, {"model.registers": {"int": [0, 6]}})
     driver = drive(
         "tune", "--space", space, RAY_ADDRESS=ray.get_runtime_context().gcs_address
-    )  # on a Ray that was there before
+    )  # on a Ray that keeps running
     driver.wait_until_it_says("1 of 30 trials ended")
     driver.process.send_signal(number)
-    _, said = driver.process.communicate(timeout=120)
-    assert driver.process.returncode == 130 and "add --resume" in said and "Traceback" not in said
-    assert "Tuner.restore" not in said  # Ray's own advice, which would go on with nothing
+    _, messages = driver.process.communicate(timeout=120)
+    assert driver.process.returncode == 130 and "add --resume" in messages and "Traceback" not in messages
+    assert "Tuner.restore" not in messages  # Ray's own advice, which does not apply
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "search_spaces").glob("*.yaml")), ids=lambda path: path.stem)
@@ -379,10 +389,10 @@ def test_every_shipped_space_can_be_planned_and_starts_from_its_preset(path: Pat
     assert "at a time" in str(plan_trials(search))
     preset = load_experiment(search.settings.config)
     assert search.experiment == preset
-    assert search.paper_setting == {space.key: preset.flat()[space.key] for space in search.parameters}
+    assert search.paper_setting == {parameter.key: preset.flat()[parameter.key] for parameter in search.parameters}
 
 
-def test_a_dry_run_tells_the_plan_and_its_cost(call: Call, local_ray: None) -> None:
+def test_a_dry_run_prints_the_plan_and_its_cost(call: Call, local_ray: None) -> None:
     path = ROOT / "search_spaces" / "demo.yaml"
     done = call("tune", "--space", path, "--dry-run", "--json")
     values = last_json(done)
@@ -396,7 +406,7 @@ def test_a_dry_run_tells_the_plan_and_its_cost(call: Call, local_ray: None) -> N
     assert values["trials"] == 8 and values["workers"] == 1
 
 
-def test_a_choice_that_does_not_go_with_the_shards_is_named_before_ray_starts(
+def test_a_choice_that_is_not_valid_for_the_shards_is_reported_before_ray_starts(
     call: Call, demo_shards: Path, tmp_path: Path
 ) -> None:
     space = write_space(
@@ -418,5 +428,5 @@ def test_missing_shards_name_the_command_that_makes_them(
     monkeypatch.chdir(tmp_path)
     done = call("tune", "--space", ROOT / "search_spaces" / "tvr.yaml", "--trials", 2)
     assert done.returncode == 2
-    wanted = "python -m dreamprvr_ray.convert --source data --collection tvr --features i3d_resnet --out shards/tvr"
-    assert done.stderr == f"error: shards/tvr: no feature shards; create them with: {wanted}\n"
+    convert = "python -m dreamprvr_ray.convert --source data --collection tvr --features i3d_resnet --out shards/tvr"
+    assert done.stderr == f"error: shards/tvr: no feature shards; create them with: {convert}\n"
