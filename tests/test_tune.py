@@ -396,7 +396,7 @@ def test_a_dry_run_prints_the_plan_and_its_cost(call: Call, local_ray: None) -> 
     path = ROOT / "search_spaces" / "demo.yaml"
     done = call("tune", "--space", path, "--dry-run", "--json")
     values = last_json(done)
-    assert all(space.key in done.stdout for space in load_search(path).ranges)
+    assert all(parameter.key in done.stdout for parameter in load_search(path).parameters)
     assert (
         f"{values['parameters'] / 1e6:.2f} M" in done.stdout
         and "GFLOP" in done.stdout
