@@ -14,18 +14,25 @@ from typing import TYPE_CHECKING, Any
 import optuna
 import pytest
 import ray
+import ray.tune
 import yaml
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler
 from support.object_store import S3
 
 from dreamprvr_ray.config import load_experiment
+from dreamprvr_ray.errors import ObjectStoreError
 from dreamprvr_ray.search.layout import read_epochs
 from dreamprvr_ray.search.plan import plan_trials
+from dreamprvr_ray.search.ray_tune import lost_trial_failure
 from dreamprvr_ray.search.space import load_search
 from dreamprvr_ray.search.working_copy import WorkingCopy
 from dreamprvr_ray.storage.location import Storage
+from dreamprvr_ray.training.failure import TrialFailure
 
 if TYPE_CHECKING:
     from conftest import Driver
@@ -366,6 +373,25 @@ def test_a_trial_of_two_workers_trains_like_a_trial_of_one(
     assert len(names) == 10
     for name in names:
         assert two[name] == pytest.approx(one[name], rel=1e-4), name
+
+
+def test_an_object_store_failure_in_a_trial_keeps_its_kind(local_ray: None, tmp_path: Path) -> None:
+    """Ray Tune delivers it as the cause of its own error."""
+    reason, failures = "s3://bucket/run: object-store request failed: timeout", list[TrialFailure]()
+
+    class Recorder(FIFOScheduler):
+        def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
+            failures.append(lost_trial_failure(trial))
+
+    def fail(config: dict[str, Any]) -> None:
+        raise ObjectStoreError(reason)
+
+    ray.tune.Tuner(
+        fail,
+        tune_config=ray.tune.TuneConfig(scheduler=Recorder()),
+        run_config=ray.tune.RunConfig(storage_path=str(tmp_path), verbose=0),
+    ).fit()
+    assert failures == [TrialFailure("store", reason)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "ray job stop"])

@@ -87,10 +87,9 @@ def _check_database(search: Search, directory: Path) -> None:
 
 
 def check_shared(storage: Storage) -> None:
-    """Raise `UserError` if a node that may run trials does not see the search's directory, which is on this node's
-    disk.
+    """Raise `UserError` if another node that may run trials does not see the search's directory.
 
-    Nodes that join later are checked by their trials.
+    This concerns a directory on this node's disk. Trials on nodes that join later check it themselves.
     """
     if storage.directory is None:
         return

@@ -1,4 +1,4 @@
-"""The sampling algorithm: one of Optuna's samplers, seeded anew for every trial."""
+"""The sampling algorithm: one of Optuna's samplers, with its own seed for every trial."""
 
 from __future__ import annotations
 

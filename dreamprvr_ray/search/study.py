@@ -38,9 +38,11 @@ class SearchStudy:
     """The study of one search, as one driver sees it."""
 
     def __init__(self, search: Search, directory: Path, owner: str | None = None) -> None:
-        """`directory` holds the study's journal. `owner` identifies this driver's trials in the storage; by default it
-        is
-        `directory`, which is not the search's own directory where that is in an object store."""
+        """Open or create the study.
+
+        `directory` holds its journal. `owner` identifies this driver's trials in a shared database: the search's
+        location, by default `directory`.
+        """
         self.search = search
         self.owner = owner or str(directory)
         self.storage = open_storage(search.settings.store, directory)
@@ -124,10 +126,10 @@ class SearchStudy:
             self.storage.set_trial_intermediate_value(_storage_id(trial), epoch.result.epoch, epoch.result.sumr)
 
     def should_prune(self, number: int, epoch: int) -> bool:
-        """Return whether a trial that has finished `epoch` is not among the best 1 / `reduction_factor` to get that
-        far.
+        """Return whether to prune a trial that has just finished `epoch`.
 
-        Trials are compared by their best SumR up to that epoch. The first trial to get there always continues.
+        Only the best 1 / `reduction_factor` of the trials that got this far continue, compared by their best SumR up to
+        this epoch. The first trial to get here always continues.
         """
         if epoch not in self._rungs:
             return False

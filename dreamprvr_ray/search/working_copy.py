@@ -1,5 +1,4 @@
-"""A copy of a search's small files on the driver's machine. For a search on a disk, it is the search's directory
-itself.
+"""A copy of a search's small files on the driver's machine. For a search on a disk, it is the search's directory.
 
 The driver appends to the study, the epoch logs and the leaderboard; an object store has no appending. They are changed
 in the copy and uploaded after every epoch, before its trial continues. A search resumed on another machine therefore

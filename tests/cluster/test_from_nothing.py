@@ -57,7 +57,7 @@ def test_a_search_requests_nodes_trains_on_them_and_releases_them(demo_shards: P
     print(f"numbers of nodes with a GPU during {result['seconds']} s: {result['nodes']}")
     assert result["code"] == 0, result["output"]
     assert (
-        "2 at a time, 1 worker a trial of 1 CPU and 1 GPU each" in result["output"]
+        "2 at a time, 1 worker per trial with 1 CPU and 1 GPU each" in result["output"]
     )  # planned before any node existed
     assert result["nodes"][0] == 0 and max(result["nodes"]) == 2 and result["nodes"][-1] == 0
     leaderboard = json.loads((tmp_path / "out" / "leaderboard.json").read_text())
