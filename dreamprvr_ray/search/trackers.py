@@ -32,7 +32,7 @@ def _mlflow(experiment: str, directory: Path) -> Callback:
     class EpochsToMLflow(MLflowLoggerCallback):  # type: ignore[misc]
         """Ray's callback with the training's own epoch count as step and with metric names that MLflow accepts.
 
-        The step continues when a trial is resumed. If MLflow does not respond, it misses epochs and the search continues.
+        The step continues when a trial is resumed. If MLflow does not respond, it misses epochs; the search continues.
         """
 
         def log_trial_result(self, iteration: int, trial: Trial, result: dict[str, Any]) -> None:
