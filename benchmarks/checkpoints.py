@@ -1,7 +1,9 @@
-"""python -m benchmarks.checkpoints --shards SHARDS: what keeping a checkpoint an epoch costs a training in a Ray Train worker.
+"""Measure what one checkpoint per epoch costs a training in a Ray Train worker.
 
-Times the report of every epoch (the copy of the state, the hand-over to the writer, Ray Train's barrier, the line for the driver), and
-the processor time of the writer beside the training, against the epoch.
+    python -m benchmarks.checkpoints --shards SHARDS
+
+Compares two times with the time of an epoch: each epoch's report (copying the state, handing it to the writer, Ray
+Train's barrier, the line for the driver), and the CPU time of the writer, which runs in parallel with the training.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from dreamprvr_ray.training.reporter import EpochResult, Snapshot
 
 @dataclass(frozen=True)
 class TimedCheckpoint(Checkpoint):
-    """A checkpoint that notes the processor time of its writing in `row`."""
+    """A checkpoint that records the CPU time of writing it in `row`."""
 
     row: dict[str, float]
 
@@ -45,7 +47,7 @@ class TimedCheckpoint(Checkpoint):
 
 
 class TimedReporter(RayTrainReporter):
-    """Notes how long each report took, and how long its checkpoint's writing kept a processor busy."""
+    """Records the time of each report and the CPU time of writing its checkpoint."""
 
     def __init__(self, store: CheckpointStore) -> None:
         super().__init__(store, None, 0.0)
@@ -66,7 +68,7 @@ class TimedReporter(RayTrainReporter):
 
 
 def work(values: dict[str, Any]) -> list[dict[str, float]]:
-    """One worker."""
+    """Train in one worker and return the measurements of each epoch."""
     job = TrainJob.from_dict(values)
     reporter = TimedReporter(CheckpointStore(Storage(job.run) / CHECKPOINTS))
     fit(job.experiment, local_shards(job.shards), reporter)
@@ -75,8 +77,8 @@ def work(values: dict[str, Any]) -> list[dict[str, float]]:
 
 
 def main(arguments: list[str]) -> None:
-    parser = Parser("checkpoints", "What keeping a checkpoint an epoch costs.", package="benchmarks")
-    parser.add_argument("--shards", required=True)
+    parser = Parser("checkpoints", "Measure what one checkpoint per epoch costs.", package="benchmarks")
+    parser.add_argument("--shards", required=True, help="a directory or URI written by `convert`")
     parser.add_argument("--config", default="tvr")
     parser.add_overrides()
     options = parser.parse_args(arguments)
@@ -97,12 +99,12 @@ def main(arguments: list[str]) -> None:
     for number, row in enumerate(rows, start=1):
         print(
             f"epoch {number}: {row['epoch_seconds']:.1f} s, report {row['report_seconds'] * 1e3:.0f} ms"
-            f" (copy {row['copied_after'] * 1e3:.0f} ms), writer {row['writer_seconds'] * 1e3:.0f} ms of processor time"
+            f" (copy {row['copied_after'] * 1e3:.0f} ms), writer {row['writer_seconds'] * 1e3:.0f} ms CPU time"
         )
-    # The last report waits for its checkpoint, after which nothing is trained.
+    # The last report is left out: it waits for its checkpoint, because no epoch follows.
     shares = [(row["report_seconds"] + row["writer_seconds"]) / row["epoch_seconds"] for row in rows[:-1]]
     share = statistics.median(shares)
-    print(f"a checkpoint costs {share:.2%} of an epoch, report and writer together")
+    print(f"a checkpoint costs {share:.2%} of an epoch (report and writer)")
     if options.json:
         print_json({"share": share, "epochs": rows})
 

@@ -1,8 +1,11 @@
-"""python -m benchmarks.epoch --shards SHARDS: an epoch of real shards on the CPU, against the plain path's and against its own pure steps.
+"""Time an epoch on real shards on the CPU: the fast path, the plain path, and the fast path's steps alone.
 
-The `tvr` preset at hidden size 128 with `data.trim_frames: batch`. The fast path reads as the training loop does, in a thread beside the
-steps; the plain one follows the specification branch by branch in fp32 on 128 padded frames, and reads between its steps. Both take the same
-batches of the same epoch in turns; `pure` is the fast path's time for these batches when they lie in memory.
+    python -m benchmarks.epoch --shards SHARDS
+
+The setting is the `tvr` preset at hidden size 128 with `data.trim_frames: batch`. The fast path reads as the training
+loop does, in a thread that runs in parallel with the steps. The plain path follows the specification branch by branch
+in fp32 on 128 padded frames, and reads between its steps. Both take turns on the same batches of the same epoch. `pure`
+is the fast path's time for these batches when they are already in memory.
 """
 
 from __future__ import annotations
@@ -10,14 +13,15 @@ from __future__ import annotations
 import os
 import statistics
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.paths import FastSteps, PlainSteps
-from benchmarks.sides import Side, peak_memory
+from benchmarks.measured_process import MeasuredProcess, peak_memory
+from benchmarks.training_steps import FastSteps, PlainSteps
 from dreamprvr_ray.command_line import Parser, print_json, run
 from dreamprvr_ray.config import Experiment, load_experiment
 from dreamprvr_ray.data.batches import Batch, collate, plan_epoch, prefetch
@@ -27,7 +31,7 @@ from dreamprvr_ray.training.objective import StepRandomness
 
 
 class Epoch:
-    """Batches of the first epoch of a path."""
+    """The training steps of one path on batches of the first epoch."""
 
     def __init__(self, path: str, experiment: Experiment, shards: Path) -> None:
         self._split = ShardSet.open(shards).split("train")
@@ -41,17 +45,21 @@ class Epoch:
         self._model = experiment.model
 
     def __call__(self, reading: str, first: int, count: int) -> tuple[float, float, float, float]:
-        """Seconds that batches first .. first + count - 1 take, those of the CPU, those spent waiting for data, and the peak memory in GiB.
+        """Train on batches first .. first + count - 1; return wall, CPU and waiting seconds and peak memory in GiB.
 
-        They are read `beside` the steps, `between` them or `before`, which does not count.
+        Batches are read `parallel` to the steps, `between` them, or `before` them, which is not timed.
         """
-        made = (collate(self._split, videos, self._trimmed) for videos in self._plan[first : first + count])
-        batches = prefetch(made) if reading == "beside" else iter(list(made)) if reading == "before" else made
+        collated = (collate(self._split, videos, self._trimmed) for videos in self._plan[first : first + count])
+        batches: Iterator[Batch] = collated
+        if reading == "parallel":
+            batches = prefetch(collated)
+        elif reading == "before":
+            batches = iter(list(collated))
         began, used, waited = time.perf_counter(), time.process_time(), 0.0
         for number in range(first, first + count):
-            asked = time.perf_counter()
+            requested = time.perf_counter()
             batch = next(batches)
-            waited += time.perf_counter() - asked
+            waited += time.perf_counter() - requested
             self._step(batch, number)
         return time.perf_counter() - began, time.process_time() - used, waited, peak_memory()
 
@@ -62,14 +70,16 @@ class Epoch:
 
 
 def main(arguments: list[str]) -> None:
-    parser = Parser("epoch", "The speed of an epoch on real shards.", package="benchmarks")
-    parser.add_argument("--shards", type=Path, required=True)
+    parser = Parser("epoch", "Time an epoch on real shards.", package="benchmarks")
+    parser.add_argument("--shards", type=Path, required=True, help="a directory written by `convert`")
     parser.add_argument("--hidden-size", type=int, default=128)
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the fast path")
+    parser.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="precision of the fast path"
+    )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--batch-videos", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batches", type=int, default=2, help="a round; 0 for the whole epoch")
+    parser.add_argument("--batches", type=int, default=2, help="batches per round; 0 for the whole epoch (default: 2)")
     options = parser.parse_args(arguments)
     changes: dict[str, Any] = {
         "model.hidden_size": options.hidden_size,
@@ -80,34 +90,34 @@ def main(arguments: list[str]) -> None:
     shards = ShardSet.open(options.shards)
     experiment = with_feature_sizes(load_experiment("tvr", changes), shards.manifest)
     videos, size = len(shards.split("train")), experiment.training.batch_videos
-    whole = videos // size  # but for the last, smaller one
-    count = min(options.batches or whole, whole)
-    print(f"{videos} videos in batches of {size}, of which a round takes {count}", flush=True)
+    full_batches = videos // size  # the last, smaller one is left out
+    count = min(options.batches or full_batches, full_batches)
+    print(f"{videos} videos in batches of {size}; {count} batches per round", flush=True)
 
-    sides = {path: Side(options.threads, Epoch, path, experiment, options.shards) for path in ("fast", "plain")}
-    for side in sides.values():
-        side("before", 0, 1)
-    readings = {"fast": ("fast", "beside"), "pure": ("fast", "before"), "plain": ("plain", "between")}
+    processes = {
+        path: MeasuredProcess(options.threads, Epoch, path, experiment, options.shards) for path in ("fast", "plain")
+    }
+    for process in processes.values():
+        process("before", 0, 1)
+    readings = {"fast": ("fast", "parallel"), "pure": ("fast", "before"), "plain": ("plain", "between")}
     taken: dict[str, list[float]] = {name: [] for name in readings}
     used: dict[str, list[float]] = {name: [] for name in readings}
     waited: list[float] = []
     memory: dict[str, float] = {}
     for number in range(options.rounds):
-        first = number * count % (whole - count + 1)
+        first = number * count % (full_batches - count + 1)
         for name, (path, reading) in readings.items():
-            seconds, cpu, waits, memory[name] = sides[path](reading, first, count)
+            seconds, cpu, waits, memory[name] = processes[path](reading, first, count)
             taken[name].append(seconds)
             used[name].append(cpu)
             if name == "fast":
                 waited.append(waits / seconds)
-        print(
-            f"round {number + 1}: videos/s: {', '.join(f'{name} {count * size / each[-1]:.1f}' for name, each in taken.items())}",
-            flush=True,
-        )
-    for side in sides.values():
-        side.close()
+        rates = ", ".join(f"{name} {count * size / seconds[-1]:.1f}" for name, seconds in taken.items())
+        print(f"round {number + 1}: videos/s: {rates}", flush=True)
+    for process in processes.values():
+        process.close()
 
-    epoch = {name: statistics.median(each) * videos / (count * size) for name, each in taken.items()}
+    epoch = {name: statistics.median(rounds) * videos / (count * size) for name, rounds in taken.items()}
     ratios = {
         name: [other / fast for other, fast in zip(taken[name], taken["fast"], strict=True)]
         for name in ("plain", "pure")
@@ -125,12 +135,14 @@ def main(arguments: list[str]) -> None:
         ),
         "ratio": round(statistics.median(ratios["plain"]), 2),
     }
-    print(f"an epoch: {', '.join(f'{name} {seconds:.1f} s' for name, seconds in epoch.items())}")
+    print(f"epoch: {', '.join(f'{name} {seconds:.1f} s' for name, seconds in epoch.items())}")
     print(
-        f"the fast one waits for data {results['waiting']:.1%} of its time; its pure steps are {results['pure_share']:.1%} of it"
+        f"fast path: {results['waiting']:.1%} of the time is spent waiting for data,"
+        f" {results['pure_share']:.1%} in training steps"
     )
     print(
-        f"fast is {results['ratio']:.2f} times as fast as plain (median of {options.rounds} rounds; by CPU time {results['cpu_ratio']:.2f})"
+        f"the fast path is {results['ratio']:.2f} times as fast as the plain one"
+        f" (median of {options.rounds} rounds; {results['cpu_ratio']:.2f} by CPU time)"
     )
     if options.json:
         print_json(results)

@@ -1,9 +1,12 @@
-"""python -m benchmarks.kills: SIGKILL at random moments of a training, and what was lost.
+"""Send SIGKILL at random moments of a training, and measure what is lost.
 
-Kills a worker, the driver and a node of a Ray cluster on this machine (`ray.cluster_utils`), each `--runs` times, several times in one
-training of two workers. A killed driver is started again with `--resume`; of a killed worker or node the training recovers by itself, the
-node's on another one. Dropout is 0: the final weights must equal the undisturbed run's. `epochs_lost` counts finished epochs that had to be
-trained again; the one that was under way comes on top.
+    python -m benchmarks.kills [--runs 10]
+
+Kills a worker, the driver and a node of a Ray cluster on this machine (`ray.cluster_utils`), `--runs` times each and
+several times per training of two workers. A killed driver is restarted with `--resume`. After the loss of a worker or a
+node the training recovers automatically, on another node if necessary. Dropout is 0, so the final weights must equal
+those of the undisturbed run. `epochs_lost` counts finished epochs that had to be trained again, without the interrupted
+one.
 """
 
 from __future__ import annotations
@@ -21,9 +24,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
-from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
 from dreamprvr_ray.checkpoints.checkpoint import read_weights
@@ -45,26 +48,29 @@ SETTINGS = [
     ),
     *("model.hidden_size=16", "model.branches=2", "model.dropout=0", "model.input_dropout=0"),
 ]
-WINDOW = 3  # epochs after a first step within which the next kill comes
+WINDOW = 3  # the next kill comes within this many epochs after a first step
 STEP = r"^training (re)?started"
 
 
 @dataclass(frozen=True)
 class Loss:
-    """What one kill cost."""
+    """The effect of one kill."""
 
     target: str
-    finished: int  # epochs, when it came
+    finished: int  # finished epochs at the time of the kill
     epochs_lost: int
     recovered_after: float  # seconds from the kill to the next step
 
     def line(self) -> str:
-        """For a person."""
-        return f"{self.target} killed after {self.finished} epochs: {self.epochs_lost} of them lost, next step after {self.recovered_after:.1f} s"
+        """Return a line for the user."""
+        return (
+            f"{self.target} killed after {self.finished} epochs: {self.epochs_lost} lost,"
+            f" next step after {self.recovered_after:.1f} s"
+        )
 
 
 class Training:
-    """A `train` command of two workers on the cluster, whose lines are noted with the time at which they came."""
+    """A `train` command with two workers on the cluster; its output lines are recorded with their times."""
 
     def __init__(self, shards: Path, out: Path, cluster: Cluster, *options: str) -> None:
         command = f"-m dreamprvr_ray.train --config demo --workers 2 --shards {shards} --out {out} --set"
@@ -86,11 +92,11 @@ class Training:
             self.lines.append((time.monotonic(), line.rstrip()))
 
     def times(self, pattern: str) -> list[float]:
-        """When lines that hold `pattern` came."""
+        """Return the times of the lines that contain `pattern`."""
         return [at for at, line in list(self.lines) if re.search(pattern, line)]
 
     def wait_for(self, pattern: str, after: float = 0.0) -> float:
-        """When the first line that holds `pattern` came after a time; waits for it."""
+        """Wait for a line that contains `pattern` after the time `after`, and return its time."""
         while True:
             found = [at for at in self.times(pattern) if at > after]
             if found:
@@ -102,17 +108,17 @@ class Training:
             time.sleep(0.02)
 
     def epoch_after(self, time: float) -> int:
-        """The first epoch that was finished after a time; waits for it."""
+        """Wait for the first epoch that finishes after `time`, and return its number."""
         self.wait_for(r"epoch +\d+/", after=time)
         return next(epoch for at, epoch in self.epochs() if at > time)
 
     def epochs(self) -> list[tuple[float, int]]:
-        """When each epoch's line came, and which epoch it was."""
+        """Return the time and the number of each finished epoch."""
         found = ((at, re.match(r"epoch +(\d+)/", line)) for at, line in list(self.lines))
         return [(at, int(match[1])) for at, match in found if match]
 
     def end(self) -> None:
-        """Waits for the end, which must be a good one."""
+        """Wait for the command to end. Raises `RuntimeError` if it fails."""
         code = self.process.wait()
         self._reader.join()
         if code:
@@ -121,7 +127,7 @@ class Training:
 
 @contextmanager
 def demo_cluster() -> Iterator[Cluster]:
-    """A head that runs no workers, and three nodes of one CPU: one to spare."""
+    """Start a head node without workers and three nodes with one CPU each, one of which is a spare."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         for _ in range(3):
@@ -132,29 +138,29 @@ def demo_cluster() -> Iterator[Cluster]:
 
 
 def make_shards(folder: Path) -> Path:
-    """Small demo shards."""
+    """Write small demo shards."""
     write_demo(folder / "source", videos={"train": 32, "val": 12, "test": 8})
     convert(Source.open(folder / "source", "demo"), folder / "shards", ConversionSettings(), workers=1)
     return folder / "shards"
 
 
 def undisturbed(shards: Path, out: Path, cluster: Cluster) -> float:
-    """Trains without a kill; returns the seconds of an epoch."""
+    """Train without a kill; return the seconds per epoch."""
     training = Training(shards, out, cluster)
     training.end()
     return (training.epochs()[-1][0] - training.times(STEP)[0]) / EPOCHS
 
 
 def disturbed(
-    target: str, waits: Iterator[float], shards: Path, out: Path, cluster: Cluster, say: Callable[[Loss], None]
+    target: str, waits: Iterator[float], shards: Path, out: Path, cluster: Cluster, report: Callable[[Loss], None]
 ) -> None:
-    """Trains once and kills `target` so many seconds after each first step; says what each kill cost."""
+    """Train once, kill `target` the given seconds after each first step, and report each kill."""
     training = Training(shards, out, cluster)
     stepped = training.wait_for(STEP)
     for wait in waits:
         time.sleep(max(0.0, stepped + wait - time.monotonic()))
         finished = max((epoch for _, epoch in training.epochs()), default=0)
-        if finished > EPOCHS - WINDOW:  # it may have ended before it is killed
+        if finished > EPOCHS - WINDOW:  # the training could end before the kill
             break
         killed = time.monotonic()
         if target == "driver":
@@ -170,12 +176,12 @@ def disturbed(
                 cluster.add_node(num_cpus=1)
             stepped = training.wait_for(STEP, after=killed)
         next_epoch = training.epoch_after(stepped)
-        say(Loss(target, finished, max(0, finished + 1 - next_epoch), stepped - killed))
+        report(Loss(target, finished, max(0, finished + 1 - next_epoch), stepped - killed))
     training.end()
 
 
 def ray_processes(name: str) -> list[psutil.Process]:
-    """The processes of Ray's actors of this class that run under this one."""
+    """Return the processes of Ray actors of this class that this process started."""
     return [
         process
         for process in psutil.Process().children(recursive=True)
@@ -183,8 +189,11 @@ def ray_processes(name: str) -> list[psutil.Process]:
     ]
 
 
-def _node_of_a_worker(cluster: Cluster) -> Node:
-    """A node with a worker and without the driver: that joins any node of its machine, and Ray Train's controller with it, and dies with it."""
+def _node_of_a_worker(cluster: Cluster) -> Any:
+    """Return a node that has a worker but not the driver.
+
+    The driver joins any node of its machine, together with Ray Train's controller, and would die with that node.
+    """
     controllers = {process.ppid() for process in ray_processes("TrainController")}
     workers = {process.ppid() for process in ray_processes("RayTrainWorker")}
     raylets = {node.all_processes["raylet"][0].process.pid: node for node in cluster.list_all_nodes()}
@@ -199,7 +208,7 @@ def _command(process: psutil.Process) -> list[str]:
 
 
 def _difference(run: Path, reference: Path) -> float:
-    """The largest difference between two runs' last weights."""
+    """Return the largest difference between the final weights of two runs."""
     weights = []
     for out in (run, reference):
         with CheckpointStore(Storage.of(out / "checkpoints")).opened(EPOCHS) as directory:
@@ -209,18 +218,16 @@ def _difference(run: Path, reference: Path) -> float:
 
 
 def main(arguments: list[str]) -> None:
-    parser = Parser(
-        "kills", "SIGKILL workers, drivers and nodes at random moments of a training.", package="benchmarks"
-    )
-    parser.add_argument("--runs", type=int, default=10, help="kills of each kind")
+    parser = Parser("kills", "Kill workers, drivers and nodes at random moments of a training.", package="benchmarks")
+    parser.add_argument("--runs", type=int, default=10, help="kills of each kind (default: 10)")
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     moments = random.Random(options.seed)
     losses: list[Loss] = []
-    differences: list[float] = []  # of each training's final weights from the undisturbed one's
+    differences: list[float] = []  # final weights of each training compared with the undisturbed one
 
-    def say(loss: Loss) -> None:
+    def report(loss: Loss) -> None:
         losses.append(loss)
         print(f"{len(losses):>3} {loss.line()}", flush=True)
 
@@ -228,14 +235,16 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="dreamprvr-kills-") as folder, demo_cluster() as cluster:
         shards, reference = make_shards(Path(folder)), Path(folder) / "undisturbed"
         seconds = undisturbed(shards, reference, cluster)
-        print(f"undisturbed: {seconds:.2f} s an epoch", flush=True)
+        print(f"undisturbed: {seconds:.2f} s per epoch", flush=True)
         for target in options.targets:
             while (left := options.runs - sum(loss.target == target for loss in losses)) > 0:
                 out = Path(folder) / f"{target}-{len(differences)}"
                 waits = (moments.uniform(0, WINDOW * seconds) for _ in range(left))
-                disturbed(target, waits, shards, out, cluster, say)
+                disturbed(target, waits, shards, out, cluster, report)
                 differences.append(_difference(out, reference))
-                print(f"    final weights within {differences[-1]:.1e} of the undisturbed", flush=True)
+                print(
+                    f"    final weights differ from the undisturbed run's by at most {differences[-1]:.1e}", flush=True
+                )
     worst = max(loss.epochs_lost for loss in losses)
     equal = not any(differences)
     print(f"{len(losses)} kills: at most {worst} finished epochs lost; final weights {'equal' if equal else 'DIFFER'}")

@@ -1,11 +1,13 @@
-"""python -m benchmarks.scaling: two workers with one thread each against one worker with one thread, alternating in one run.
+"""Compare two workers with one thread each to one worker with one thread, in alternating rounds.
 
-Without Ray: two processes in the environment of Ray's workers that talk through gloo, as Ray Train's do on a machine without GPUs. Model and
-batch are the `tvr` preset's, at a smaller hidden size, on random features of qvh's sizes; a step is forward, loss, backward, sum of gradients and
-optimiser, dropout on.
+    python -m benchmarks.scaling
 
-Cores of one machine share cache, memory and clock, and a virtual machine's may not even be its own: how much more two processes do that have
-nothing to do with each other, each with half of the batch, is measured in the same rounds.
+Without Ray: two processes in the environment of Ray's workers that communicate through gloo, as Ray Train's workers do
+on a machine without GPUs. Model and batch are the `tvr` preset's at a smaller hidden size, on random features of qvh's
+sizes. A step is the forward pass, loss, backward pass, sum of gradients and optimiser, with dropout.
+
+The cores of a machine share cache, memory and clock, and a virtual machine may not have whole cores. The same rounds
+therefore also measure how much more two unrelated processes compute than one, each with half of the batch.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from benchmarks.sides import ENVIRONMENT
+from benchmarks.measured_process import ENVIRONMENT
 from benchmarks.synthetic import random_batch
 from dreamprvr_ray.command_line import Parser, print_json, run
 from dreamprvr_ray.config import Experiment, load_experiment
@@ -31,11 +33,11 @@ from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.training.objective import StepRandomness, training_losses
 from dreamprvr_ray.training.optimizer import build_optimizer
 
-QUERIES = 3  # of a video
+QUERIES = 3  # per video
 
 
 def train_steps(experiment: Experiment, workers: Workers, steps: int, seed: int) -> float:
-    """Seconds a step of a whole batch takes these workers, all of whom must call this."""
+    """Return the seconds that a step of the whole batch takes. Every worker must call this."""
     size = experiment.training.batch_videos
     torch.manual_seed(seed)
     model = DreamPRVR(experiment.model, experiment.data.video_size, experiment.data.text_size)
@@ -70,28 +72,28 @@ def train_steps(experiment: Experiment, workers: Workers, steps: int, seed: int)
 
 
 def work(rank: int, folder: Path, experiment: Experiment, rounds: int, steps: int, results: Connection) -> None:
-    """One of two processes: the first trains alone, then both together, so many rounds."""
+    """Run one of the two processes: in each round the first one trains alone, then both train together."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     half = experiment.with_values({"training.batch_videos": experiment.training.batch_videos // 2})
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=2)
     for number in range(rounds):
         alone = train_steps(experiment, Workers(), steps, number) if rank == 0 else 0.0
         dist.barrier()
         together = train_steps(experiment, Workers(rank, 2), steps, number)
         half_alone = train_steps(half, Workers(), steps, number) if rank == 0 else 0.0
         dist.barrier()
-        half_beside = train_steps(half, Workers(), steps, number)
+        half_together = train_steps(half, Workers(), steps, number)
         if rank == 0:
-            results.send((alone / together, 2 * half_alone / half_beside, alone))
+            results.send((alone / together, 2 * half_alone / half_together, alone))
         dist.barrier()
     dist.destroy_process_group()
 
 
 def main(arguments: list[str]) -> None:
-    parser = Parser("scaling", "Two workers against one, with one thread each.", package="benchmarks")
+    parser = Parser("scaling", "Compare two workers with one worker, one thread each.", package="benchmarks")
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=3, help="a round and side")
+    parser.add_argument("--steps", type=int, default=3, help="steps per measurement (default: 3)")
     parser.add_argument("--hidden-size", type=int, default=128)
     parser.add_argument("--batch-videos", type=int, default=128)
     options = parser.parse_args(arguments)
@@ -106,18 +108,21 @@ def main(arguments: list[str]) -> None:
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     with tempfile.TemporaryDirectory(prefix="dreamprvr-scaling-") as folder:
-        arguments_of = [(rank, Path(folder), experiment, options.rounds, options.steps, sender) for rank in range(2)]
-        processes = [context.Process(target=work, args=each, daemon=True) for each in arguments_of]
+        worker_arguments = [
+            (rank, Path(folder), experiment, options.rounds, options.steps, sender) for rank in range(2)
+        ]
+        processes = [context.Process(target=work, args=values, daemon=True) for values in worker_arguments]
         for process in processes:
             process.start()
         ratios, unrelated = [], []
         for number in range(options.rounds):
-            ratio, beside, alone = receiver.recv()
+            ratio, unrelated_ratio, alone = receiver.recv()
             ratios.append(ratio)
-            unrelated.append(beside)
+            unrelated.append(unrelated_ratio)
             rate = options.batch_videos / alone
             print(
-                f"round {number + 1}: one worker {rate:.1f} videos/s, two {rate * ratio:.1f}: {ratio:.2f} times; unrelated processes {beside:.2f}",
+                f"round {number + 1}: one worker {rate:.1f} videos/s, two {rate * ratio:.1f} ({ratio:.2f} times);"
+                f" unrelated processes {unrelated_ratio:.2f} times",
                 flush=True,
             )
         for process in processes:
@@ -125,11 +130,11 @@ def main(arguments: list[str]) -> None:
     ratio, machine = statistics.median(ratios), statistics.median(unrelated)
     print(
         f"two workers train {ratio:.2f} times as fast as one (median of {options.rounds} rounds);"
-        f" two unrelated processes do {machine:.2f} times as much"
+        f" two unrelated processes compute {machine:.2f} times as much as one"
     )
     if options.json:
         print_json(
-            {"ratio": round(ratio, 3), "ratios": [round(each, 3) for each in ratios], "unrelated": round(machine, 3)}
+            {"ratio": round(ratio, 3), "ratios": [round(value, 3) for value in ratios], "unrelated": round(machine, 3)}
         )
 
 

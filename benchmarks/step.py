@@ -1,9 +1,12 @@
-"""python -m benchmarks.step: how fast a training step is, against what the machine's matrix products reach in the same run.
+"""Time a training step, and compare its rate with the machine's rate for matrix products.
 
-A step is the forward pass, the losses, the backward pass and the optimiser, dropout on, on random features of a preset's sizes that lie on
-the device: on the CPU 16 videos of 128 frames, on a GPU the preset's batch of videos of 40 to 128 frames. `--against plain` takes turns with
-the plain path: on the CPU the specification branch by branch in fp32, on a GPU the same step launched kernel by kernel and without compiled
-chains, which is how several workers, and steps of rare shapes, are run. Each path has a process of its own.
+    python -m benchmarks.step [--device cuda] [--against plain]
+
+A step is the forward pass, the losses, the backward pass and the optimiser, with dropout, on random features of a
+preset's sizes that are already on the device: on the CPU 16 videos of 128 frames, on a GPU the preset's batch of videos
+of 40 to 128 frames. `--against plain` alternates with the plain path. On the CPU that is the specification branch by
+branch in fp32; on a GPU it is the same step launched kernel by kernel without compiled operations, as with several
+workers or rare batch shapes. Each path has its own process.
 """
 
 from __future__ import annotations
@@ -17,9 +20,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.paths import FastSteps, LaunchedSteps, PlainSteps
-from benchmarks.sides import Side, peak_memory
+from benchmarks.measured_process import MeasuredProcess, peak_memory
 from benchmarks.synthetic import random_batch
+from benchmarks.training_steps import FastSteps, LaunchedSteps, PlainSteps
 from dreamprvr_ray.command_line import Parser, print_json, run
 from dreamprvr_ray.config import FRAMES, Experiment, load_experiment
 from dreamprvr_ray.device import autocast, resolve_precision
@@ -48,7 +51,7 @@ class Steps:
         self._step = 0
 
     def __call__(self, count: int) -> tuple[float, float, float]:
-        """Takes so many steps; gives the seconds that one took, those of the CPU, and the most memory so far in GiB, less the interpreter's."""
+        """Run `count` steps; return wall and CPU seconds per step, and peak memory in GiB beyond the interpreter's."""
         synchronise()
         began, used = time.perf_counter(), time.process_time()
         for _ in range(count):
@@ -60,13 +63,13 @@ class Steps:
 
 
 def synchronise() -> None:
-    """Waits for the device."""
+    """Wait for the device."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 class MatrixPeak:
-    """TFLOP/s of one large product of random matrices."""
+    """The rate of one large product of random matrices, in TFLOP/s."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self._size = 8192 if device.type == "cuda" else 4096
@@ -85,20 +88,26 @@ class MatrixPeak:
 
 
 def main(arguments: list[str]) -> None:
-    parser = Parser("step", "The speed of a training step.", package="benchmarks")
-    parser.add_argument("--config", default="tvr")
+    parser = Parser("step", "Time a training step.", package="benchmarks")
+    parser.add_argument("--config", default="tvr", help="a preset or a YAML file (default: tvr)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the fast path")
-    parser.add_argument("--against", choices=("plain",))
-    parser.add_argument("--videos", type=int, help="a step (default: 16 on the CPU, the preset's batch on a GPU)")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the CPU")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, help="a round and path (default: 1 on the CPU, 20 on a GPU)")
+    parser.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="precision of the fast path"
+    )
+    parser.add_argument("--against", choices=("plain",), help="also time the plain path, in turns")
+    parser.add_argument(
+        "--videos", type=int, help="videos per step (default: 16 on the CPU, the preset's batch on a GPU)"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads (default: all cores)"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of measurement (default: 5)")
+    parser.add_argument("--steps", type=int, help="steps per round and path (default: 1 on the CPU, 20 on a GPU)")
     parser.add_argument(
         "--epoch",
         type=int,
         metavar="VIDEOS",
-        help="also time an epoch of so many videos and reckon a training's epochs",
+        help="also time an epoch of this many videos, and estimate the training time",
     )
     parser.add_overrides()
     options = parser.parse_args(arguments)
@@ -111,9 +120,10 @@ def main(arguments: list[str]) -> None:
     gflop, steps = specified_gflop(experiment), options.steps or (1 if device.type == "cpu" else 20)
     with autocast(device, resolve_precision(options.precision, device)) as context:
         dtype = torch.bfloat16 if context._enabled else torch.float32
-    peaks = [measured(options.threads, device, dtype)]
+    peaks = [matrix_peak(options.threads, device, dtype)]
     print(
-        f"{dtype} matrix products: {peaks[0]:.3g} TFLOP/s; a step of {videos} videos is specified as {videos * gflop / 1000:.3g} TFLOP",
+        f"{dtype} matrix products: {peaks[0]:.3g} TFLOP/s; a step of {videos} videos has"
+        f" {videos * gflop / 1000:.3g} TFLOP as specified",
         flush=True,
     )
 
@@ -123,23 +133,25 @@ def main(arguments: list[str]) -> None:
         "threads": options.threads,
         "videos": videos,
     }
-    sides, seconds, used = {}, {}, {}
+    processes, seconds, used = {}, {}, {}
     for path in PATHS if options.against else PATHS[:1]:
-        sides[path], seconds[path] = Side(options.threads, Steps, path, experiment, device, options.precision), []
+        processes[path], seconds[path] = (
+            MeasuredProcess(options.threads, Steps, path, experiment, device, options.precision),
+            [],
+        )
         used[path] = []
-        first = [
-            sides[path](1)[0] for _ in range(3 if device.type == "cuda" else 1)
-        ]  # on a GPU: launched, recorded, replayed
-        print(f"{path}: the first steps took {', '.join(f'{each:.1f}' for each in first)} s", flush=True)
-        results[path] = {"first_steps_s": [round(each, 2) for each in first]}
+        # On a GPU the first step is launched, the second captured, the third replayed.
+        first = [processes[path](1)[0] for _ in range(3 if device.type == "cuda" else 1)]
+        print(f"{path}: the first steps took {', '.join(f'{step:.1f}' for step in first)} s", flush=True)
+        results[path] = {"first_steps_s": [round(step, 2) for step in first]}
     for number in range(options.rounds):
-        for path, side in sides.items():
-            taken, cpu, results[path]["peak_gib"] = side(steps)
+        for path, process in processes.items():
+            taken, cpu, results[path]["peak_gib"] = process(steps)
             seconds[path].append(taken)
             used[path].append(cpu)
-        each = ", ".join(f"{path} {videos / taken[-1]:.2f}" for path, taken in seconds.items())
-        print(f"round {number + 1}: videos/s: {each}", flush=True)
-    peaks.append(measured(options.threads, device, dtype))  # what else the machine does may have changed meanwhile
+        rates = ", ".join(f"{path} {videos / taken[-1]:.2f}" for path, taken in seconds.items())
+        print(f"round {number + 1}: videos/s: {rates}", flush=True)
+    peaks.append(matrix_peak(options.threads, device, dtype))  # the machine's other load may have changed
     peak = results["matrix_tflops"] = max(peaks)
     for path, taken in seconds.items():
         step = statistics.median(taken)
@@ -153,12 +165,13 @@ def main(arguments: list[str]) -> None:
             "peak_gib": round(results[path]["peak_gib"], 3),
         }
         print(
-            f"{path}: {1000 * step:.1f} ms a step, {videos / step:.2f} videos/s, {1000 * rate:.0f} GFLOP/s as specified, {rate / peak:.1%} of the"
-            f" matrix peak, at most {results[path]['peak_gib']} GiB"
+            f"{path}: {1000 * step:.1f} ms per step, {videos / step:.2f} videos/s,"
+            f" {1000 * rate:.0f} GFLOP/s as specified ({rate / peak:.1%} of the rate of matrix products),"
+            f" peak memory {results[path]['peak_gib']} GiB"
         )
     if options.epoch:
         count = -(-options.epoch // videos)
-        epoch = count * sides["fast"](count)[0]
+        epoch = count * processes["fast"](count)[0]
         epochs = experiment.training.epochs
         results["epoch"] = {
             "videos": options.epoch,
@@ -166,7 +179,8 @@ def main(arguments: list[str]) -> None:
             "training_minutes": round(epoch * epochs / 60, 2),
         }
         print(
-            f"an epoch of {options.epoch} videos: {epoch:.2f} s; {epochs} such epochs: {epoch * epochs / 60:.1f} min, without reading and evaluation"
+            f"epoch of {options.epoch} videos: {epoch:.2f} s; {epochs} epochs: {epoch * epochs / 60:.1f} min,"
+            " without reading and evaluation"
         )
     if options.against:
         results["memory_ratio"] = round(results["fast"]["peak_gib"] / results["plain"]["peak_gib"], 3)
@@ -175,20 +189,21 @@ def main(arguments: list[str]) -> None:
             statistics.median(plain / fast for plain, fast in zip(seconds["plain"], seconds["fast"], strict=True)), 3
         )
         print(
-            f"fast is {results['ratio']:.2f} times as fast as plain (median of {options.rounds} rounds; by CPU time {results['cpu_ratio']:.2f})"
+            f"the fast path is {results['ratio']:.2f} times as fast as the plain one"
+            f" (median of {options.rounds} rounds; {results['cpu_ratio']:.2f} by CPU time)"
         )
-        print(f"it takes {results['memory_ratio']:.2f} of plain's memory")
-    for side in sides.values():
-        side.close()
+        print(f"it needs {results['memory_ratio']:.2f} times the plain path's memory")
+    for process in processes.values():
+        process.close()
     if options.json:
         print_json(results)
 
 
-def measured(threads: int, device: torch.device, dtype: torch.dtype) -> float:
-    """The matrix peak, in TFLOP/s."""
-    side = Side(threads, MatrixPeak, device, dtype)
-    peak: float = side()
-    side.close()
+def matrix_peak(threads: int, device: torch.device, dtype: torch.dtype) -> float:
+    """Return the rate of matrix products, in TFLOP/s."""
+    process = MeasuredProcess(threads, MatrixPeak, device, dtype)
+    peak: float = process()
+    process.close()
     return peak
 
 

@@ -1,4 +1,4 @@
-"""Random batches of any size, for benchmarks that need no real features."""
+"""Random batches of any size, for benchmarks that do not need real features."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dreamprvr_ray.data.batches import Batch
 
 
 def random_batch(data: DataConfig, videos: int, queries_per_video: int, seed: int = 0, shortest: int = 40) -> Batch:
-    """`videos` videos of `shortest` to 128 frames with so many queries each, of 8 to 30 tokens."""
+    """Return a batch of videos with `shortest` to 128 frames, and queries with 8 to 30 tokens."""
     random = torch.Generator().manual_seed(seed)
     queries = videos * queries_per_video
     frames = torch.randint(shortest, FRAMES + 1, (videos, 1), generator=random)

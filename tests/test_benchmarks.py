@@ -1,4 +1,4 @@
-"""The two paths that benchmarks compare do the same: steps without dropout lead to the same weights."""
+"""The two paths that benchmarks compare are equivalent: steps without dropout give the same weights."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from support import reference_model
 
 from benchmarks import opening
-from benchmarks.paths import FastSteps, PlainSteps
 from benchmarks.synthetic import random_batch
+from benchmarks.training_steps import FastSteps, PlainSteps
 from dreamprvr_ray.config import load_experiment
 from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.training.objective import StepRandomness

@@ -1,4 +1,7 @@
-"""A training step by the fast path, and by the plain one: the specification followed branch by branch in fp32 (`tests/support/reference_model.py`)."""
+"""Training steps of the fast path and of the plain path.
+
+The plain path follows the specification branch by branch in fp32 (`tests/support/reference_model.py`).
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,11 @@ from dreamprvr_ray.training.objective import StepRandomness
 from dreamprvr_ray.training.optimizer import build_optimizer
 from tests.support import reference_model
 
-STEPS = 10**6  # of the learning rate's schedule
+STEPS = 10**6  # length of the learning rate schedule
 
 
 class FastSteps:
-    """Training steps as the training loop runs them; `compiled` compiles the chains between matrix products on a GPU."""
+    """Training steps as the training loop runs them; `compiled` compiles the operations between products on a GPU."""
 
     def __init__(self, experiment: Experiment, device: torch.device, precision: str, compiled: bool = False) -> None:
         torch.manual_seed(0)
@@ -34,7 +37,10 @@ class FastSteps:
 
 
 class LaunchedSteps(FastSteps):
-    """The same on a GPU, launched kernel by kernel and without compiled chains: how several workers, and steps of rare shapes, are run."""
+    """The same steps on a GPU, launched kernel by kernel and not compiled.
+
+    Several workers, and batches of rare shapes, run in this way.
+    """
 
     def step(self, batch: Batch, randomness: StepRandomness, hard: bool = True) -> None:
         self._pass.launch(batch, randomness, hard=hard)
@@ -42,7 +48,7 @@ class LaunchedSteps(FastSteps):
 
 
 class PlainSteps:
-    """Steps of the plain model, on the CPU in fp32; its tensors are its own, each as the authors' checkpoint names it."""
+    """Training steps of the plain model on the CPU in fp32, with tensors named as in the authors' checkpoint."""
 
     def __init__(self, experiment: Experiment) -> None:
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Things that are compared, each in a process of its own: neither measures the other's memory, and they take turns."""
+"""Run what is compared in separate processes: they can alternate, and neither adds to the other's memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-# As Ray's workers are started (`runtime.session.WORKER_ENVIRONMENT`).
+# The environment of Ray's workers (`runtime.session.WORKER_ENVIRONMENT`).
 ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
@@ -23,42 +23,42 @@ ENVIRONMENT = {
 }
 
 
-class Side:
-    """`make(*arguments)`, made in a new process that has so many threads; a call there is a call here."""
+class MeasuredProcess:
+    """A callable that `build(*arguments)` creates in a new process with `threads` threads; it receives all calls."""
 
-    def __init__(self, threads: int, make: Callable[..., Callable[..., Any]], *arguments: Any) -> None:
+    def __init__(self, threads: int, build: Callable[..., Callable[..., Any]], *arguments: Any) -> None:
         os.environ |= ENVIRONMENT
         context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, threads, make, arguments), daemon=True)
+        self._connection, remote = context.Pipe()
+        self._process = context.Process(target=_serve, args=(remote, threads, build, arguments), daemon=True)
         self._process.start()
-        theirs.close()
+        remote.close()
 
     def __call__(self, *arguments: Any) -> Any:
         self._connection.send(arguments)
         return self._connection.recv()
 
     def close(self) -> None:
-        """Ends the process."""
+        """End the process."""
         self._connection.close()
         self._process.join()
 
 
 def _serve(
-    connection: Connection, threads: int, make: Callable[..., Callable[..., Any]], arguments: tuple[Any, ...]
+    connection: Connection, threads: int, build: Callable[..., Callable[..., Any]], arguments: tuple[Any, ...]
 ) -> None:
     torch.set_num_threads(threads)
-    measured = make(*arguments)
+    measured = build(*arguments)
     while True:
         try:
-            asked = connection.recv()
+            call = connection.recv()
         except EOFError:
             return
-        connection.send(measured(*asked))
+        connection.send(measured(*call))
 
 
 def peak_memory() -> float:
-    """The most memory that this process has held so far, in GiB: the GPU's where there is one, else its resident set."""
+    """Return this process's peak memory in GiB: on the GPU if there is one, otherwise its resident set."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
