@@ -1,18 +1,16 @@
-"""What crosses between the workers of one training: queries travel, videos stay.
+"""Communication between the workers of one training: queries are exchanged, videos are not.
 
 Every worker encodes its own videos and queries. Query embeddings are gathered, every worker scores all queries against
 its own videos, the score columns are gathered, and every worker computes the same loss of the global batch. Video
-tokens never cross.
+tokens are never sent.
 
-After the backward pass every worker holds its part of the gradient, and `Workers.sum_gradients` adds the parts up; for
-that each term must be counted once:
+After the backward pass every worker holds its part of the gradient, and `Workers.sum_gradients` adds the parts up. For
+the sum to be right, each term must be counted once:
 
-- what each worker uses for *different* parts of the loss (queries, against its own videos) sends its gradient back from
-all of
-  them: `gather_for_own_part`;
-- what all workers use for the *same* loss (score columns, sums over videos) already holds the whole gradient on its
-owner:
-  `gather_for_same_loss` and `sum_for_same_loss` keep it there.
+- A tensor that each worker uses for a *different* part of the loss (queries, scored against its own videos) needs its
+  gradient summed over the workers: `gather_for_own_part`.
+- For a tensor that all workers use for the *same* loss (score columns, sums over videos), each worker computes the
+  whole gradient of its own entries: `gather_for_same_loss` and `sum_for_same_loss` send nothing in the backward pass.
 
 Shapes: Q queries and B videos of the global batch, `Q_r` and `B_r` of one worker, D hidden size.
 """
@@ -27,23 +25,30 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-BUCKET = 16 * 2**20  # entries of parameters or gradients that cross in one message
+BUCKET = 16 * 2**20  # entries of parameters or gradients per message
 
 
 @dataclass
 class Traffic:
-    """Bytes that one worker has sent, as rings of workers send them: a gather each worker's rows N - 1 times, a sum 2 (N - 1) / N times."""
+    """Bytes that one worker has sent.
+
+    Counted as in a ring of N workers: a gather sends each worker's rows N - 1 times, a sum sends 2 (N - 1) / N times
+    its size.
+    """
 
     loss: int = 0  # queries, score columns, sums over videos, and their gradients
-    gradients: int = 0  # the parameters'
+    gradients: int = 0  # gradients of the parameters
 
     def since(self, before: Traffic) -> Traffic:
-        """What was sent after `before` was noted."""
+        """Return the traffic since an earlier reading."""
         return Traffic(self.loss - before.loss, self.gradients - before.gradients)
 
 
 def token_traffic(counts: Sequence[int], tokens: int, size: int) -> int:
-    """Bytes that a worker would send a step if all video tokens were gathered instead: videos by worker, tokens of D entries a video."""
+    """Return the bytes per step that a worker would send if all video tokens were gathered instead.
+
+    `counts` are videos per worker, each of `tokens` float32 tokens with `size` entries.
+    """
     entry = tokens * size * 4
     return _gather_bytes(max(counts) * entry, len(counts)) + _sum_bytes(sum(counts) * entry, len(counts))
 
@@ -58,7 +63,7 @@ def _sum_bytes(whole: int, workers: int) -> int:
 
 @dataclass(frozen=True)
 class Division:
-    """How a global batch is divided: `owner` (Q,) is each query's video in the global batch; counts are per worker."""
+    """How a global batch is divided: the video of each query, `owner` (Q,), and the counts of each worker."""
 
     owner: Tensor
     videos: tuple[int, ...]
@@ -66,15 +71,15 @@ class Division:
 
     @classmethod
     def alone(cls, owner: Tensor, videos: int) -> Division:
-        """The division of a batch that one worker holds whole."""
+        """Return the division of a batch that a single worker processes."""
         return cls(owner, (videos,), (len(owner),))
 
 
 @dataclass(frozen=True)
 class Workers:
-    """This process among those that train one model; `Workers()` is a worker alone and communicates with nobody.
+    """The workers that train one model, as seen by one of them. `Workers()` is a single worker without communication.
 
-    With several workers `torch.distributed` must be initialised (Ray Train does that).
+    With several workers, `torch.distributed` must be initialised (`runtime.train_run.connected` does so).
     """
 
     rank: int = 0
@@ -82,29 +87,29 @@ class Workers:
     traffic: Traffic = field(default_factory=Traffic, compare=False)
 
     def divide(self, items: np.ndarray) -> list[np.ndarray]:
-        """Each worker's part of `items`."""
+        """Split `items` into each worker's part: consecutive items, in the order of ranks."""
         return [worker_slice(items, rank, self.count) for rank in range(self.count)]
 
     def division(self, queries_per_video: np.ndarray) -> Division:
-        """How a global batch is divided, from the number of queries of each of its videos (B,)."""
+        """Return how a global batch is divided, given the number of queries of each video (B,)."""
         parts = self.divide(queries_per_video)
         owner = np.repeat(np.arange(len(queries_per_video)), queries_per_video)
         return Division(torch.from_numpy(owner), tuple(map(len, parts)), tuple(int(part.sum()) for part in parts))
 
     def gather_for_own_part(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
-        """Everybody's rows (`sum(counts)`, ...), in the order of ranks; the gradient is summed over the workers."""
+        """Gather rows (`sum(counts)`, ...) in the order of ranks. Their gradient is summed over the workers."""
         return rows if self.count == 1 else _Gather.apply(rows, self, tuple(counts), True)
 
     def gather_for_same_loss(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
-        """Everybody's rows; the gradient of the own rows is what this worker's own backward pass says."""
+        """Gather rows in the order of ranks. The gradient of the own rows is that of the own backward pass."""
         return rows if self.count == 1 else _Gather.apply(rows, self, tuple(counts), False)
 
     def sum_for_same_loss(self, values: Tensor) -> Tensor:
-        """The sum of everybody's values; its gradient goes to the own values unchanged."""
+        """Sum values over the workers. The gradient of the sum is passed to the own values unchanged."""
         return values if self.count == 1 else _Sum.apply(values, self)
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Adds up every parameter's gradient over the workers, in place; a missing gradient counts as zero."""
+        """Sum every parameter's gradient over the workers, in place. A missing gradient counts as zero."""
         if self.count == 1:
             return
         parameters = list(parameters)
@@ -118,7 +123,7 @@ class Workers:
             _scatter(flat, bucket)
 
     def all(self, condition: bool, device: torch.device) -> bool:
-        """Return whether `condition` holds on every worker; `device` is one that the workers can communicate from."""
+        """Return whether `condition` holds on every worker. The message is sent from `device`."""
         if self.count == 1:
             return condition
         holds = torch.tensor(int(condition), device=device)
@@ -126,7 +131,7 @@ class Workers:
         return bool(holds)
 
     def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrites every tensor, all of one type, by the first worker's."""
+        """Overwrite every tensor with the first worker's. All must have one dtype."""
         if self.count == 1:
             return
         for bucket in _buckets(tensors):
@@ -136,7 +141,7 @@ class Workers:
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """The tensors in lists of about `BUCKET` entries."""
+    """Group tensors into lists of about `BUCKET` entries."""
     bucket: list[Tensor] = []
     for tensor in tensors:
         bucket.append(tensor)
@@ -148,16 +153,18 @@ def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def _scatter(flat: Tensor, tensors: Sequence[Tensor]) -> None:
-    """Copies the entries of `flat` back to where they came from."""
+    """Copy the entries of `flat` back into the tensors that they were concatenated from."""
     for tensor, entries in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(entries.view_as(tensor))
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(context, rows: Tensor, workers: Workers, counts: tuple[int, ...], sum_gradient: bool) -> Tensor:  # type: ignore[no-untyped-def]
+    def forward(  # type: ignore[no-untyped-def]
+        context, rows: Tensor, workers: Workers, counts: tuple[int, ...], sum_gradient: bool
+    ) -> Tensor:
         context.workers, context.counts, context.sum_gradient = workers, counts, sum_gradient
-        # Workers may hold different numbers of rows, which gloo's gather does not take: pad to the largest.
+        # gloo's all_gather requires equal sizes, but workers may hold different numbers of rows: pad to the largest.
         padded = rows.new_zeros(max(counts), *rows.shape[1:])
         padded[: len(rows)] = rows
         gathered = [torch.empty_like(padded) for _ in counts]
@@ -190,5 +197,8 @@ class _Sum(torch.autograd.Function):
 
 
 def worker_slice(batch: np.ndarray, rank: int, workers: int) -> np.ndarray:
-    """The part of a global batch that worker `rank` of `workers` takes: consecutive, sizes differ by at most one, possibly empty."""
+    """Return the consecutive part of a global batch for worker `rank` of `workers`.
+
+    The parts' sizes differ by at most one, and a part may be empty.
+    """
     return batch[len(batch) * rank // workers : len(batch) * (rank + 1) // workers]

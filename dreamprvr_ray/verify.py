@@ -1,8 +1,8 @@
-"""`python -m dreamprvr_ray.verify`: this machine's numbers against recorded ones.
+"""`python -m dreamprvr_ray.verify`: compare this machine's numbers with recorded ones.
 
-GOLDEN is a directory of the layout of `tests/golden`, which its README describes; without one, the project's own copy is read. Each row
-names a check, its worst deviation and the tolerance; the command exits with 1 where any is out. On CUDA, TF32 is off and the tolerances
-are ten times as wide (conversion runs on the CPU everywhere).
+GOLDEN is a directory laid out like `tests/golden`, whose README describes it. Each line of the table is a check with
+its worst deviation and its tolerance. On CUDA, TF32 is off and tolerances are ten times as wide, except for conversion,
+which always runs on the CPU. The exit code is 1 if any check is out of tolerance.
 """
 
 from __future__ import annotations
@@ -12,38 +12,25 @@ from pathlib import Path
 import torch
 
 from dreamprvr_ray.command_line import Parser, print_json, run
-from dreamprvr_ray.errors import UserError
-from dreamprvr_ray.training.golden import verify
-
-OWN_GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
+from dreamprvr_ray.training.golden import format_checks, verify
 
 
 def main(arguments: list[str]) -> int:
     parser = Parser(
-        "verify", "Compare this machine's numbers with recorded ones; exit with 1 where any is out of tolerance."
+        "verify", "Compare this machine's numbers with recorded ones. Exits with 1 if any is out of tolerance."
     )
     parser.add_argument(
         "golden",
         type=Path,
         nargs="?",
         metavar="GOLDEN",
-        help="recorded numbers, laid out as tests/golden (default: those)",
+        help="directory with recorded numbers, laid out like tests/golden (default: the project's own)",
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device to verify (cpu)")
     options = parser.parse_args(arguments)
-    if options.golden is None and not OWN_GOLDEN.is_dir():
-        raise UserError(
-            "GOLDEN is not given, and the package is installed without the project's tests/golden: name a directory laid out like it"
-        )
-    checks = verify(options.golden or OWN_GOLDEN, torch.device(options.device))
-    width = max(len(check.name) for check in checks)
-    print(f"{'check':<{width}}  {'deviation':>9}  {'tolerance':>9}")
-    for check in checks:
-        kind = "relative" if check.relative else "absolute"
-        print(
-            f"{check.name:<{width}}  {check.deviation:>9.1e}  {check.tolerance:>9.0e} {kind}  {'ok' if check.within else 'FAIL'}"
-        )
+    checks = verify(options.golden, torch.device(options.device))
     failed = sum(not check.within for check in checks)
+    print("\n".join(format_checks(checks)))
     print(f"{len(checks) - failed} of {len(checks)} checks are within their tolerance on {options.device}")
     if options.json:
         print_json({"ok": not failed, "device": options.device, "checks": [check.to_dict() for check in checks]})

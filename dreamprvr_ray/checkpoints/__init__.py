@@ -1,4 +1,4 @@
-"""Checkpoint directories, and the checkpoints of one training."""
+"""Checkpoint directories, and the store of one training's checkpoints."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    # `retrieve.py` of models exported by earlier versions imports `load_model` from here.
+    # The `retrieve.py` of models that earlier versions exported imports `load_model` from here.
     if name == "load_model":
         from dreamprvr_ray.checkpoints.checkpoint import load_model
 

@@ -1,1 +1,1 @@
-"""Ranks and recall, and the record of every test evaluation."""
+"""Retrieval metrics of a checkpoint, and the record of every evaluation on test."""

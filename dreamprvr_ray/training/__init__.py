@@ -1,1 +1,1 @@
-"""The training loop and everything it needs; imports torch, not Ray."""
+"""The training loop and its parts. Imports torch, but not Ray."""

@@ -1,4 +1,4 @@
-"""What a training costs, counted on the model itself without computing anything (torch's fake tensors)."""
+"""The cost of a training step, counted on the model itself without computing anything (torch's fake tensors)."""
 
 from __future__ import annotations
 
@@ -21,17 +21,15 @@ BYTES_PER_PARAMETER = 16  # fp32 weight, gradient, and Adam's two moments
 
 @dataclass(frozen=True)
 class Cost:
-    """What one experiment costs; GFLOP are of matrix products, forward and backward, by video and training step."""
+    """The cost of one experiment. GFLOP count matrix products, forward and backward, per video and training step."""
 
     parameters: int  # trainable
-    gflop_per_video: float  # of the model as its specification writes it: compare speeds by this one
-    executed_gflop_per_video: (
-        float  # of what is really computed: register rows and the cross-attention's projections are spared
-    )
-    memory: int  # of a worker, in bytes
+    gflop_per_video: float  # as docs/model.md specifies the model: use this to compare speeds
+    executed_gflop_per_video: float  # of what is computed, without some register rows and cross-attention projections
+    memory: int  # bytes per worker
 
     def to_dict(self) -> dict[str, Any]:
-        """By the names of the commands' JSON."""
+        """Return the cost by the names of the commands' JSON output."""
         return {
             "parameters": self.parameters,
             "gflop_per_video": round(self.gflop_per_video, 2),
@@ -40,27 +38,29 @@ class Cost:
         }
 
     def lines(self) -> list[str]:
-        """For a person."""
+        """Return a summary for people."""
         return [
             f"parameters: {self.parameters / 1e6:.2f} M",
-            f"cost: {self.gflop_per_video:.1f} GFLOP per video and training step (forward and backward, {QUERIES_PER_VIDEO} queries a video);"
-            f" {self.executed_gflop_per_video:.1f} of them are computed, the others change no result",
-            f"memory: about {self.memory / 2**30:.1f} GiB for a batch on one worker (weights, optimiser, saved activations in fp32)",
+            f"cost: {self.gflop_per_video:.1f} GFLOP per video and training step (forward and backward,"
+            f" {QUERIES_PER_VIDEO} queries per video); {self.executed_gflop_per_video:.1f} of them are executed,"
+            " the others do not affect any result",
+            f"memory: about {self.memory / 2**30:.1f} GiB for a batch on one worker"
+            " (weights, optimiser, saved activations in fp32)",
         ]
 
 
 def estimate(experiment: Experiment) -> Cost:
-    """The cost of one training step of the whole batch on one worker."""
+    """Estimate the cost of one training step of the whole batch on one worker."""
     videos, queries = experiment.training.batch_videos, experiment.training.batch_videos * QUERIES_PER_VIDEO
     data = experiment.data
     saved: dict[int, Tensor] = {}
 
-    def keep(tensor: Tensor) -> Tensor:
+    def save(tensor: Tensor) -> Tensor:
         saved[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
     with FakeTensorMode(allow_non_fake_inputs=True), torch.random.fork_rng(devices=[]):
-        # What weights start from costs nothing, and may not go with a preset's sizes of features.
+        # How weights are initialised does not affect the cost, and "aligned" may not allow a preset's feature sizes.
         model = DreamPRVR(
             experiment.model.model_copy(update={"initialization": "paper"}), data.video_size, data.text_size
         )
@@ -76,7 +76,7 @@ def estimate(experiment: Experiment) -> Cost:
             0, 0, videos, queries, experiment.model.registers, experiment.model.hidden_size
         )
         with FlopCounterMode(display=False) as counter:
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
                 losses = training_losses(model, batch, experiment.loss, hard_negatives=True, randomness=randomness)
             losses.total.backward()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -1,10 +1,13 @@
-"""What `verify` compares: this machine's numbers with recorded ones."""
+"""The comparison of this machine's numbers with recorded ones, which the `verify` command prints.
+
+The recorded numbers lie in a directory laid out like `tests/golden`, whose README describes it.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +30,13 @@ from dreamprvr_ray.training.losses import Losses, NegativeDraws
 from dreamprvr_ray.training.objective import StepRandomness, training_losses
 from dreamprvr_ray.training.optimizer import PartwiseAdam, build_optimizer
 
+PROJECT_GOLDEN = Path(__file__).parents[2] / "tests" / "golden"  # exists in a checkout of the project only
 FILES = (
     *(f"model/{name}" for name in ("authors_format.ckpt", "meta.json", "inputs.npz", "expected.npz", "optimizer.npz")),
     "data/expected.npz",
     "data/mini",
 )
-CUDA_FACTOR = 10.0  # what every tolerance of the model is multiplied by on CUDA
+CUDA_FACTOR = 10.0  # tolerances of the model are this many times as wide on CUDA
 GRADIENT_FLOOR = 1e-2  # added to a tensor's largest entry: 1e-4 of the sum is 1e-4 of the entry, plus 1e-6
 LOSSES = {
     "clip_nce": "clip_nce",
@@ -44,26 +48,26 @@ LOSSES = {
     "variational": "pvs",
     "denoising": "dre",
     "total": "total",
-}  # our name -> the recorded one
+}  # by field of `Losses`, the recorded name
 Arrays = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One row of the table; relative deviations are shares of the recorded value, a gradient's of its tensor's largest entry."""
+    """The worst deviation of one kind of number from the recorded ones."""
 
     name: str
     deviation: float
     tolerance: float
-    relative: bool = False
+    relative: bool = False  # to the recorded value; for gradients, to their tensor's largest entry
 
     @property
     def within(self) -> bool:
-        """Whether the deviation is a number within the tolerance."""
+        """Whether the deviation is within the tolerance; nan is not."""
         return self.deviation <= self.tolerance
 
     def to_dict(self) -> dict[str, Any]:
-        """The row as `--json` prints it; a deviation that is no finite number is null."""
+        """Return the check as `--json` prints it, with null for a deviation that is not finite."""
         deviation = self.deviation if math.isfinite(self.deviation) else None
         return {
             "check": self.name,
@@ -74,13 +78,22 @@ class Check:
         }
 
 
-def verify(golden: Path, device: torch.device) -> list[Check]:
-    """Every check of `golden` on `device`. Raises `UserError` where files are missing or unreadable."""
-    missing = [f"{golden / name}: no such file or folder" for name in FILES if not (golden / name).exists()]
+def verify(golden: Path | None, device: torch.device) -> list[Check]:
+    """Run every check on `device` against the directory `golden`, by default the project's own.
+
+    Raises `UserError` if files are missing or unreadable, or if there is no such device.
+    """
+    golden = golden or PROJECT_GOLDEN
+    if golden == PROJECT_GOLDEN and not golden.is_dir():
+        raise UserError(
+            "GOLDEN is required: this installation does not include the project's tests/golden; name a directory"
+            " laid out like it"
+        )
+    missing = [f"{golden / name} does not exist" for name in FILES if not (golden / name).exists()]
     if missing:
         raise UserError(*missing)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: this machine has no CUDA device that torch can use")
+        raise UserError("--device cuda: torch finds no CUDA device on this machine")
     factor = CUDA_FACTOR if device.type == "cuda" else 1.0
     model = golden / "model"
     checkpoint = read_authors_checkpoint(model / "authors_format.ckpt")
@@ -100,24 +113,35 @@ def verify(golden: Path, device: torch.device) -> list[Check]:
         ]
 
 
+def format_checks(checks: Sequence[Check]) -> list[str]:
+    """Return a table with one line per check."""
+    width = max(len(check.name) for check in checks)
+    lines = [f"{'check':<{width}}  {'deviation':>9}  {'tolerance':>9}"]
+    for check in checks:
+        kind = "relative" if check.relative else "absolute"
+        verdict = "ok" if check.within else "FAIL"
+        lines.append(f"{check.name:<{width}}  {check.deviation:>9.1e}  {check.tolerance:>9.0e} {kind}  {verdict}")
+    return lines
+
+
 def conversion_checks(data: Path) -> Iterator[Check]:
-    """What conversion makes of the source tree `data`/mini: clip, frame and query rows."""
+    """Check the rows that conversion computes of the source tree `data`/mini: clips, frames and queries."""
     source, expected = Source.open(data, "mini"), _arrays(data / "expected.npz")
-    made: dict[str, Callable[[str], np.ndarray]] = {
+    converters: dict[str, Callable[[str], np.ndarray]] = {
         "clip": lambda name: pooling.clips(source.video(name)),
         "frame": lambda name: pooling.frames(source.video(name)),
         "text": lambda name: pooling.query_tokens(source.query(name)),
     }
-    for kind, rows in made.items():
+    for kind, rows in converters.items():
         names = [key.removeprefix(f"{kind}/") for key in expected if key.startswith(f"{kind}/")]
-        yield Check(f"{kind} rows", max(_apart(rows(name), expected[f"{kind}/{name}"]) for name in names), 1e-6)
+        yield Check(f"{kind} rows", max(_difference(rows(name), expected[f"{kind}/{name}"]) for name in names), 1e-6)
 
 
 def model_checks(
     checkpoint: AuthorsCheckpoint, inputs: Arrays, expected: Arrays, device: torch.device, factor: float
 ) -> Iterator[Check]:
-    """One forward and backward pass: encodings, scores, losses and every gradient."""
-    experiment, model, batch = _setting(checkpoint, inputs, device)
+    """Check one forward and backward pass: encodings, scores, losses and every gradient."""
+    experiment, model, batch = _recorded_setting(checkpoint, inputs, device)
     with torch.no_grad():
         queries = model.encode_queries(batch.tokens, batch.token_mask)
         videos = model.encode_videos(batch.clips, batch.frames, batch.frame_mask)
@@ -142,11 +166,13 @@ def model_checks(
     }
     for name, output in outputs.items():
         yield Check(
-            name.replace("_", " "), _apart(output, expected[name]), factor * (5e-4 if name == "registers" else 1e-5)
+            name.replace("_", " "),
+            _difference(output, expected[name]),
+            factor * (5e-4 if name == "registers" else 1e-5),
         )
     losses = _losses(model, batch, experiment)
-    for name, theirs in LOSSES.items():
-        deviation = _relative(getattr(losses, name), expected[f"loss_{theirs}"])
+    for name, recorded_name in LOSSES.items():
+        deviation = _relative(getattr(losses, name), expected[f"loss_{recorded_name}"])
         yield Check(f"loss: {name.replace('_', ' ')}", deviation, factor * 1e-5, relative=True)
     losses.total.backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
@@ -155,7 +181,7 @@ def model_checks(
     recorded = [key for key in expected if key.startswith("grad/")]
     for key in recorded:
         reference = expected[key]
-        difference = _apart(_part(gradients, names[key.removeprefix("grad/")]), reference)
+        difference = _difference(_part(gradients, names[key.removeprefix("grad/")]), reference)
         worst = _worse(worst, difference / (float(np.abs(reference).max()) + GRADIENT_FLOOR))
     yield Check(f"{len(recorded)} gradients, worst", worst, factor * 1e-4, relative=True)
 
@@ -168,8 +194,8 @@ def training_checks(
     device: torch.device,
     factor: float,
 ) -> Iterator[Check]:
-    """Optimiser steps on one batch: the losses before each, then every parameter's norm and the fused scores."""
-    experiment, model, batch = _setting(checkpoint, inputs, device)
+    """Check optimiser steps on one batch: the loss before each step, then every parameter norm and the fused scores."""
+    experiment, model, batch = _recorded_setting(checkpoint, inputs, device)
     optimizer = build_optimizer(model, experiment.optimizer, meta["optimizer"]["total_steps"])
     worst = 0.0
     for recorded in expected["loss_after_steps"]:
@@ -189,11 +215,11 @@ def training_checks(
     yield Check(f"{len(norms)} norms after {steps} steps", worst, factor * 1e-3, relative=True)
     with torch.no_grad():
         fused = _scores(model, batch, experiment.evaluation.clip_weight)[2]
-    yield Check(f"fused after {steps} steps", _apart(fused, expected["fused_after_steps"]), factor * 1e-5)
+    yield Check(f"fused after {steps} steps", _difference(fused, expected["fused_after_steps"]), factor * 1e-5)
 
 
 def optimizer_check(checkpoint: AuthorsCheckpoint, recorded: Arrays, device: torch.device, factor: float) -> Check:
-    """The optimiser alone, on recorded gradients of a few tensors."""
+    """Check the optimiser alone, on recorded gradients of a few tensors."""
     experiment = checkpoint.experiment
     model = DreamPRVR(experiment.model, experiment.data.video_size, experiment.data.text_size)
     parameters = {
@@ -201,9 +227,9 @@ def optimizer_check(checkpoint: AuthorsCheckpoint, recorded: Arrays, device: tor
         for key, value in recorded.items()
         if key.startswith("initial/")
     }
-    names, spared = authors_names(experiment.model), model.undecayed()
+    names, without_decay = authors_names(experiment.model), model.undecayed()
     config = OptimizerConfig(learning_rate=float(recorded["lr"]), warmup_fraction=float(recorded["warmup_fraction"]))
-    undecayed = {name for name in parameters if names[name][0] in spared}
+    undecayed = {name for name in parameters if names[name][0] in without_decay}
     optimizer = PartwiseAdam(parameters, dict.fromkeys(parameters, 1), undecayed, config, int(recorded["total_steps"]))
     worst = 0.0
     for step in range(int(recorded["steps"])):
@@ -211,14 +237,14 @@ def optimizer_check(checkpoint: AuthorsCheckpoint, recorded: Arrays, device: tor
             parameter.grad = torch.tensor(recorded[f"gradient/{name}"][step], device=device)
         optimizer.step()
         for name, parameter in parameters.items():
-            worst = _worse(worst, _apart(parameter, recorded[f"after/{name}"][step]))
+            worst = _worse(worst, _difference(parameter, recorded[f"after/{name}"][step]))
     return Check(f"optimiser alone, {int(recorded['steps'])} steps", worst, factor * 1e-5)
 
 
-def _setting(
+def _recorded_setting(
     checkpoint: AuthorsCheckpoint, inputs: Arrays, device: torch.device
 ) -> tuple[Experiment, DreamPRVR, Batch]:
-    """What was recorded: the checkpoint's model with no dropout, in training mode, and its batch."""
+    """Return the recorded setting: the checkpoint's model in training mode without dropout, and its batch."""
     experiment = checkpoint.experiment.with_values({"model.dropout": 0.0, "model.input_dropout": 0.0})
     model = DreamPRVR(experiment.model, experiment.data.video_size, experiment.data.text_size)
     model.load_state_dict(checkpoint.weights)
@@ -236,7 +262,7 @@ def _setting(
 
 
 def _losses(model: DreamPRVR, batch: Batch, experiment: Experiment) -> Losses:
-    """The losses as recorded: hard negatives, and no noise in the perturbation sampler."""
+    """Compute the losses as recorded: with hard negatives, and without noise in the perturbation sampler."""
     noise = torch.zeros(len(batch.clips), experiment.model.registers, experiment.model.hidden_size)
     negatives = NegativeDraws.draw(len(batch.clips), len(batch.owner), torch.Generator().manual_seed(0))
     return training_losses(
@@ -245,7 +271,7 @@ def _losses(model: DreamPRVR, batch: Batch, experiment: Experiment) -> Losses:
 
 
 def _scores(model: DreamPRVR, batch: Batch, clip_weight: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Clip, frame and fused scores, (Q, B) each."""
+    """Return clip, frame and fused scores, each (Q, B)."""
     queries = model.encode_queries(batch.tokens, batch.token_mask)
     videos = model.encode_videos(batch.clips, batch.frames, batch.frame_mask)
     clip = token_scores(queries, videos.clip_tokens).cosine
@@ -254,9 +280,9 @@ def _scores(model: DreamPRVR, batch: Batch, clip_weight: float) -> tuple[Tensor,
 
 
 def _part(tensors: Mapping[str, Tensor], place: tuple[str, int | None]) -> Tensor:
-    """The tensor at one of the places of `authors_names`, from `tensors` by our names."""
-    ours, index = place
-    return tensors[ours] if index is None else tensors[ours][index]
+    """Return the tensor that `authors_names` maps a name of theirs to: a whole one of ours or an entry of a stack."""
+    name, index = place
+    return tensors[name] if index is None else tensors[name][index]
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
@@ -267,20 +293,20 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: cannot be read: {error}") from None
 
 
-def _apart(value: Tensor | np.ndarray, expected: np.ndarray) -> float:
-    """The largest absolute difference; infinite where shapes differ."""
-    found = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
-    if found.shape != expected.shape:
+def _difference(value: Tensor | np.ndarray, expected: np.ndarray) -> float:
+    """Return the largest absolute difference, infinite if the shapes differ."""
+    array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+    if array.shape != expected.shape:
         return float("inf")
-    return float(np.abs(found.astype(np.float64) - expected).max())
+    return float(np.abs(array.astype(np.float64) - expected).max())
 
 
 def _relative(value: Tensor, expected: np.ndarray) -> float:
-    """The difference of two numbers as a share of the expected one."""
+    """Return the difference relative to the expected number."""
     difference = abs(float(value.detach()) - float(expected))
     return difference / abs(float(expected)) if expected else difference
 
 
 def _worse(one: float, other: float) -> float:
-    """The larger of two deviations; not-a-number is the worst."""
+    """Return the larger of two deviations; nan is the worst."""
     return one if one != one or one > other else other

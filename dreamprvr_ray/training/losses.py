@@ -1,10 +1,10 @@
-"""Each loss on full Q x B score matrices, and their weighted sum (model page, section 3).
+"""Each loss on full Q x B score matrices, and their weighted sum (docs/model.md, section 3).
 
-Masked tensor reductions only: no loop over videos or queries, and nothing that makes a device wait. Computed in float32
-or better.
+Only masked tensor reductions: no loops over videos or queries, and nothing that waits for the device. Everything is
+computed in float32 or better.
 
-B videos, Q queries, D hidden size; `owner[q]` is the video of query q, ascending; `own[q, b]` says that query q is one
-of video b's.
+B videos, Q queries, D hidden size; `owner[q]` is the video of query q, in ascending order; `own[q, b]` is True if query
+q belongs to video b.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch import Tensor
 from dreamprvr_ray.config import LossConfig
 from dreamprvr_ray.model.attention import at_least_float32
 
-SMALLEST = 1e-6  # floor of 1 + cos under a power, whose gradient at 0 may be infinite
+SMALLEST = 1e-6  # lower bound of 1 + cos before it is raised to a power whose gradient at 0 may be infinite
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What queries score against videos, maxima over tokens already taken, each (Q, B)."""
+    """Scores of queries against videos after the maximum over tokens; each (Q, B)."""
 
     clip_cosine: Tensor
     clip_dot: Tensor
@@ -33,7 +33,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class NegativeDraws:
-    """Uniform numbers in [0, 1) that decide which random negative each row of a triplet loss takes."""
+    """Uniform numbers in [0, 1) that choose the negative of each row of a triplet loss."""
 
     clip_video: Tensor  # (B,) a query for each video
     frame_video: Tensor  # (B,)
@@ -42,12 +42,12 @@ class NegativeDraws:
 
     @staticmethod
     def draw(videos: int, queries: int, generator: torch.Generator) -> NegativeDraws:
-        """Draws on the CPU, from a generator of the CPU."""
+        """Draw on the CPU, from a CPU generator."""
         sizes = {"clip_video": videos, "frame_video": videos, "clip_query": queries, "frame_query": queries}
         return NegativeDraws(**{name: torch.rand(size, generator=generator) for name, size in sizes.items()})
 
     def to(self, device: torch.device | str) -> NegativeDraws:
-        """The same draws on `device`."""
+        """Copy the draws to `device`."""
         return NegativeDraws(
             **{field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)}
         )
@@ -55,7 +55,7 @@ class NegativeDraws:
 
 @dataclass(frozen=True)
 class Losses:
-    """Every loss, unweighted, and their weighted sum: scalars."""
+    """Every unweighted loss, and their weighted sum `total`; all scalars."""
 
     clip_nce: Tensor
     clip_triplet: Tensor
@@ -78,7 +78,10 @@ def combine(
     variational: Tensor,
     denoising: Tensor,
 ) -> Losses:
-    """All losses of a batch: queries (Q, D), owner (Q,) int64 and ascending; `variational` and `denoising` are means over its videos."""
+    """Compute all losses of a batch: queries (Q, D), owner (Q,) int64 and ascending.
+
+    `hard` chooses hard negatives; `variational` and `denoising` are means over the videos.
+    """
     with torch.autocast(queries.device.type, enabled=False):
         own = owner.unsqueeze(1) == torch.arange(scores.clip_dot.shape[1], device=owner.device)
         pool = config.hard_negative_pool if hard else None
@@ -105,7 +108,10 @@ def combine(
 
 
 def nce(scores: Tensor, own: Tensor) -> Tensor:
-    """Contrastive loss both ways: scores (Q, B), own (Q, B) bool -> scalar. A video without queries adds nothing."""
+    """Contrastive loss in both directions: scores (Q, B), own (Q, B) bool -> scalar.
+
+    A video without queries adds nothing.
+    """
     scores = at_least_float32(scores)
     hidden = torch.finfo(scores.dtype).min
     per_query = scores.logsumexp(1) - scores.masked_fill(~own, 0).sum(1)
@@ -116,10 +122,10 @@ def nce(scores: Tensor, own: Tensor) -> Tensor:
 def triplet(
     scores: Tensor, own: Tensor, margin: float, video_draws: Tensor, query_draws: Tensor, pool: int | None
 ) -> Tensor:
-    """Triplet loss both ways: scores (Q, B), own (Q, B) bool, draws (B,) and (Q,) -> scalar.
+    """Triplet loss in both directions: scores (Q, B), own (Q, B) bool, draws (B,) and (Q,) -> scalar.
 
-    With `pool` None, negatives are uniform among the others. Else a video meets its hardest query, and a query one of
-    its `pool` hardest videos. With one video, 0.
+    If `pool` is None, the negatives are uniform among the others. Otherwise a video's negative is its hardest query,
+    and a query's negative is one of its `pool` hardest videos. With a single video the loss is 0.
     """
     scores = at_least_float32(scores)
     queries, videos = scores.shape
@@ -130,13 +136,13 @@ def triplet(
     positive_of_query = scores.masked_fill(~own, 0).sum(1)
     if pool is None:
         first = own.int().argmax(0)
-        query_of_video = _skip(_place(video_draws, queries - counts), first, counts)
-        video_of_query = _skip(_place(query_draws, videos - 1), own.int().argmax(1), 1)
+        query_of_video = _skip(draw_to_index(video_draws, queries - counts), first, counts)
+        video_of_query = _skip(draw_to_index(query_draws, videos - 1), own.int().argmax(1), 1)
     else:
         others = scores.detach().masked_fill(own, -torch.inf)
         query_of_video = others.argmax(0)
         hardest = others.topk(min(pool, videos - 1), dim=1).indices
-        video_of_query = hardest.gather(1, _place(query_draws, hardest.shape[1]).unsqueeze(1)).squeeze(1)
+        video_of_query = hardest.gather(1, draw_to_index(query_draws, hardest.shape[1]).unsqueeze(1)).squeeze(1)
     negative_of_video = scores.gather(0, query_of_video.unsqueeze(0)).squeeze(0)
     negative_of_query = scores.gather(1, video_of_query.unsqueeze(1)).squeeze(1)
     per_video = F.relu(margin + negative_of_video - positive_of_video).masked_fill(counts == 0, 0)
@@ -144,13 +150,13 @@ def triplet(
 
 
 def diversity(cosines: Tensor, owner: Tensor, margin: float, scale: float, focus: float) -> Tensor:
-    """Pushes queries of the same video apart: cosines (Q, Q) of queries with each other, owner (Q,) -> scalar."""
+    """Push queries of the same video apart: cosines (Q, Q) between queries, owner (Q,) -> scalar."""
     penalties = (1 + cosines).clamp(min=SMALLEST) ** focus * F.softplus(scale * (cosines + margin))
     return penalties.masked_fill(~_same_video(owner), 0).sum() / len(owner)
 
 
 def similarity(cosines: Tensor, owner: Tensor, temperature: float) -> Tensor:
-    """Supervised contrast between queries, those of the same video positive: cosines (Q, Q), owner (Q,) -> scalar."""
+    """Supervised contrastive loss between queries; those of the same video are positives: (Q, Q), (Q,) -> scalar."""
     itself = torch.eye(len(owner), dtype=torch.bool, device=owner.device)
     positive = _same_video(owner)
     logits = (cosines / temperature).masked_fill(itself, torch.finfo(cosines.dtype).min)
@@ -161,22 +167,22 @@ def similarity(cosines: Tensor, owner: Tensor, temperature: float) -> Tensor:
 
 
 def _cosines(queries: Tensor) -> Tensor:
-    """Cosines of all queries with each other: (Q, D) -> (Q, Q)."""
+    """Cosines between all queries: (Q, D) -> (Q, Q)."""
     unit = F.normalize(at_least_float32(queries), dim=1)
     return unit @ unit.T
 
 
 def _same_video(owner: Tensor) -> Tensor:
-    """(Q, Q) bool: two different queries of the same video."""
+    """Mask (Q, Q) of pairs of different queries of the same video."""
     itself = torch.eye(len(owner), dtype=torch.bool, device=owner.device)
     return (owner.unsqueeze(0) == owner.unsqueeze(1)) & ~itself
 
 
-def _place(draws: Tensor, count: Tensor | int) -> Tensor:
-    """Uniform numbers in [0, 1) as places 0 .. count - 1."""
+def draw_to_index(draws: Tensor, count: Tensor | int) -> Tensor:
+    """Map uniform numbers in [0, 1) to indices 0 .. count - 1."""
     return (draws * count).long()  # float32 never rounds u * n up to n
 
 
-def _skip(places: Tensor, first: Tensor, count: Tensor | int) -> Tensor:
-    """Places among the others, as places among all: those from `first` on jump over the `count` that are its own."""
-    return torch.where(places >= first, places + count, places)
+def _skip(indices: Tensor, first: Tensor, count: Tensor | int) -> Tensor:
+    """Map indices among the others to indices among all, by skipping the `count` own ones that start at `first`."""
+    return torch.where(indices >= first, indices + count, indices)

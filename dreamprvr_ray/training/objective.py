@@ -1,4 +1,4 @@
-"""The training objective of one global batch, over any number of workers (model page, section 3).
+"""The training objective of one global batch, over any number of workers (docs/model.md, section 3).
 
 Shapes: Q queries and B videos of the global batch, `Q_r` and `B_r` of this worker, K registers, D hidden size.
 """
@@ -22,7 +22,10 @@ from dreamprvr_ray.training.losses import Losses, NegativeDraws, Scores, combine
 
 @dataclass(frozen=True)
 class StepRandomness:
-    """The random choices inside one step's loss, for the global batch: the perturbation's noise (B, K, D) and the negatives."""
+    """The random numbers in one step's loss: noise (B, K, D) of the perturbation sampler, and the choice of negatives.
+
+    They are drawn for the global batch.
+    """
 
     alpha_noise: Tensor
     beta_noise: Tensor
@@ -30,7 +33,7 @@ class StepRandomness:
 
     @classmethod
     def draw(cls, seed: int, step: int, videos: int, queries: int, registers: int, hidden_size: int) -> StepRandomness:
-        """Draws that depend on (seed, step) and the global batch alone, so that every worker draws the same."""
+        """Draw from a generator seeded by (seed, step), so that every worker draws the same numbers."""
         generator = torch.Generator().manual_seed(stream_seed(seed, step, "loss"))
         shape = (videos, registers, hidden_size)
         return cls(
@@ -41,7 +44,7 @@ class StepRandomness:
 
 
 def stream_seed(seed: int, step: int, stream: str, rank: int = 0) -> int:
-    """A seed of 63 bits for one stream of random numbers of one step, independent of all others."""
+    """Return a 63-bit seed for one stream of random numbers of one step, independent of all other streams."""
     entropy = [seed, step, rank, *stream.encode()]
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
@@ -56,11 +59,10 @@ def training_losses(
     workers: Workers | None = None,
     division: Division | None = None,
 ) -> Losses:
-    """The losses of the global batch, the same on every worker.
+    """Compute the losses of the global batch, the same on every worker.
 
-    `batch` holds this worker's videos and queries, `division` says how the global batch is divided (None: it is this
-    batch). After `losses.total.backward()` the gradient of the global batch is the sum over the workers
-    (`Workers.sum_gradients`).
+    `batch` is this worker's part of the global batch, and `division` describes all parts (None: a single worker). After
+    `losses.total.backward()`, the gradient of the global batch is the sum over the workers (`Workers.sum_gradients`).
     """
     workers = workers or Workers()
     division = division or Division.alone(batch.owner, len(batch.clips))
@@ -101,8 +103,8 @@ def training_losses(
 
 
 def _mean_per_video(queries: Tensor, owner: Tensor, videos: int) -> Tensor:
-    """The mean embedding of each video's queries: (Q, D), (Q,) -> (B, D)."""
-    # A product, not `index_add`: that adds in an order of its own on a GPU, and a training would not repeat itself.
+    """Average the query embeddings of each video: (Q, D), (Q,) -> (B, D)."""
+    # A matrix product, because `index_add` adds in a nondeterministic order on a GPU.
     with torch.autocast(queries.device.type, enabled=False):
         own = (owner == torch.arange(videos, device=owner.device).unsqueeze(1)).to(queries.dtype)
         mean: Tensor = (own @ queries) / own.sum(1, keepdim=True)

@@ -1,7 +1,7 @@
-"""Adam as the paper's model is trained with it (model page, section 4).
+"""The Adam variant that the paper's model is trained with (docs/model.md, section 4).
 
-No bias correction, epsilon outside the root, decoupled weight decay, linear warm-up and decay of the rate. Each part of
-a parameter (a branch, or the keys' half of a stack) is clipped by itself.
+It has no bias correction, adds epsilon outside the root, and uses decoupled weight decay with a linear warm-up and
+decay of the learning rate. Each part of a parameter (a branch, or the keys' half of a stack) is clipped on its own.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ from dreamprvr_ray.model.dreamprvr import DreamPRVR
 MAX_NORM = 1.0  # of each part's gradient
 BETAS = (0.9, 0.999)
 EPSILON = 1e-6
-CACHED = 2**21  # entries whose gradients the CPU clips and applies at a time
+CACHED_ENTRIES = 2**21  # entries that the CPU updates at a time, so that they stay in its caches
 
 
 def learning_rate_factor(step: int, total_steps: int, warmup_fraction: float) -> float:
-    """What the learning rate of step k of S is multiplied by: from 0 up to 1 over the warm-up, then down to 0 at k = S."""
+    """Return the factor of the learning rate at step k of S.
+
+    It rises linearly from 0 to 1 over the warm-up, then falls linearly to 0 at k = S.
+    """
     progress = step / total_steps
     if progress < warmup_fraction:
         return progress / warmup_fraction
@@ -32,14 +35,14 @@ def learning_rate_factor(step: int, total_steps: int, warmup_fraction: float) ->
 
 
 class PartwiseAdam:
-    """Adam over parameters whose leading axis may stack parts, each clipped to norm 1 by itself.
+    """Adam over parameters whose leading axis may stack several parts. Each part's gradient is clipped to norm 1.
 
-    `parts` and `undecayed` are as `DreamPRVR.gradient_parts` and `.undecayed` give them. `state_dict()` is laid out as
-    torch's optimisers' are: in every group, `step` is how many steps were taken and `lr` the rate of the last one; the
-    state of a parameter is its two moments.
+    `parts` and `undecayed` come from `DreamPRVR.gradient_parts` and `DreamPRVR.undecayed`. `state_dict()` has the
+    layout of torch's optimisers: in every group, `step` is the number of steps taken and `lr` the learning rate of the
+    last one; the state of a parameter is its two moments.
     """
 
-    # Not a torch.optim.Optimizer: making one imports torch's compiler, three seconds of every worker's start.
+    # Not a torch.optim.Optimizer: creating one imports torch's compiler, three seconds of every worker's start.
 
     def __init__(
         self,
@@ -51,13 +54,13 @@ class PartwiseAdam:
     ) -> None:
         names = [name for name, parameter in named_parameters.items() if parameter.requires_grad]
         self.param_groups: list[dict[str, Any]] = []
-        for spared in (False, True):
-            members = [name for name in names if (name in undecayed) == spared]
+        for without_decay in (False, True):
+            members = [name for name in names if (name in undecayed) == without_decay]
             if members:
                 group = {
                     "params": [named_parameters[name] for name in members],
                     "parts": [parts[name] for name in members],
-                    "weight_decay": 0.0 if spared else config.weight_decay,
+                    "weight_decay": 0.0 if without_decay else config.weight_decay,
                     "lr": 0.0,
                     "peak_lr": config.learning_rate,
                     "warmup_fraction": config.warmup_fraction,
@@ -71,19 +74,19 @@ class PartwiseAdam:
         }
         self._prepared: dict[int, _Prepared] = {}
 
-    def __getstate__(self) -> dict[str, Any]:  # for copies, which prepare anew
+    def __getstate__(self) -> dict[str, Any]:  # a copy prepares its own buffers
         return vars(self) | {"_prepared": {}}
 
     def _parameters(self) -> list[nn.Parameter]:
         return [parameter for group in self.param_groups for parameter in group["params"]]
 
     def zero_grad(self) -> None:
-        """Forgets the gradients."""
+        """Drop all gradients."""
         for parameter in self._parameters():
             parameter.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that resuming needs, the tensors by the parameters' numbers."""
+        """Return everything that resuming needs, with tensors keyed by the parameter's index."""
         numbers = iter(range(len(self.state)))
         groups = [group | {"params": [next(numbers) for _ in group["params"]]} for group in self.param_groups]
         return {
@@ -93,33 +96,32 @@ class PartwiseAdam:
 
     @torch.no_grad()
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Goes on where `saved` was taken. Raises ValueError or KeyError where it is of other parameters."""
+        """Restore a state. Raises ValueError or KeyError if it belongs to other parameters."""
         sizes = [len(group["params"]) for group in self.param_groups]
         if [len(group["params"]) for group in saved["param_groups"]] != sizes:
-            raise ValueError(f"the optimiser's groups are not of {sizes} parameters")
+            raise ValueError(f"the optimiser's groups must have {sizes} parameters")
         for number, parameter in enumerate(self._parameters()):
             for name, moment in self.state[parameter].items():
-                given = saved["state"][number][name]
-                if given.shape != moment.shape:
-                    raise ValueError(
-                        f"parameter {number} has a {name} of shape {tuple(given.shape)}, not {tuple(moment.shape)}"
-                    )
-                moment.copy_(given)
-        for group, given in zip(self.param_groups, saved["param_groups"], strict=True):
-            group.update({name: value for name, value in given.items() if name != "params"})
+                saved_moment = saved["state"][number][name]
+                if saved_moment.shape != moment.shape:
+                    shapes = f"{tuple(moment.shape)}, not {tuple(saved_moment.shape)}"
+                    raise ValueError(f"the {name} of parameter {number} must have shape {shapes}")
+                moment.copy_(saved_moment)
+        for group, saved_group in zip(self.param_groups, saved["param_groups"], strict=True):
+            group.update({name: value for name, value in saved_group.items() if name != "params"})
 
     def moments(self) -> list[Tensor]:
-        """Both moments of every parameter, in an order that is the same in every process."""
+        """Return both moments of every parameter, in the same order in every process."""
         return [moment for parameter in self._parameters() for moment in self.state[parameter].values()]
 
     def continue_at(self, step: int) -> None:
-        """Goes on as if `step` steps had been taken."""
+        """Set the number of steps taken, which determines the learning rate."""
         for group in self.param_groups:
             group["step"] = step
 
     @torch.no_grad()
     def step(self) -> None:
-        """One step. Parameters without a gradient are left alone; gradients are left as they are."""
+        """Take one step. Parameters without a gradient are not changed, and no gradient is modified."""
         for place, group in enumerate(self.param_groups):
             factor = learning_rate_factor(group["step"], group["total_steps"], group["warmup_fraction"])
             group["lr"] = group["peak_lr"] * factor
@@ -128,47 +130,47 @@ class PartwiseAdam:
                 prepared = self._prepared.get(place)
                 if prepared is None or prepared.members != members:
                     prepared = self._prepared[place] = _prepare(group, members, self.state)
-                for part in prepared.parts:
-                    part.step(group["lr"], group["weight_decay"])
+                for chunk in prepared.chunks:
+                    chunk.step(group["lr"], group["weight_decay"])
             group["step"] += 1
 
 
 def build_optimizer(model: DreamPRVR, config: OptimizerConfig, total_steps: int) -> PartwiseAdam:
-    """The optimiser of a model for `total_steps` steps, which are epochs times batches."""
+    """Build the optimiser of a model; `total_steps` is epochs times batches per epoch."""
     return PartwiseAdam(dict(model.named_parameters()), model.gradient_parts(), model.undecayed(), config, total_steps)
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """What the steps of a group share in which the same `members` have gradients."""
+    """What all steps of a group share as long as the same `members` have gradients."""
 
     members: list[int]
-    parts: list[_PreparedPart]
+    chunks: list[_Chunk]
 
 
 def _prepare(
     group: Mapping[str, Any], members: list[int], state: Mapping[nn.Parameter, dict[str, Tensor]]
 ) -> _Prepared:
-    # A GPU wants few launches; a CPU wants a part of the group in its caches at a time, and a copy of its gradients
-    # alone in memory.
+    # On a GPU few launches matter, so the whole group is one chunk. On a CPU each chunk fits the caches, and only one
+    # chunk's gradients are copied at a time.
     sizes = [group["params"][number].numel() for number in members]
-    limit = CACHED if group["params"][members[0]].device.type == "cpu" else math.inf
-    parts: list[list[int]] = [[]]
+    limit = CACHED_ENTRIES if group["params"][members[0]].device.type == "cpu" else math.inf
+    chunks: list[list[int]] = [[]]
     filled = 0
     for number, size in zip(members, sizes, strict=True):
-        if parts[-1] and filled + size > limit:
-            parts.append([])
+        if chunks[-1] and filled + size > limit:
+            chunks.append([])
             filled = 0
-        parts[-1].append(number)
+        chunks[-1].append(number)
         filled += size
     first = group["params"][members[0]]
-    needed = max(sum(group["params"][number].numel() for number in part) for part in parts)
+    needed = max(sum(group["params"][number].numel() for number in chunk) for chunk in chunks)
     buffer = torch.empty(needed, dtype=first.dtype, device=first.device)
-    return _Prepared(members, [_PreparedPart(group, part, state, buffer) for part in parts])
+    return _Prepared(members, [_Chunk(group, chunk, state, buffer) for chunk in chunks])
 
 
-class _PreparedPart:
-    """Some parameters of a group, whose steps are a few launches and little work of the host.
+class _Chunk:
+    """Some parameters of a group, updated together in a few launches.
 
     The gradients are copied into one buffer (R, C), where every part is a run of whole rows: the norms of all parts are
     then sums of rows, and one product clips them all.
@@ -196,18 +198,18 @@ class _PreparedPart:
         self._buffer = buffer[: sum(sizes)].view(-1, columns)
         pieces = buffer[: sum(sizes)].split([parameter.numel() for parameter in self._parameters])
         self._gradients = [piece.view_as(parameter) for piece, parameter in zip(pieces, self._parameters, strict=True)]
-        # Adam of infinitely many steps corrects no bias.
+        # At step infinity, torch's Adam applies no bias correction.
         self._steps = [torch.full((), math.inf, device=buffer.device)] * len(members)
 
     def step(self, rate: float, decay: float) -> None:
-        """Clips every part and updates parameters and moments, without waiting for the device."""
+        """Clip every part and update parameters and moments, without waiting for the device."""
         torch._foreach_copy_(
             self._gradients, [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         )
         rows = torch.linalg.vector_norm(self._buffer, dim=1).square_()
         norms = torch.segment_reduce(
             rows, "sum", lengths=self._rows_of_part, unsafe=True
-        ).sqrt_()  # `unsafe` spares a wait
+        ).sqrt_()  # `unsafe` skips a check that waits for the device
         self._buffer.mul_((MAX_NORM / (norms + 1e-6)).clamp_(max=1.0)[self._part_of_row].unsqueeze(1))
         torch._fused_adamw_(
             list[Tensor](self._parameters),

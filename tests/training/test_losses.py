@@ -215,9 +215,9 @@ def test_losses_are_exact_under_autocast() -> None:
     assert rough.dtype == torch.float32 and math.isclose(rough, losses.nce(parts[0].bfloat16().float(), OWN))
 
 
-def test_the_largest_draw_is_the_last_place() -> None:
+def test_the_largest_draw_is_the_last_index() -> None:
     counts = torch.arange(1, 5000)
-    assert torch.equal(losses._place(torch.full((len(counts),), 1 - 2**-24), counts), counts - 1)
+    assert torch.equal(losses.draw_to_index(torch.full((len(counts),), 1 - 2**-24), counts), counts - 1)
 
 
 def test_draws_are_the_generators() -> None:
