@@ -1,4 +1,4 @@
-"""Fixtures that many tests share."""
+"""Fixtures that are shared by many tests."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from dreamprvr_ray import command_line
 
 ROOT = Path(__file__).parent.parent
 
-# A Ray of our own, whatever runs on this machine, and threads that do not fight over the cores.
+# Use a separate Ray instance even if one runs on this machine, and do not let threads compete for the cores.
 os.environ["RAY_ADDRESS"] = "local"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Processes of every Ray Train run that are there for dashboards and for cloud machines about to be taken away: seconds each to start.
+# Ray Train's processes for dashboards and for preempted cloud machines take seconds each to start.
 os.environ |= {"RAY_TRAIN_ENABLE_STATE_TRACKING": "0", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
@@ -43,22 +43,22 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that take longest go first, or at the end one of pytest-xdist's workers waits for the other."""
+    """Run the longest files first; otherwise one pytest-xdist worker waits for another at the end."""
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of recorded and real data beside the project, which a checkout of its own does not have."""
+    """The directory of real data next to the checkout; tests that need it are skipped without it."""
     folder = ROOT.parent / "shared"
     if not folder.is_dir():
-        pytest.skip("no ../shared beside this checkout")
+        pytest.skip("no ../shared next to this checkout")
     return folder
 
 
 @pytest.fixture(scope="session")
 def command() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs `python -m dreamprvr_ray.<command>` as a user would, and returns what it printed."""
+    """Run `python -m dreamprvr_ray.<command>` in a process and return its output."""
 
     def run(name: str, *arguments: object, cwd: Path = ROOT, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         words = [sys.executable, "-m", f"dreamprvr_ray.{name}", *map(str, arguments)]
@@ -69,11 +69,11 @@ def command() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture(scope="session")
 def call() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """What `command` does, in this process: seconds less, and it uses the Ray that is connected here, if one is."""
+    """Run a command in this process, which saves seconds and uses the Ray instance that is connected here, if any."""
 
     def run(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
         module = importlib.import_module(f"dreamprvr_ray.{name}")
-        if hasattr(module, "__path__"):  # a package that is a command
+        if hasattr(module, "__path__"):  # a command that is a package
             module = importlib.import_module(f"dreamprvr_ray.{name}.__main__")
         words = [str(module.__file__), *map(str, arguments)]
         out, errors = io.StringIO(), io.StringIO()
@@ -92,26 +92,26 @@ def call() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @dataclass(frozen=True)
 class Driver:
-    """A command in a process of its own, to be interrupted or killed."""
+    """A command in a separate process, to be interrupted or killed."""
 
     process: subprocess.Popen[str]
-    said: list[str] = field(default_factory=list)  # lines of stderr so far
+    output: list[str] = field(default_factory=list)  # lines on stderr so far
 
-    def wait_until_it_says(self, words: str) -> None:
+    def wait_for_output(self, words: str) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
-            self.said.append(line)
+            self.output.append(line)
             if words in line:
                 return
-        raise AssertionError(f"it ended and did not say {words!r}:\n{''.join(self.said)}")
+        raise AssertionError(f"the command ended without printing {words!r}:\n{''.join(self.output)}")
 
     def end(self) -> str:
-        """Waits until it ends by itself; returns all that it said."""
-        self.said.append(self.process.communicate()[1])
-        return "".join(self.said)
+        """Wait until the process ends, and return its stderr."""
+        self.output.append(self.process.communicate()[1])
+        return "".join(self.output)
 
     def kill(self, with_its_ray: bool = False) -> None:
-        """Kills this process, alone or with the Ray that it had started, and returns when all of them have ended."""
+        """Kill the process, optionally with the Ray processes that it started, and wait until all have ended."""
         family = psutil.Process(self.process.pid).children(recursive=True)
         self.process.kill()
         for process in family if with_its_ray else ():
@@ -125,7 +125,7 @@ class Driver:
 
 
 def runs(process: psutil.Process) -> bool:
-    """Whether a process has not ended; one that has, but that nobody has asked about since, is a zombie."""
+    """Return whether a process is running; one that has ended but was not waited for is a zombie."""
     try:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -134,7 +134,7 @@ def runs(process: psutil.Process) -> bool:
 
 @pytest.fixture
 def drive() -> Iterator[Callable[..., Driver]]:
-    """Starts `python -m dreamprvr_ray.<command>`; what still runs when the test ends is killed."""
+    """Start `python -m dreamprvr_ray.<command>`; processes that still run when the test ends are killed."""
     drivers: list[Driver] = []
 
     def start(name: str, *arguments: object, **environment: str) -> Driver:
@@ -175,7 +175,7 @@ def demo_shards(demo_source: Path, call: Callable[..., subprocess.CompletedProce
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    """A local Ray with its dashboard, for the tests that use its libraries directly and the commands that they `call`."""
+    """A local Ray instance with its dashboard, for tests that use Ray directly and for commands that they `call`."""
     from dreamprvr_ray.runtime.session import ray_session
 
     with ray_session(dashboard=True):

@@ -91,7 +91,7 @@ def test_a_killed_run_resumes_to_the_same_result(
     out = tmp_path / "killed"
     arguments = ("--config", "demo", "--shards", demo_shards, "--out", out, "--json", "--set", *TINY)
     driver = drive("train", *arguments)
-    driver.wait_until_it_says("epoch 2/6")
+    driver.wait_for_output("epoch 2/6")
     driver.kill(with_its_ray=True)  # otherwise its workers keep training, perhaps to the end
     refused = call("train", *arguments)
     assert refused.returncode == 2 and "already exists; use --resume to continue" in refused.stderr
@@ -117,7 +117,7 @@ def test_an_interrupted_run_prints_how_to_resume(
 ) -> None:
     longer = ("--set", *TINY, "training.epochs=200", "training.patience=200")
     driver = drive("train", "--config", "demo", "--shards", demo_shards, "--out", tmp_path / "run", *longer)
-    driver.wait_until_it_says("1/200")
+    driver.wait_for_output("1/200")
     driver.process.send_signal(number)
     output = driver.end().splitlines()
     assert driver.process.returncode == 130

@@ -318,9 +318,9 @@ def test_a_killed_search_ends_like_an_uninterrupted_one(
     messages, resume = "", []
     for wait in ("1 of 7 trials ended", "3 of 7 trials ended")[storage.directory is None :]:
         driver = drive(*command, *resume, RAY_ADDRESS=here, TMPDIR=str(tmp_path))
-        driver.wait_until_it_says(wait)
+        driver.wait_for_output(wait)
         driver.kill()
-        messages, resume = messages + "".join(driver.said), ["--resume"]
+        messages, resume = messages + "".join(driver.output), ["--resume"]
         for local_copy in tmp_path.glob("dreamprvr-search-*"):
             shutil.rmtree(local_copy)
     done = call(*command, "--resume")
@@ -402,7 +402,7 @@ def test_an_interrupted_search_says_how_to_continue(
     driver = drive(
         "tune", "--space", space, RAY_ADDRESS=ray.get_runtime_context().gcs_address
     )  # on a Ray that keeps running
-    driver.wait_until_it_says("1 of 30 trials ended")
+    driver.wait_for_output("1 of 30 trials ended")
     driver.process.send_signal(number)
     _, messages = driver.process.communicate(timeout=120)
     assert driver.process.returncode == 130 and "add --resume" in messages and "Traceback" not in messages

@@ -34,7 +34,7 @@ def test_a_local_ray_listens_on_loopback_only_and_runs_no_process_that_only_a_cl
         "--set",
         "model.hidden_size=16",
     )
-    training.wait_until_it_says("training started with 2 workers")
+    training.wait_for_output("training started with 2 workers")
     processes = [psutil.Process(training.process.pid), *psutil.Process(training.process.pid).children(recursive=True)]
     commands = [" ".join(process.cmdline()) for process in processes]
     assert any("ray::RayTrainWorker" in command for command in commands)
@@ -64,7 +64,7 @@ def test_a_command_does_not_use_the_local_ray_of_another_command(
         small = ("--set", "model.hidden_size=16", f"training.epochs={epochs}", f"training.patience={epochs}")
         return "train", "--config", "demo", "--shards", demo_shards, "--out", tmp_path / name, *small
 
-    drive(*train("first", 1000)).wait_until_it_says("1/1000 | loss")
+    drive(*train("first", 1000)).wait_for_output("1/1000 | loss")
     second = command(*train("second", 1), timeout=120)  # it would wait for the first one's resources forever
     assert second.returncode == 0 and "Failed to connect" not in second.stderr, second.stderr
 
@@ -80,7 +80,7 @@ def test_an_address_that_does_not_answer_is_reported_at_once(
         done.end().startswith("error: RAY_ADDRESS=127.0.0.1:9: cannot connect to a Ray cluster: ")
         and done.process.returncode == 2
     )
-    assert len("".join(done.said).splitlines()) == 1
+    assert len("".join(done.output).splitlines()) == 1
 
 
 def test_the_recorded_address_of_a_cluster_that_is_gone_is_ignored(
