@@ -43,7 +43,7 @@ def check_directory(storage: Storage, search: Search, *, resume: bool) -> None:
         check_new(storage)
         return
     if not storage.exists(SEARCH):
-        raise UserError(f"{storage}: nothing to resume: it has no {SEARCH}")
+        raise UserError(f"{storage}: nothing to resume: {SEARCH} does not exist")
     before = parse_yaml(storage.read_text(SEARCH), f"{storage}/{SEARCH}")
     now = parse_yaml(search.to_yaml(), "search")
     changes = [
