@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks.measured_process import MeasuredProcess, peak_memory
-from benchmarks.training_steps import FastSteps, PlainSteps
+from benchmarks.training_steps import FastSteps, ReferenceSteps
 from dreamprvr_ray.command_line import Parser, print_json, run
 from dreamprvr_ray.config import Experiment, load_experiment
 from dreamprvr_ray.data.batches import Batch, collate, plan_epoch, prefetch
@@ -39,7 +39,7 @@ class Epoch:
         self._steps = (
             FastSteps(experiment, torch.device("cpu"), experiment.training.precision)
             if path == "fast"
-            else PlainSteps(experiment)
+            else ReferenceSteps(experiment)
         )
         self._trimmed = path == "fast" and experiment.data.trim_frames == "batch"
         self._model = experiment.model

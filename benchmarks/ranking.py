@@ -21,13 +21,13 @@ from torch import Tensor
 from benchmarks.measured_process import MeasuredProcess, peak_memory
 from dreamprvr_ray.command_line import Parser, print_json, run
 from dreamprvr_ray.config import CLIPS, FRAMES
-from dreamprvr_ray.evaluation import retrieval
-from dreamprvr_ray.evaluation.retrieval import exact_ranks
+from dreamprvr_ray.evaluation.retrieval import VIDEO_BLOCK, exact_ranks
 from dreamprvr_ray.model.dreamprvr import VideoEncoding
+from dreamprvr_ray.model.scoring import fused_scores
 
 
 class Ranking:
-    """The scores of a split, and two methods to rank them."""
+    """A split's random scores and the ways to rank them."""
 
     def __init__(self, queries: int, videos: int) -> None:
         self._generator = torch.Generator().manual_seed(0)
@@ -35,36 +35,33 @@ class Ranking:
         self._own = torch.randint(videos, (queries,), generator=self._generator)
         self._names = [f"video {number}" for number in range(videos)]
 
-    def __call__(self, task: str, size: int) -> tuple[float, list[int], float]:
-        """Rank with the `fast` or `plain` method, or `score` embeddings of `size`; return seconds, ranks, peak GiB."""
+    def __call__(self, task: str, hidden_size: int) -> tuple[float, list[int], float]:
+        """Run a task and return its seconds, the ranks and the peak memory in GiB.
+
+        The task is "fast" or "plain" for a way of ranking, or "score" to compute the scores of random embeddings first;
+        its seconds are then those of scoring.
+        """
         if task == "score":
-            taken, self._scores = self._score(size)
-            return taken, exact_ranks(self._scores, self._own).rank.tolist(), peak_memory()
-        began = time.perf_counter()
-        ranks = (
-            exact_ranks(self._scores, self._own).rank.tolist()
-            if task == "fast"
-            else self._rank_by_sorting(self._scores)
-        )
-        return time.perf_counter() - began, ranks, peak_memory()
+            seconds, self._scores = self._score(hidden_size)
+            return seconds, exact_ranks(self._scores, self._own).rank.tolist(), peak_memory()
+        start = time.perf_counter()
+        ranks = exact_ranks(self._scores, self._own).rank.tolist() if task == "fast" else self._rank_by_sorting()
+        return time.perf_counter() - start, ranks, peak_memory()
 
-    def _score(self, size: int) -> tuple[float, Tensor]:
-        videos, columns, taken = len(self._names), [], 0.0
-        embeddings = torch.randn(len(self._own), size, generator=self._generator)
-        for first, last in pairwise([*range(0, videos, retrieval.VIDEO_BLOCK), videos]):
-            clips, frames = torch.randn(last - first, CLIPS + FRAMES, size, generator=self._generator).split(
-                [CLIPS, FRAMES], 1
-            )
-            began = time.perf_counter()
-            columns.append(
-                retrieval.fused_scores(embeddings, VideoEncoding(clips, frames, None, None, None, None, None), 0.5)
-            )
-            taken += time.perf_counter() - began
-        return taken, torch.cat(columns, 1)
+    def _score(self, hidden_size: int) -> tuple[float, Tensor]:
+        videos, columns, seconds = len(self._names), [], 0.0
+        embeddings = torch.randn(len(self._own), hidden_size, generator=self._generator)
+        for first, last in pairwise([*range(0, videos, VIDEO_BLOCK), videos]):
+            tokens = torch.randn(last - first, CLIPS + FRAMES, hidden_size, generator=self._generator)
+            encoding = VideoEncoding(*tokens.split([CLIPS, FRAMES], 1), None, None, None, None, None)
+            start = time.perf_counter()
+            columns.append(fused_scores(embeddings, encoding, 0.5))
+            seconds += time.perf_counter() - start
+        return seconds, torch.cat(columns, 1)
 
-    def _rank_by_sorting(self, scores: Tensor) -> list[int]:
+    def _rank_by_sorting(self) -> list[int]:
         ranks = []
-        for row, own in zip(scores.tolist(), self._own.tolist(), strict=True):
+        for row, own in zip(self._scores.tolist(), self._own.tolist(), strict=True):
             order = sorted(range(len(row)), key=row.__getitem__, reverse=True)
             ranks.append([self._names[video] for video in order].index(self._names[own]) + 1)
         return ranks
@@ -79,34 +76,32 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args(arguments)
     processes = {
-        method: MeasuredProcess(options.threads, Ranking, options.queries, options.videos)
-        for method in ("fast", "plain")
+        way: MeasuredProcess(options.threads, Ranking, options.queries, options.videos) for way in ("fast", "plain")
     }
-    taken: dict[str, list[float]] = {method: [] for method in processes}
+    seconds: dict[str, list[float]] = {way: [] for way in processes}
     ranks = {}
     for _ in range(options.rounds):
-        for method, process in processes.items():
-            seconds, ranks[method], _ = process(method, options.hidden_size)
-            taken[method].append(seconds)
-        print(", ".join(f"{method} {1000 * rounds[-1]:.0f} ms" for method, rounds in taken.items()), flush=True)
-    scored, _, memory = processes["fast"]("score", options.hidden_size)
+        for way, process in processes.items():
+            taken, ranks[way], _ = process(way, options.hidden_size)
+            seconds[way].append(taken)
+        print(", ".join(f"{way} {1000 * rounds[-1]:.0f} ms" for way, rounds in seconds.items()), flush=True)
+    scoring_seconds, _, memory = processes["fast"]("score", options.hidden_size)
     for process in processes.values():
         process.close()
     assert ranks["fast"] == ranks["plain"], "the ranks differ"
+    ratios = [plain / fast for fast, plain in zip(seconds["fast"], seconds["plain"], strict=True)]
     results = {
         "queries": options.queries,
         "videos": options.videos,
-        "ms": {method: round(1000 * statistics.median(rounds), 1) for method, rounds in taken.items()},
-        "scoring_seconds": round(scored, 2),
+        "ms": {way: round(1000 * statistics.median(rounds), 1) for way, rounds in seconds.items()},
+        "scoring_seconds": round(scoring_seconds, 2),
         "peak_gib": round(memory, 2),
-        "ratio": round(
-            statistics.median(plain / fast for fast, plain in zip(taken["fast"], taken["plain"], strict=True)), 1
-        ),
+        "ratio": round(statistics.median(ratios), 1),
     }
-    print(f"scoring: {scored:.1f} s; peak memory of scoring and ranking: {memory:.2f} GiB")
+    print(f"scoring took {scoring_seconds:.1f} s; the peak memory of scoring and ranking was {memory:.2f} GiB")
     print(
         f"counting is {results['ratio']:.0f} times as fast as sorting (median of {options.rounds} rounds);"
-        " the ranks are identical"
+        " the ranks are the same"
     )
     if options.json:
         print_json(results)

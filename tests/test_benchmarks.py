@@ -1,4 +1,4 @@
-"""The two paths that benchmarks compare are equivalent: steps without dropout give the same weights."""
+"""The step variants that benchmarks compare compute the same: without dropout, they lead to the same weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from support import reference_model
 
 from benchmarks import opening
 from benchmarks.synthetic import random_batch
-from benchmarks.training_steps import FastSteps, PlainSteps
+from benchmarks.training_steps import FastSteps, ReferenceSteps
 from dreamprvr_ray.config import load_experiment
 from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.training.objective import StepRandomness
@@ -24,28 +24,28 @@ SMALL = {
 }
 
 
-def test_both_paths_take_the_same_steps() -> None:
+def test_fast_and_reference_steps_lead_to_the_same_weights() -> None:
     experiment = load_experiment(
         "demo", SMALL | {"model.dropout": 0.0, "model.input_dropout": 0.0, "optimizer.learning_rate": 0.01}
     )
-    fast, plain = FastSteps(experiment, torch.device("cpu"), "fp32"), PlainSteps(experiment)
-    before = {name: weight.clone() for name, weight in reference_model.plain_weights(fast.model).items()}
+    fast, reference = FastSteps(experiment, torch.device("cpu"), "fp32"), ReferenceSteps(experiment)
+    before = {name: weight.clone() for name, weight in reference_model.reference_weights(fast.model).items()}
     for step in range(3):
         batch, randomness = random_batch(experiment.data, 6, 2, seed=step), StepRandomness.draw(0, step, 6, 12, 2, 32)
-        for path in (fast, plain):
-            path.step(batch, randomness)
+        for steps in (fast, reference):
+            steps.step(batch, randomness)
     moved = []
-    for name, weight in reference_model.plain_weights(fast.model).items():
+    for name, weight in reference_model.reference_weights(fast.model).items():
         change = weight - before[name]
-        apart = (weight - plain._weights[name]).abs().median()
-        assert apart <= 1e-3 * change.abs().max() + 1e-5, (
-            name
-        )  # of 0.03; keys' biases move by the rounding of their gradient
+        difference = (weight - reference.weights[name]).abs().median()
+        # Weights change by up to 0.03. The biases of keys have no gradient but rounding errors, hence the absolute
+        # term.
+        assert difference <= 1e-3 * change.abs().max() + 1e-5, name
         moved.append(bool(change.any()))
     assert sum(moved) > 0.9 * len(moved)
 
 
-def test_shards_of_a_benchmark_open(tmp_path: Path) -> None:
+def test_a_benchmarks_shards_can_be_opened(tmp_path: Path) -> None:
     opening.write(tmp_path, videos=7, queries_per_video=2, videos_per_shard=3)
     split = ShardSet.open(tmp_path).split("train")
     assert len(split) == 7 and len(split.owner) == 14

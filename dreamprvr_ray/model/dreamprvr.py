@@ -188,7 +188,7 @@ class DreamPRVR(kernels.Accelerated):
             self.condition = Condition(config.registers, size, heads, dropout)
             self.sampler = VariationalSampler(CLIPS, size)
             self.diffusion = TruncatedDiffusion(config.diffusion_steps, size, config.denoiser_layers)
-        self._initialize()
+        self._initialise()
         if config.initialization == "aligned":
             self._align_inputs()
 
@@ -259,8 +259,8 @@ class DreamPRVR(kernels.Accelerated):
         return names | {f"{path}.norm.weight" for path in inputs}
 
     @torch.no_grad()
-    def _initialize(self) -> None:
-        """Initialize the weights (docs/model.md, section 4).
+    def _initialise(self) -> None:
+        """Initialise the weights (docs/model.md, section 4).
 
         Linear layers and position tables: N(0, 0.02); biases: 0; learned tokens: N(0, 1).
         """

@@ -93,11 +93,12 @@ def expected() -> Retrieval:
     """The split's retrieval in one batch by the plain model, loops and a sort."""
     model, batch = small_models.build(), SPLIT.whole()
     with torch.no_grad():
-        weights = reference_model.plain_weights(model)
+        weights = reference_model.reference_weights(model)
         queries = reference_model.encode_queries(weights, model.config, batch.tokens, batch.token_mask)
         encoding = reference_model.encode_videos(weights, model.config, batch.clips, batch.frames, batch.frame_mask)
         clip, frame = (
-            small_models.best_tokens(queries, tokens)[0] for tokens in (encoding.clip_tokens, encoding.frame_tokens)
+            reference_model.best_scores_by_loop(queries, tokens)[0]
+            for tokens in (encoding.clip_tokens, encoding.frame_tokens)
         )
     fused = 0.7 * clip + 0.3 * frame
     rank = [naive_rank(row.tolist(), video) for row, video in zip(fused, SPLIT.owner, strict=True)]

@@ -215,7 +215,11 @@ def test_settings_out_of_range_are_named(content: dict[str, Any], mistakes: Call
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [([1, 2], "must contain a dictionary, not a list"), ({"epoch": 3}, "'config' is missing"), ({"config": {}}, "'state_dict' is missing")],
+    [
+        ([1, 2], "must contain a dictionary, not a list"),
+        ({"epoch": 3}, "'config' is missing"),
+        ({"config": {}}, "'state_dict' is missing"),
+    ],
 )
 def test_other_contents_are_refused(content: Any, message: str, mistakes: Callable[[Any], list[str]]) -> None:
     assert message in "\n".join(mistakes(content))

@@ -51,7 +51,7 @@ def queries(count: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Ten
     return torch.randn(count, 7, TEXT_SIZE, dtype=dtype), mask
 
 
-def parts(encoding: VideoEncoding | reference_model.PlainEncoding) -> dict[str, Tensor]:
+def parts(encoding: VideoEncoding | reference_model.ReferenceEncoding) -> dict[str, Tensor]:
     return {name: value for name, value in vars(encoding).items() if value is not None}
 
 
@@ -73,7 +73,7 @@ def test_equals_the_plain_model_in_value_and_gradient(changes: dict[str, int]) -
 
     def run(plain: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         if plain:
-            weights = reference_model.plain_weights(model)
+            weights = reference_model.reference_weights(model)
             encoding = reference_model.encode_videos(weights, model.config, *video_batch)
             outputs = parts(encoding) | {"queries": reference_model.encode_queries(weights, model.config, *query_batch)}
             if encoding.mu is not None and encoding.condition is not None:

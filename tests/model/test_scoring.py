@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from support import small_models
+from support import reference_model
 from torch import Tensor
 
 from dreamprvr_ray.model.scoring import best_cosines, token_scores
@@ -31,7 +31,7 @@ def test_token_scores_are_those_of_loops(given: torch.dtype, computed: torch.dty
     queries, tokens = random_scores_input(given)
     with torch.autocast("cpu", dtype=torch.bfloat16):  # which must not reach the scores
         scores, cosines = token_scores(queries, tokens), best_cosines(queries, tokens)
-    cosine, dot = small_models.best_tokens(queries.to(computed), tokens.to(computed))
+    cosine, dot = reference_model.best_scores_by_loop(queries.to(computed), tokens.to(computed))
     assert torch.equal(cosines, scores.cosine)
     torch.testing.assert_close(scores.cosine, cosine, rtol=0, atol=tolerance)
     torch.testing.assert_close(scores.dot, dot, rtol=0, atol=tolerance * 10)

@@ -1,6 +1,10 @@
-"""The model page followed word by word: branch by branch, step by step, with the authors' parameter names. The reference of the fast one.
+"""A reference implementation of docs/model.md: model, losses and optimiser, written for clarity and not for speed.
 
-It is a whole training step (`python -m benchmarks.step --against plain`): model with torch's dropout, losses, optimiser.
+It computes branch by branch and diffusion step by step, uses the authors' parameter names and torch's dropout, and
+shares no computation with `dreamprvr_ray/model`. `python -m benchmarks.step --against plain` measures how much faster
+the package is.
+
+Shapes, in this file: B videos, Q queries, L tokens, S keys, R query rows, D hidden size, d = D / heads.
 """
 
 from __future__ import annotations
@@ -22,11 +26,13 @@ from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.training import losses
 from dreamprvr_ray.training.objective import StepRandomness
 
-Weights = Mapping[str, Tensor]
+Weights = Mapping[str, Tensor]  # by the authors' names
 
 
 @dataclass(frozen=True)
-class PlainEncoding:
+class ReferenceEncoding:
+    """The counterpart of `dreamprvr.VideoEncoding`."""
+
     clip_tokens: Tensor
     frame_tokens: Tensor
     registers: Tensor | None
@@ -35,8 +41,8 @@ class PlainEncoding:
     logvar: Tensor | None
 
 
-def plain_weights(model: DreamPRVR) -> dict[str, Tensor]:
-    """The model's own tensors by the authors' names: a gradient with respect to these arrives in the model."""
+def reference_weights(model: DreamPRVR) -> dict[str, Tensor]:
+    """Return the model's parameters and buffers by the authors' names. Gradients reach the model's parameters."""
     tensors = {**dict(model.named_buffers()), **dict(model.named_parameters())}
     return {
         theirs: tensors[ours] if index is None else tensors[ours][index]
@@ -44,15 +50,19 @@ def plain_weights(model: DreamPRVR) -> dict[str, Tensor]:
     }
 
 
-def plain_losses(
+def reference_losses(
     weights: Weights, model: ModelConfig, config: LossConfig, batch: Batch, randomness: StepRandomness, hard: bool
 ) -> dict[str, Tensor]:
-    """Section 3 from the plain encodings; the losses of a score matrix have loops of their own to be compared with."""
+    """Return the losses of section 3 by name, with their weighted sum as `total`.
+
+    The losses of score matrices come from `training/losses.py`; tests/training/test_losses.py compares those with
+    loops.
+    """
     videos = len(batch.clips)
     queries = encode_queries(weights, model, batch.tokens, batch.token_mask)
     encoding = encode_videos(weights, model, batch.clips, batch.frames, batch.frame_mask)
-    clip_cosine, clip_dot = best_tokens(queries, encoding.clip_tokens)
-    frame_cosine, frame_dot = best_tokens(queries, encoding.frame_tokens)
+    clip_cosine, clip_dot = best_scores(queries, encoding.clip_tokens)
+    frame_cosine, frame_dot = best_scores(queries, encoding.frame_tokens)
     own = batch.owner.unsqueeze(1) == torch.arange(videos)
     draws, pool = randomness.negatives, config.hard_negative_pool if hard else None
     cosines = F.normalize(queries, dim=1) @ F.normalize(queries, dim=1).T
@@ -94,15 +104,27 @@ def plain_losses(
     return values
 
 
-def best_tokens(queries: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """The best token's cosine and dot product: (Q, D), (B, L, D) -> two of (Q, B)."""
+def best_scores(queries: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest cosine and dot product over each video's tokens: (Q, D), (B, L, D) -> two of (Q, B)."""
     products = torch.einsum("qd,bld->qbl", queries, tokens)
     cosines = torch.einsum("qd,bld->qbl", F.normalize(queries, dim=-1), F.normalize(tokens, dim=-1))
     return cosines.amax(2), products.amax(2)
 
 
-class PlainAdam:
-    """Section 4's optimiser, one tensor of the authors' after the other."""
+def best_scores_by_loop(queries: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the same as `best_scores`, pair by pair. A norm of zero gives a cosine of zero."""
+    cosines, dots = [], []
+    for query in queries:
+        for video in tokens:
+            products, norms = video @ query, video.norm(dim=1) * query.norm()
+            cosines.append(torch.where(norms > 0, products / norms.where(norms > 0, 1.0), 0.0).max())
+            dots.append(products.max())
+    shape = len(queries), len(tokens)
+    return torch.stack(cosines).view(shape), torch.stack(dots).view(shape)
+
+
+class ReferenceAdam:
+    """The optimiser of section 4, one of the authors' tensors after the other."""
 
     def __init__(self, weights: Weights, undecayed: set[str], config: OptimizerConfig, total_steps: int) -> None:
         self._weights, self._undecayed, self._config, self._total = weights, undecayed, config, total_steps
@@ -113,12 +135,13 @@ class PlainAdam:
 
     @torch.no_grad()
     def step(self, gradients: Mapping[str, Tensor]) -> None:
+        """Update the weights that have a gradient, in place."""
         config, progress = self._config, self._step / self._total
         warm = config.warmup_fraction
         rate = config.learning_rate * (progress / warm if progress < warm else (1 - progress) / (1 - warm))
         for name, gradient in gradients.items():
             weight, mean, square = self._weights[name], self._means[name], self._squares[name]
-            gradient = gradient * (1 / (gradient.norm() + 1e-6)).clamp(max=1)
+            gradient = gradient * (1 / (gradient.norm() + 1e-6)).clamp(max=1)  # clipped to norm 1
             mean.mul_(0.9).add_(gradient, alpha=0.1)
             square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
             update = mean / (square.sqrt() + 1e-6)
@@ -129,16 +152,18 @@ class PlainAdam:
 
 
 def encode_queries(weights: Weights, config: ModelConfig, tokens: Tensor, mask: Tensor) -> Tensor:
+    """Return the query embeddings: tokens (Q, L, features), mask (Q, L) bool -> (Q, D)."""
     x = _input(weights, "query", tokens, config.input_dropout)
     x = attention_block(weights, "query_encoder", config, x, x, None, mask[:, None, :].expand(-1, x.shape[1], -1))
     scores = F.linear(x, weights["modular_vector_mapping.weight"]).squeeze(-1)
-    pooled = [torch.softmax(score[here], 0) @ row[here] for score, row, here in zip(scores, x, mask, strict=True)]
+    pooled = [torch.softmax(score[own], 0) @ row[own] for score, row, own in zip(scores, x, mask, strict=True)]
     return torch.stack(pooled)
 
 
 def encode_videos(
     weights: Weights, config: ModelConfig, clips: Tensor, frames: Tensor, frame_mask: Tensor
-) -> PlainEncoding:
+) -> ReferenceEncoding:
+    """Encode clips (B, 32, features) and frames (B, L, features) with frame_mask (B, L) bool."""
     clip_tokens, frame_tokens = (
         _input(weights, kind, rows, config.input_dropout) for kind, rows in (("clip", clips), ("frame", frames))
     )
@@ -149,9 +174,9 @@ def encode_videos(
         condition = attention_block(weights, "video_qformer.cross_attention", config, learned, context, None, None)
         mu, logvar = _sample(weights, context)
         registers = diffuse(weights, config, mu, condition)
-    everywhere = torch.ones(clip_tokens.shape[:2], dtype=torch.bool)
-    return PlainEncoding(
-        clip_tokens=_fuse(weights, "clip_encoder", config, clip_tokens, registers, everywhere),
+    clip_mask = torch.ones(clip_tokens.shape[:2], dtype=torch.bool)
+    return ReferenceEncoding(
+        clip_tokens=_fuse(weights, "clip_encoder", config, clip_tokens, registers, clip_mask),
         frame_tokens=_fuse(weights, "frame_encoder", config, frame_tokens, registers, frame_mask),
         registers=registers,
         condition=condition,
@@ -161,7 +186,7 @@ def encode_videos(
 
 
 def denoising_errors(weights: Weights, config: ModelConfig, start: Tensor, mu: Tensor, condition: Tensor) -> Tensor:
-    """(B,)"""
+    """Return each video's mean of (mu - e_t)^2 over steps, registers and channels, (B,): start is x_0 (B, K, D)."""
     levels, _ = schedule(config.diffusion_steps)
     noise = mu.unsqueeze(1).expand_as(start)
     errors = []
@@ -172,7 +197,7 @@ def denoising_errors(weights: Weights, config: ModelConfig, start: Tensor, mu: T
 
 
 def schedule(steps: int) -> tuple[list[float], list[float]]:
-    """abar_t and beta_t."""
+    """Return abar_t and beta_t of the cosine schedule for every step."""
     levels = [math.cos((t / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(steps + 1)]
     betas = [min(max(1 - after / before, 0), 0.999) for before, after in itertools.pairwise(levels)]
     products, product = [], 1.0
@@ -183,6 +208,7 @@ def schedule(steps: int) -> tuple[list[float], list[float]]:
 
 
 def diffuse(weights: Weights, config: ModelConfig, mu: Tensor, condition: Tensor) -> Tensor:
+    """Run the reverse process: mu (B, D), condition (B, K, D) -> registers (B, K, D)."""
     levels, betas = schedule(config.diffusion_steps)
     noise = mu.unsqueeze(1).expand_as(condition)
     x = noise
@@ -201,7 +227,7 @@ def diffuse(weights: Weights, config: ModelConfig, mu: Tensor, condition: Tensor
 
 @cache
 def gaussian(width: float, length: int) -> Tensor:
-    """G_w, entry by entry."""
+    """Return G_w (L, L), computed entry by entry."""
     s = max(width, 0.01) / 9
     square = [
         [math.exp(-((j / (length - 1) - i / length) ** 2) / (2 * s**2)) for j in range(length)] for i in range(length)
@@ -218,7 +244,7 @@ def attention_block(
     factors: Tensor | None,
     mask: Tensor | None,
 ) -> Tensor:
-    """queries (B, Lq, D), tokens (B, S, D), factors (Lq, S), mask (B, Lq, S)"""
+    """Return GAB or XA: queries (B, R, D), tokens (B, S, D), factors (R, S), mask (B, R, S) bool -> (B, R, D)."""
     (videos, rows, size), keys, heads = queries.shape, tokens.shape[1], config.heads
     d = size // heads
 
@@ -243,13 +269,11 @@ def _fuse(
     weights: Weights, name: str, config: ModelConfig, tokens: Tensor, registers: Tensor | None, mask: Tensor
 ) -> Tensor:
     (videos, length, _), k = tokens.shape, config.registers
-    positions = len(
-        weights[f"{name}.layer2.weight"]
-    )  # of which a batch of trimmed videos, all of one length, has the first
+    positions = len(weights[f"{name}.layer2.weight"])  # trimmed videos of one length use the first `length` of these
     x = tokens
-    seen = torch.zeros(videos, length + k, length + k, dtype=torch.bool)
-    seen[:, :, :length] = mask[:, None, :]  # tokens and registers see tokens
-    seen[:, :length, length:] = True  # tokens see registers
+    visible = torch.zeros(videos, length + k, length + k, dtype=torch.bool)
+    visible[:, :, :length] = mask[:, None, :]  # tokens and registers see tokens
+    visible[:, :length, length:] = True  # only tokens see registers
     if registers is not None:
         normed = F.dropout(_norm(weights, f"{name}.noise_input_layer.LayerNorm", registers), config.dropout)
         x = torch.cat([tokens, F.relu(_linear(weights, f"{name}.noise_input_layer.net.1", normed))], 1)
@@ -258,7 +282,7 @@ def _fuse(
         factors = torch.ones(length + k, length + k, dtype=torch.float64)
         if branch:
             factors[:length, :length] = gaussian(2.0 ** (branch - 3), positions)[:length, :length]
-        outputs.append(attention_block(weights, f"{name}.e_attns.{branch}", config, x, x, factors, seen)[:, :length])
+        outputs.append(attention_block(weights, f"{name}.e_attns.{branch}", config, x, x, factors, visible)[:, :length])
     overall = torch.stack(outputs).mean((0, 2)).unsqueeze(1)  # (B, 1, D)
     preferences = []
     for output in outputs:
@@ -288,6 +312,7 @@ def _sample(weights: Weights, context: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sorted_pooling(weights: Weights, name: str, tokens: Tensor) -> Tensor:
+    """Pool tokens (B, M, D) to (B, D) as the variational sampler does, with the GRU written out."""
     positions = tokens.shape[1]
     codes = torch.tensor(
         [
@@ -299,17 +324,19 @@ def sorted_pooling(weights: Weights, name: str, tokens: Tensor) -> Tensor:
     def run(suffix: str, order: list[int]) -> dict[int, Tensor]:
         state, states = torch.zeros(32).to(tokens), {}
         for m in order:
-            into = weights[f"{name}.gru.weight_ih_l0{suffix}"] @ codes[m] + weights[f"{name}.gru.bias_ih_l0{suffix}"]
-            back = weights[f"{name}.gru.weight_hh_l0{suffix}"] @ state + weights[f"{name}.gru.bias_hh_l0{suffix}"]
-            (ri, zi, ni), (rh, zh, nh) = into.chunk(3), back.chunk(3)
+            from_input = (
+                weights[f"{name}.gru.weight_ih_l0{suffix}"] @ codes[m] + weights[f"{name}.gru.bias_ih_l0{suffix}"]
+            )
+            from_state = weights[f"{name}.gru.weight_hh_l0{suffix}"] @ state + weights[f"{name}.gru.bias_hh_l0{suffix}"]
+            (ri, zi, ni), (rh, zh, nh) = from_input.chunk(3), from_state.chunk(3)
             reset, update = torch.sigmoid(ri + rh), torch.sigmoid(zi + zh)
             state = (1 - update) * torch.tanh(ni + reset * nh) + update * state
             states[m] = state
         return states
 
-    ahead, back = run("", list(range(positions))), run("_reverse", list(reversed(range(positions))))
+    forward, backward = run("", list(range(positions))), run("_reverse", list(reversed(range(positions))))
     scores = torch.stack(
-        [(weights[f"{name}.linear.weight"] @ ((ahead[m] + back[m]) / 2)).squeeze() for m in range(positions)]
+        [(weights[f"{name}.linear.weight"] @ ((forward[m] + backward[m]) / 2)).squeeze() for m in range(positions)]
     )
     shares = torch.softmax(scores / 0.1, 0)
     ordered = tokens.sort(1, descending=True).values

@@ -1,4 +1,4 @@
-"""Tiny models, and splits and batches in memory, for the tests of the core."""
+"""Small models and their configuration, and a small split in memory, for tests that compare numbers."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ VIDEO_SIZE, TEXT_SIZE = 12, 10
 
 
 def model_config(**changes: object) -> ModelConfig:
+    """Return a small model's configuration, without dropout, with `changes` to it."""
     values = {
         "registers": 3,
         "diffusion_steps": 2,
@@ -28,6 +29,7 @@ def model_config(**changes: object) -> ModelConfig:
 
 
 def loss_config(**changes: object) -> LossConfig:
+    """Return a configuration in which every loss has a different weight, with `changes` to it."""
     weights = LossWeights(clip_nce=0.5, frame_nce=0.25, diversity=0.125, similarity=2.0, variational=3.0, denoising=4.0)
     values = {
         "weights": weights,
@@ -42,7 +44,7 @@ def loss_config(**changes: object) -> LossConfig:
 
 
 def build(seed: int = 0, trim_frames: TrimFrames = "exact", **changes: object) -> DreamPRVR:
-    """A model in float64 whose every weight matters: noise on top of the initialisation, which leaves biases at 0 and norms at 1."""
+    """Return a float64 model with noise on all weights, so that biases and norms (initially 0 and 1) matter too."""
     torch.manual_seed(seed)
     model = DreamPRVR(model_config(**changes), VIDEO_SIZE, TEXT_SIZE, trim_frames).double()
     with torch.no_grad():
@@ -52,7 +54,7 @@ def build(seed: int = 0, trim_frames: TrimFrames = "exact", **changes: object) -
 
 
 class MemorySplit:
-    """What evaluation and batches ask of a `Split`, drawn from a seed."""
+    """A stand-in for `data.shards.Split`: random features in memory, with 1, 2, 50, 127 or 128 frames per video."""
 
     def __init__(self, queries_per_video: Sequence[int], seed: int = 0) -> None:
         random = np.random.default_rng(seed)
@@ -71,16 +73,19 @@ class MemorySplit:
         return len(self._clips)
 
     def clips(self, video: int) -> Tensor:
+        """Return (32, VIDEO_SIZE)."""
         return self._clips[video]
 
     def frames(self, video: int) -> Tensor:
+        """Return (frames, VIDEO_SIZE)."""
         return self._frames[video]
 
     def tokens(self, start: int, stop: int) -> list[Tensor]:
+        """Return the tokens of the queries start, ..., stop - 1, each (tokens, TEXT_SIZE)."""
         return self._tokens[start:stop]
 
     def batch(self, videos: np.ndarray, dtype: torch.dtype = torch.float64, trimmed: bool = False) -> Batch:
-        """These videos with their queries."""
+        """Return a batch of these videos and their queries, frames `trimmed` to the longest video or padded to 128."""
         collated = collate(self, videos, trimmed)  # type: ignore[arg-type]
         return Batch(
             **{
@@ -90,16 +95,5 @@ class MemorySplit:
         )
 
     def whole(self) -> Batch:
+        """Return all videos as one batch."""
         return self.batch(np.arange(len(self)))
-
-
-def best_tokens(queries: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """The best token's cosine and dot product, pair by pair: (Q, D), (B, L, D) -> two of (Q, B)."""
-    cosines, dots = [], []
-    for query in queries:
-        for video in tokens:
-            products, norms = video @ query, video.norm(dim=1) * query.norm()
-            cosines.append(torch.where(norms > 0, products / norms.where(norms > 0, 1.0), 0.0).max())
-            dots.append(products.max())
-    shape = len(queries), len(tokens)
-    return torch.stack(cosines).view(shape), torch.stack(dots).view(shape)

@@ -20,7 +20,7 @@ def counted_gflop(experiment: Experiment) -> float:
     model = DreamPRVR(config, data.video_size, data.text_size)
     clips, frames = torch.randn(1, CLIPS, data.video_size), torch.randn(1, FRAMES, data.video_size)
     tokens = torch.randn(QUERIES_PER_VIDEO, QUERY_TOKENS, data.text_size)
-    weights = reference_model.plain_weights(model)
+    weights = reference_model.reference_weights(model)
     with FlopCounterMode(display=False) as counter:
         queries = reference_model.encode_queries(
             weights, config, tokens, torch.ones(tokens.shape[:2], dtype=torch.bool)

@@ -104,7 +104,7 @@ def test_the_chains_that_are_compiled_for_a_gpu_are_the_plain_ones(
     model, passes = build(setting, CPU, compile_chains=True)
     assert values(passes(batch, drawn(setting))) == pytest.approx(plain, rel=1e-5)
     assert_alike(gradients(model), expected, 1e-4)
-    chains = {"normalize_and_drop", "add_and_normalize", "rectify_and_drop", "softmax_and_drop", "sum_by_softmax"}
+    chains = {"normalise_and_drop", "add_and_normalise", "rectify_and_drop", "softmax_and_drop", "sum_by_softmax"}
     assert set(used) == chains
 
 

@@ -26,8 +26,8 @@ def drawn(step: int = 0, seed: int = 7, registers: int = 3) -> StepRandomness:
 def test_losses_and_gradients_are_those_of_the_plain_parts(registers: int, hard: bool) -> None:
     model, randomness = small_models.build(registers=registers), drawn(registers=registers)
     fast = training_losses(model, SPLIT.whole(), CONFIG, hard_negatives=hard, randomness=randomness)
-    plain = reference_model.plain_losses(
-        reference_model.plain_weights(model), model.config, CONFIG, SPLIT.whole(), randomness, hard
+    plain = reference_model.reference_losses(
+        reference_model.reference_weights(model), model.config, CONFIG, SPLIT.whole(), randomness, hard
     )
     assert {field.name for field in fields(Losses)} == plain.keys()
     for name, value in plain.items():

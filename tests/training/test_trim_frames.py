@@ -43,7 +43,7 @@ def scored(model: DreamPRVR, batch: Batch) -> tuple[Tensor, Tensor]:
 
 def plain_scores(model: DreamPRVR) -> tuple[Tensor, Tensor]:
     """The same by the plain model, every video by itself and without any padding."""
-    weights, everything = reference_model.plain_weights(model), SPLIT.whole()
+    weights, everything = reference_model.reference_weights(model), SPLIT.whole()
     queries = reference_model.encode_queries(weights, model.config, everything.tokens, everything.token_mask)
     columns = []
     for video, count in enumerate(SPLIT.frame_counts):
@@ -53,7 +53,10 @@ def plain_scores(model: DreamPRVR) -> tuple[Tensor, Tensor]:
             weights, model.config, everything.clips[video : video + 1], frames, mask
         )
         columns.append(
-            [small_models.best_tokens(queries, tokens)[0] for tokens in (encoding.clip_tokens, encoding.frame_tokens)]
+            [
+                reference_model.best_scores_by_loop(queries, tokens)[0]
+                for tokens in (encoding.clip_tokens, encoding.frame_tokens)
+            ]
         )
     clip, frame = zip(*columns, strict=True)
     return torch.cat(clip, 1), torch.cat(frame, 1)

@@ -49,7 +49,7 @@ def input_layer(plain: Callable[..., Tensor], layer: InputLayer, x: Tensor) -> T
     rows = x.flatten(0, -2)
     torch._dynamo.maybe_mark_dynamic(rows, 0)
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
-    dropped = compile_chain(normalize_and_drop)(rows, layer.norm.weight, layer.norm.bias, layer.dropout.keep, dtype)
+    dropped = compile_chain(normalise_and_drop)(rows, layer.norm.weight, layer.norm.bias, layer.dropout.keep, dtype)
     projected: Tensor = layer.project(dropped.view(x.shape))
     return projected.relu_()
 
@@ -87,12 +87,12 @@ def feed_forward(
     if len(attended) == 1:
         return plain(layer, residual, attended)
     keep = layer.dropout.keep
-    x = _add_and_normalize(residual, attended, None, layer.attention_norm.weight, layer.attention_norm.bias, keep)
+    x = _add_and_normalise(residual, attended, None, layer.attention_norm.weight, layer.attention_norm.bias, keep)
     inner = x @ layer.widen.weight.transpose(1, 2)
     torch._dynamo.maybe_mark_dynamic(inner, 1)
     inner = compile_chain(rectify_and_drop)(inner, layer.widen.bias, keep)
     fed = inner @ layer.narrow.weight.transpose(1, 2)
-    return _add_and_normalize(x, fed, layer.narrow.bias, layer.output_norm.weight, layer.output_norm.bias, keep)
+    return _add_and_normalise(x, fed, layer.narrow.bias, layer.output_norm.weight, layer.output_norm.bias, keep)
 
 
 def weighted_sum(plain: Callable[..., Tensor], block: FusionBlock, outputs: Tensor, preferences: Tensor) -> Tensor:
@@ -107,20 +107,20 @@ def weighted_sum(plain: Callable[..., Tensor], block: FusionBlock, outputs: Tens
     return summed.view(outputs.shape[1:])
 
 
-def _add_and_normalize(
+def _add_and_normalise(
     residual: Tensor, x: Tensor, bias: Tensor | None, weight: Tensor, shift: Tensor, keep: Tensor
 ) -> Tensor:
     torch._dynamo.maybe_mark_dynamic(residual, residual.ndim - 2)
     torch._dynamo.maybe_mark_dynamic(x, 1)
-    return compile_chain(add_and_normalize)(residual, x, bias, weight, shift, keep)  # type: ignore[no-any-return]
+    return compile_chain(add_and_normalise)(residual, x, bias, weight, shift, keep)  # type: ignore[no-any-return]
 
 
-def normalize_and_drop(x: Tensor, weight: Tensor, bias: Tensor, keep: Tensor, dtype: torch.dtype) -> Tensor:
+def normalise_and_drop(x: Tensor, weight: Tensor, bias: Tensor, keep: Tensor, dtype: torch.dtype) -> Tensor:
     """Return drop(LN(x)) in `dtype`, that of the product which follows: x (R, I)."""
     return _drop(F.layer_norm(x.float(), x.shape[-1:], weight, bias), keep).to(dtype)
 
 
-def add_and_normalize(
+def add_and_normalise(
     residual: Tensor, x: Tensor, bias: Tensor | None, weight: Tensor, shift: Tensor, keep: Tensor
 ) -> Tensor:
     """Return each branch's LN(residual + drop(x + bias)).
