@@ -34,12 +34,9 @@ def run_search(search: Search, *, resume: bool, log: Callable[[str], None]) -> S
     Raises `UserError` if the search cannot start, `SearchInterrupted` if it was interrupted, and `Failure` if no trial
     succeeded or a final run failed.
     """
-    with open_session(search, resume=resume, log=log) as session:  # the plan
-        study = _open_study(session)
-        source = StudyTrials(session, study)
-        _run_study(session, source)
-        trials = source.leaderboard.trials()
-        _check_complete(session, study, trials)
+    with open_session(search, resume=resume, log=log) as session:  # checks the search and plans its trials
+        source = StudyTrials(session, _open_study(session))
+        trials = _run_study(session, source)
         best, checkpoint = _best_trial(session, source, trials)
         if search.settings.final is None:
             return publish_best_trial(session, trials, best, checkpoint)
@@ -54,23 +51,24 @@ def _open_study(session: SearchSession) -> SearchStudy:
     return SearchStudy(session.search, directory, owner=str(session.storage))
 
 
-def _run_study(session: SearchSession, source: StudyTrials) -> None:
-    """Run trials until the study has all of them, the time is up, or Ctrl-C."""
-    source.delete_leftovers()
-    if source.study.is_done():
-        return
-    progress = SearchProgress(source.study, session.log, session.gauges, lambda: source.retention.stored_bytes)
-    run_trials(session, source, RUNS, progress)
-    if source.store_failure:
-        raise Failure(f"{source.store_failure}; use --resume to continue when the object store responds again")
-    source.delete_leftovers()
+def _run_study(session: SearchSession, source: StudyTrials) -> list[TrialRecord]:
+    """Run the trials that the study still lacks, and return all of them, best first.
 
-
-def _check_complete(session: SearchSession, study: SearchStudy, trials: list[TrialRecord]) -> None:
-    """Raise `SearchInterrupted` if trials are missing. With a time limit, there may be fewer than planned."""
+    With a time limit, there may be fewer than planned. Raises `SearchInterrupted` if some are missing for another reason.
+    """
+    study = source.study
+    source.delete_leftovers()
+    if not study.is_done():
+        progress = SearchProgress(study, session.log, session.gauges, lambda: source.retention.stored_bytes)
+        run_trials(session, source, RUNS, progress)
+        if source.store_failure:
+            raise Failure(f"{source.store_failure}; use --resume to continue when the object store responds again")
+        source.delete_leftovers()
+    trials = source.leaderboard.trials()
     is_open = any(trial.state in ("running", "waiting") for trial in trials)
     if is_open or not (study.is_done() or session.search.settings.hours):
         raise SearchInterrupted(f"{session.storage}: the search was interrupted")
+    return trials
 
 
 def _best_trial(session: SearchSession, source: StudyTrials, trials: list[TrialRecord]) -> tuple[TrialRecord, Storage]:
