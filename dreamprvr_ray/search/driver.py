@@ -54,7 +54,7 @@ def _open_study(session: SearchSession) -> SearchStudy:
 def _run_study(session: SearchSession, source: StudyTrials) -> list[TrialRecord]:
     """Run the trials that the study still lacks, and return all of them, best first.
 
-    With a time limit, there may be fewer than planned. Raises `SearchInterrupted` if some are missing for another reason.
+    With a time limit, there may be fewer than planned. Raises `SearchInterrupted` if some are missing otherwise.
     """
     study = source.study
     source.delete_leftovers()
