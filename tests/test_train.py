@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from conftest import Driver
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
-# Without dropout, which each worker draws for itself; in fp32, because numbers are compared; long enough to be killed in the middle.
+# Without dropout, which each worker draws separately; in fp32, because numbers are compared; with enough epochs to be
+# killed in the middle.
 TINY = (
     *(
         "model.hidden_size=16",
