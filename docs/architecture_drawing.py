@@ -89,7 +89,7 @@ def all_imports(root: Path = ROOT / PACKAGE) -> list[Import]:
 
 
 def own_module(imported: str, known: dict[str, Path]) -> str | None:
-    """The package's module that an imported name is or lies in; None for names of other packages."""
+    """Return the package's module that an imported name is or belongs to; None for names of other packages."""
     if imported != PACKAGE and not imported.startswith(f"{PACKAGE}."):
         return None
     name = imported.removeprefix(PACKAGE).removeprefix(".")

@@ -101,7 +101,7 @@ def test_ray_is_imported_by_the_commands_search_and_runtime_alone() -> None:
     assert imports_ray(found.imported) and room(found.module) not in RAY_ROOMS
 
 
-def test_private_names_of_ray_stand_in_one_package() -> None:
+def test_private_names_of_ray_are_in_one_package() -> None:
     private = [each for each in all_imports() if is_private(each.imported)]
     assert [str(each) for each in private if each.module not in PRIVATE_RAY] == []
     assert private, "runtime/ray_internals imports nothing private: it can go"
@@ -160,7 +160,7 @@ def test_the_drawing_is_of_todays_imports() -> None:
 
 
 def test_the_document_names_files_and_functions_that_exist() -> None:
-    """docs/architecture.md stays true: each file that it names exists, and each function stands in the package."""
+    """docs/architecture.md stays true: each file that it names exists, and each function is in the package."""
     names = re.findall(r"`([^`\n]+)`", architecture_drawing.DOCUMENT.read_text(encoding="utf-8"))
     files = {name for name in names if re.fullmatch(r"[\w/]+\.py|[\w/]+/", name)}
     missing = [name for name in files if not (ROOT / name).exists() and not (ROOT / PACKAGE / name).exists()]

@@ -110,7 +110,7 @@ def compute(workers: Workers) -> dict[str, Any]:
         results[str(case)] = losses, {name: parameter.grad for name, parameter in model.named_parameters()}
     results["traffic"] = workers.traffic
 
-    # Weights of its own on every worker, which the first one's replace.
+    # Every worker has different weights, which the first one's replace.
     model = small_models.build(seed=workers.rank)
     workers.copy_from_first(model.state_dict().values())
     optimizer = build_optimizer(model, OptimizerConfig(learning_rate=1e-2, warmup_fraction=0.0), total_steps=STEPS)
@@ -165,7 +165,7 @@ def train(workers: Workers, precision: str, auto: Sequence[str], shards: Path) -
 
 
 def work(job: dict[str, str]) -> None:
-    """One worker of a group of four, of which the first two and the first three then make groups of their own."""
+    """Run one worker of a group of four, and then of the groups of the first two and the first three."""
     directory, shards = Path(job["directory"]), Path(job["shards"])
     torch.set_num_threads(1)
     with process_group() as four:

@@ -45,7 +45,7 @@ def exact_ranks(scores: Tensor, own: Tensor) -> Ranks:
 
 
 def summarise(ranks: Ranks, videos: int, moment_fractions: np.ndarray | None = None) -> Retrieval:
-    """Compute the metrics of ranks among so many videos.
+    """Compute the metrics of ranks among `videos` videos.
 
     `moment_fractions` (Q,) is moment length / video length of each query, nan if unknown.
     """

@@ -153,7 +153,7 @@ def _read_json(path: Path, decode: Callable[[Any], Record]) -> Record | None:
 
 
 def _relative(path: str | None, directory: Path) -> str | None:
-    """Return a checkpoint's path relative to the search's directory if it lies there; the directory may have moved."""
+    """Return a checkpoint's path relative to the search's directory if it is inside; the directory may have moved."""
     if path is None:
         return None
     root = directory.resolve()

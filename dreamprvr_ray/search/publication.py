@@ -45,7 +45,7 @@ def publish_final(session: SearchSession, trials: list[TrialRecord], final: Fina
 def publish(checkpoint: Storage, values: dict[str, Any], search_storage: Storage) -> Storage:
     """Copy a checkpoint with its values to `best/`, and return its location.
 
-    A checkpoint that is already there is left as it is, because its test record lies beside it.
+    If the same checkpoint is already published it is not replaced, because its directory contains the test record.
     """
     best = search_storage / BEST
     if best.exists(METRICS) and best.read_text(METRICS) == checkpoint.read_text(METRICS):

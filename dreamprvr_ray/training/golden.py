@@ -1,6 +1,6 @@
 """The comparison of this machine's numbers with recorded ones, which the `verify` command prints.
 
-The recorded numbers lie in a directory laid out like `tests/golden`, whose README describes it.
+The recorded numbers are in a directory with the layout of `tests/golden`, which its README describes.
 """
 
 from __future__ import annotations

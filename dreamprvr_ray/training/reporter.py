@@ -40,7 +40,7 @@ class StepTraffic:
 class EpochResult:
     """The result of one finished epoch. SumR and recall are measured on the val split, in percent.
 
-    `to_dict` gives the flat metrics that lie in `metrics.json` and `epochs.jsonl` and go to TensorBoard and Ray;
+    `to_dict` gives the flat metrics for `metrics.json`, `epochs.jsonl`, TensorBoard and Ray;
     `from_dict` reads them.
     """
 

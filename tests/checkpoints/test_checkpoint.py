@@ -120,7 +120,7 @@ def test_a_state_is_never_executed(save: Callable[[object, Path], object], check
     line = refused(read_state, checkpoint)
     assert line == f"{checkpoint / STATE}: damaged, or contains objects other than tensors and plain values"
     assert not mark.exists()
-    with suppress(RuntimeError):  # a plain pickle has no tensors to go on with
+    with suppress(RuntimeError):  # a plain pickle has no tensors to read next
         torch.load(checkpoint / STATE, weights_only=False)
     assert mark.exists()  # it would have been
 
@@ -162,7 +162,7 @@ def test_a_checkpoint_of_the_authors() -> None:
     assert trained.experiment.model.registers == 3 and trained.metrics == {"epoch": 3} and not trained.model.training
 
 
-def test_a_copy_is_whole_and_replaces(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_copy_is_complete_and_replaces(checkpoint: Path, tmp_path: Path) -> None:
     for _ in range(2):
         assert copy_checkpoint(checkpoint, tmp_path / "copy") == {"epoch": 2, "SumR": 12.5}
         assert {path.name: path.read_bytes() for path in (tmp_path / "copy").iterdir()} == {

@@ -80,7 +80,7 @@ def test_what_a_killed_writer_left_is_no_checkpoint(store: CheckpointStore) -> N
 
 
 class Pause:
-    """In the middle of writing a checkpoint, until told to go on."""
+    """A checkpoint that stops halfway through writing until `go` is set."""
 
     def __init__(self, epoch: int) -> None:
         self.reached, self.go = threading.Event(), threading.Event()
@@ -104,7 +104,7 @@ def test_the_writer_of_a_run_that_was_taken_over_stops_and_sweeps_nothing(store:
         assert latest and read_weights(latest)["a"][0] == 1
     later.write(2, 2, half)
     assert half.reached.wait(30)
-    late.go.set()  # it is whole now, and its writer would drop all others
+    late.go.set()  # it is complete now, and its writer would delete all others
     with pytest.raises(Failure, match=r"another run has resumed this training; this one stops$"):
         store.wait()
     half.go.set()
@@ -133,7 +133,7 @@ def test_a_writer_whose_unfinished_checkpoint_is_swept_away_says_why(tmp_path: P
     assert later.epochs() == [3]
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path) -> None:
+def test_training_continues_while_a_checkpoint_is_written(tmp_path: Path) -> None:
     store, go = CheckpointStore(Storage.of(tmp_path)), threading.Event()
 
     def slow(directory: Path) -> None:
@@ -161,7 +161,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_full_disk_is_said_and_keeps_the_last_good_checkpoint(small_disk: Path) -> None:
+def test_a_full_disk_is_reported_and_keeps_the_last_good_checkpoint(small_disk: Path) -> None:
     store = CheckpointStore(Storage.of(small_disk / "checkpoints"))
     store.write(1, 1, checkpoint(1, 1))
     store.write(2, 1, checkpoint(2, 1, entries=20_000))  # twice 80 kB
@@ -212,7 +212,7 @@ def test_a_model_checkpoint_can_be_kept_elsewhere(s3: S3) -> None:
     metrics = {"epoch": 1, "best_epoch": 1}
     store.write(1, 1, Checkpoint(model.state_dict(), None, EXPERIMENT, metrics).write)
     with store.best() as best:
-        assert best is None  # not before it is whole
+        assert best is None  # not before it is complete
     store.wait()
     with store.best() as best:
         assert best and all(

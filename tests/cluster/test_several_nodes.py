@@ -24,7 +24,7 @@ from dreamprvr_ray.storage.location import Storage
 if TYPE_CHECKING:
     from conftest import Driver
 
-TRIALS, EPOCHS = 3, 40  # so many that the surviving node is still busy when the killed trial resumes
+TRIALS, EPOCHS = 3, 40  # enough that the surviving node is still busy when the killed trial resumes
 SPACE = {
     "model.hidden_size": 16,
     "model.branches": 1,

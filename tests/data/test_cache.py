@@ -273,7 +273,7 @@ def test_the_least_recently_used_set_is_removed(
     assert sorted(sets(cache)) == sorted([second, third])
 
 
-def test_other_files_in_the_cache_are_left_alone(
+def test_other_files_in_the_cache_are_not_deleted(
     s3: S3, folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (cache / "mine").mkdir(parents=True)

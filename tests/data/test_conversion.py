@@ -214,7 +214,7 @@ def test_large_source_files_are_identified_by_size_and_time(
         _convert(tree, tmp_path / "out")
 
 
-def test_other_files_are_left_alone(tree: Path, tmp_path: Path) -> None:
+def test_other_files_are_not_deleted(tree: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "notes.txt").write_text("mine")

@@ -86,7 +86,7 @@ def test_at_no_time_is_there_no_whole_directory(tmp_path: Path) -> None:
     assert list(dict.fromkeys(seen)) == ["first", "second"] and seen == sorted(seen)
 
 
-def test_text_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_text_is_written_atomically(tmp_path: Path) -> None:
     path = tmp_path / "new" / "file.json"
     write_text(path, json.dumps({"a": 1}))
     with pytest.raises(UnicodeEncodeError):

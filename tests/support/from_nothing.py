@@ -1,7 +1,7 @@
 """python from_nothing.py SHARDS FOLDER: run a search on an autoscaled cluster that starts without nodes.
 
 Writes the numbers of nodes and the search's output to FOLDER/result.json. Ray's `AutoscalingCluster` ends every Ray
-process that it sees when it starts: run this in namespaces of its own.
+process that it sees when it starts: run this in separate namespaces.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def test_draws_depend_on_seed_and_step_alone() -> None:
         assert not any(torch.equal(first[name], tensors(other)[name]) for name in first)
 
 
-def test_every_random_choice_is_a_draw_of_its_own() -> None:
+def test_every_random_choice_is_drawn_separately() -> None:
     values = tensors(StepRandomness.draw(0, 0, 4, 4, 1, 4))
     assert len({tuple(value.flatten().tolist()[:4]) for value in values.values()}) == len(values) == 6
 

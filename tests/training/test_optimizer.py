@@ -101,7 +101,7 @@ def test_a_small_part_is_not_clipped_for_its_large_neighbour() -> None:
     assert torch.equal(named["stack"].grad, before)  # type: ignore[arg-type]
 
 
-def test_saved_and_restored_it_goes_on_as_if_it_had_not_stopped(tmp_path: Any) -> None:
+def test_a_restored_optimizer_continues_as_if_uninterrupted(tmp_path: Any) -> None:
     straight = parameters()
     take(build(straight), straight, 0, 6)
     named = parameters()
@@ -141,7 +141,7 @@ def test_a_copy_steps_alike() -> None:
     assert all(torch.equal(parameter, twin[name]) for name, parameter in named.items())
 
 
-def test_parameters_without_a_gradient_are_left_alone() -> None:
+def test_parameters_without_a_gradient_do_not_change() -> None:
     named = parameters()
     optimizer = build(named)
     take(optimizer, named, 0, 1)

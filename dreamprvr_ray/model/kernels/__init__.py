@@ -1,7 +1,7 @@
 """Chooses between the model's plain methods and their fast implementations. No other file does.
 
 A module's method states the paper's formula. A method that is decorated with one of the operations below runs a faster
-implementation of the same formula where there is one: from `cpu` on the CPU, from `compiled` in training on a GPU. In
+implementation of the same formula if one exists: from `cpu` on the CPU, from `compiled` in training on a GPU. In
 all other cases, such as evaluation on a GPU, the method itself runs. Values and gradients agree up to rounding; under
 dropout, only the random draws differ.
 
@@ -38,7 +38,7 @@ Arguments = ParamSpec("Arguments")
 
 @dataclass(frozen=True)
 class Operation:
-    """A decorator for a module's plain method, with the fast implementations of that method (None: there is none)."""
+    """A decorator for a module's plain method, with the fast implementations of that method (None: not implemented)."""
 
     cpu: Callable[..., Tensor] | None = None
     compiled: Callable[..., Tensor] | None = None

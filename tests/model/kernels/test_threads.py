@@ -1,4 +1,4 @@
-"""Parts side by side: in order, on threads that share torch's, without gradients, and with a failure that is told."""
+"""Parallel parts: the order of results, the division of torch's threads, no gradients, and failures."""
 
 from __future__ import annotations
 
