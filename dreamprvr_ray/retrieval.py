@@ -1,4 +1,4 @@
-"""Kept for the `retrieve.py` of models exported by earlier versions, which imports from here. Use `evaluation` instead."""
+"""Compatibility with the `retrieve.py` of models exported by earlier versions. Use `evaluation` instead."""
 
 from dreamprvr_ray.evaluation.retrieval import score_split
 

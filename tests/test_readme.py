@@ -93,9 +93,9 @@ def test_make_search(folder: Path) -> None:
     flags = SHORTER["tune"].strip()
     done = run(f"make search BIN={Path(sys.executable).parent} SEARCH_FLAGS='{flags}'", folder)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"winner: trial \d, val SumR [\d.]+ at epoch \d", done.stdout)
+    assert re.search(r"best trial: trial \d, val SumR [\d.]+ at epoch \d", done.stdout)
     assert re.search(r"trial 1 against paper: [+-][\d.]+ test SumR", done.stdout)
-    assert re.search(r"the chosen model: .*demo/search/best", done.stdout)
+    assert re.search(r"selected model: .*demo/search/best", done.stdout)
 
 
 def test_python_example(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
