@@ -50,7 +50,7 @@ class Checkpoint:
 
     def write(self, directory: Path) -> None:
         """Write the files into `directory`, which must exist. Raises OSError if they cannot be written."""
-        # Serialise in memory and write here: on a full disk, safetensors and torch would raise their own exception types.
+        # Serialise in memory and write here: on a full disk, safetensors and torch raise their own exception types.
         # safetensors requires each tensor to have its own memory, and stacked branches may be views of one tensor.
         weights = {name: tensor.contiguous() for name, tensor in self.weights.items()}
         _write(directory / WEIGHTS, safetensors.torch.save(weights))

@@ -1,4 +1,4 @@
-"""A directory on a disk, on a shared file system or in an object store, addressed by path or URI (s3://, gs://, abfs://).
+"""A directory on a disk, a shared file system or an object store, given by path or URI (s3://, gs://, abfs://).
 
 It holds small files and whole directories. A directory is written atomically: on a disk it is renamed into place; in
 an object store one of its files is uploaded last and deleted first, so that its presence means that all are there.
