@@ -104,7 +104,7 @@ def run_training(
     from dreamprvr_ray.runtime.train_run import train
 
     count = WorkerCount.parse(str(workers))
-    return train(_experiment(config, overrides), str(shards), str(out), count, resume=resume, print_line=log)
+    return train(_experiment(config, overrides), str(shards), str(out), count, resume=resume, log=log)
 
 
 def run_search(

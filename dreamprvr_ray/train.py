@@ -37,11 +37,11 @@ def main(arguments: list[str]) -> None:
                 options.out,
                 workers,
                 resume=options.resume,
-                print_line=print_progress,
+                log=print_progress,
                 command_started=started,
             )
         except KeyboardInterrupt:
-            print_progress(f"to resume, add --resume to the same command (the run is in {redact(options.out)})")
+            print_progress(f"to continue, add --resume to the same command (the run is in {redact(options.out)})")
             raise
     checkpoint, result = f"{options.out.rstrip('/')}/best", EpochResult.from_dict(metrics)
     print(f"best epoch {result.best_epoch}: val SumR {result.best_sumr:.1f}, checkpoint {checkpoint}")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-from dreamprvr_ray.command_line import Parser, print_json, run
+from dreamprvr_ray.command_line import Parser, print_json, print_progress, run
 from dreamprvr_ray.config import Experiment, parse_overrides
 from dreamprvr_ray.errors import SearchInterrupted, redact
 from dreamprvr_ray.search.settings import SearchSettings
@@ -56,17 +55,15 @@ def _run(search: Search, resume: bool, json: bool) -> None:
     from dreamprvr_ray.search.presentation import outcome_dict, outcome_lines
 
     try:
-        outcome = run_search(search, resume=resume, log=_log)
+        outcome = run_search(search, resume=resume, log=print_progress)
     except (KeyboardInterrupt, SearchInterrupted):
-        _log(f"to continue, add --resume to the same command (the search is in {redact(search.settings.out)})")
+        print_progress(
+            f"to continue, add --resume to the same command (the search is in {redact(search.settings.out)})"
+        )
         raise
     print("\n".join(outcome_lines(search, outcome)))
     if json:
         print_json(outcome_dict(outcome))
-
-
-def _log(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

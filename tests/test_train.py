@@ -113,7 +113,7 @@ def test_a_killed_run_resumes_to_the_same_result(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "ray job stop"])
-def test_an_interrupted_run_prints_how_to_resume(
+def test_an_interrupted_run_prints_how_to_continue(
     drive: Callable[..., Driver], demo_shards: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     longer = ("--set", *TINY, "training.epochs=200", "training.patience=200")
@@ -123,7 +123,7 @@ def test_an_interrupted_run_prints_how_to_resume(
     output = driver.end().splitlines()
     assert driver.process.returncode == 130
     assert output[-2:] == [
-        f"to resume, add --resume to the same command (the run is in {tmp_path / 'run'})",
+        f"to continue, add --resume to the same command (the run is in {tmp_path / 'run'})",
         "interrupted",
     ]
     assert "Traceback" not in "".join(output)

@@ -143,13 +143,11 @@ def write_checkpoint(store: CheckpointStore, result: EpochResult, snapshot: Snap
 
 
 @contextmanager
-def progress_relay(
-    messages: Queue, storage: Storage, print_line: Callable[[str], None], start: StartTimes
-) -> Iterator[None]:
+def progress_relay(messages: Queue, storage: Storage, log: Callable[[str], None], start: StartTimes) -> Iterator[None]:
     """Print the lines of a run's messages while the block runs, and update TensorBoard's scalars and the gauges."""
     stopped = threading.Event()
     with Gauges(storage.name) as gauges:
-        relay = _Relay(storage, print_line, start, gauges)
+        relay = _Relay(storage, log, start, gauges)
         thread = threading.Thread(target=relay.run, args=(messages, stopped), daemon=True)
         thread.start()
         try:
@@ -160,8 +158,8 @@ def progress_relay(
 
 
 class _Relay:
-    def __init__(self, storage: Storage, print_line: Callable[[str], None], start: StartTimes, gauges: Gauges) -> None:
-        self._storage, self._print_line, self._gauges = storage, print_line, gauges
+    def __init__(self, storage: Storage, log: Callable[[str], None], start: StartTimes, gauges: Gauges) -> None:
+        self._storage, self._log, self._gauges = storage, log, gauges
         self._start: StartTimes | None = start  # None once the first step was reported
         self._traffic_printed = False
 
@@ -181,13 +179,13 @@ class _Relay:
     def _show(self, message: Message, writer: SummaryWriter) -> None:
         if isinstance(message, TrainingStarted):
             self._gauges.mark_running(self._storage.name)
-            self._print_line(message.line(self._start))
+            self._log(message.line(self._start))
             self._start = None
             return
         result = message.result
-        self._print_line(result.line())
+        self._log(result.line())
         if result.traffic and not self._traffic_printed:
-            self._print_line(result.traffic.line())
+            self._log(result.traffic.line())
             self._traffic_printed = True
         self._gauges.record_epoch(self._storage.name, result)
         for name, value in result.to_dict().items():

@@ -31,26 +31,12 @@ from dreamprvr_ray.runtime.session import ray_session
 from dreamprvr_ray.runtime.worker import TrainJob, train_worker
 from dreamprvr_ray.storage.files import copy_files, read_json
 from dreamprvr_ray.storage.location import Storage, absolute
-from dreamprvr_ray.training.failure import FailureKind, TrainingDiverged, TrialFailure
+from dreamprvr_ray.training.failure import FailureKind, TrainingDiverged, TrialFailure, WorkersFailed
 from dreamprvr_ray.training.loop import with_feature_sizes
 from dreamprvr_ray.training.reporter import latest_result
 from dreamprvr_ray.yaml_files import parse_yaml
 
 RESIZE_SECONDS = "DREAMPRVR_RAY_RESIZE_SECONDS"  # environment: how often an elastic group checks whether it can grow
-
-
-class WorkersFailed(Failure):
-    """The workers failed more often than `training.max_failures` allows.
-
-    `kind` classifies the error of the first one that failed.
-    """
-
-    def __init__(self, message: str, kind: FailureKind) -> None:
-        super().__init__(message)
-        self.kind = kind
-
-    def __reduce__(self) -> tuple[type[WorkersFailed], tuple[str, FailureKind]]:
-        return type(self), (str(self), self.kind)
 
 
 def train(
@@ -60,12 +46,12 @@ def train(
     workers: WorkerCount,
     *,
     resume: bool,
-    print_line: Callable[[str], None],
+    log: Callable[[str], None],
     command_started: float | None = None,
 ) -> dict[str, Any]:
     """Train in Ray Train workers, copy the best checkpoint to `out`/best and return that checkpoint's metrics.
 
-    Progress goes to `print_line`, one line at a time. `command_started` is when the command was started, in seconds
+    `log` receives each line of progress. `command_started` is when the command was started, in seconds
     since 1970; by default, now. Raises `UserError` if `out` exists without `resume`, or is not a run of this
     experiment; `Failure` if training cannot continue.
     """
@@ -83,7 +69,7 @@ def train(
             job = TrainJob(experiment, absolute(shards), storage.location, store.claim(), _message_queue())
             trainer = group_trainer(job, group, storage.name, trainer_type=CommandTrainer)
             assert job.messages is not None
-            with progress_relay(job.messages, storage, print_line, StartTimes(command_started, time.time())):
+            with progress_relay(job.messages, storage, log, StartTimes(command_started, time.time())):
                 run_group(trainer, storage)
     return _publish_best(store, storage, keep_existing=already_finished)
 

@@ -18,6 +18,21 @@ class TrainingDiverged(Failure):
     """The loss is no longer a finite number."""
 
 
+class WorkersFailed(Failure):
+    """The workers of a group failed more often than `training.max_failures` allows.
+
+    `kind` classifies the error of the first worker that failed.
+    """
+
+    def __init__(self, message: str, kind: FailureKind) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+    def __reduce__(self) -> tuple[type[WorkersFailed], tuple[str, FailureKind]]:
+        # Exception's own version would pass the message only.
+        return type(self), (str(self), self.kind)
+
+
 @dataclass(frozen=True)
 class TrialFailure:
     """Why a trial could not be trained.
@@ -39,6 +54,8 @@ class TrialFailure:
             kind = "store"
         elif isinstance(error, TrainingDiverged):
             kind = "diverged"
+        elif isinstance(error, WorkersFailed):
+            kind = error.kind
         return cls(kind, first_line(error))
 
     def to_dict(self) -> dict[str, Any]:

@@ -21,9 +21,10 @@ from dreamprvr_ray.errors import Failure, ObjectStoreError, UserError
 from dreamprvr_ray.evaluation.test_record import evaluate_checkpoint
 from dreamprvr_ray.runtime.ray_internals.trainers import Trainer
 from dreamprvr_ray.runtime.resources import WorkerCount
-from dreamprvr_ray.runtime.train_run import WorkersFailed, run_group, train
+from dreamprvr_ray.runtime.train_run import run_group, train
 from dreamprvr_ray.storage.files import parse_json, read_json
 from dreamprvr_ray.storage.location import Storage
+from dreamprvr_ray.training.failure import WorkersFailed
 from dreamprvr_ray.training.loop import fit
 from dreamprvr_ray.training.reporter import DirectoryReporter
 
@@ -50,7 +51,7 @@ def test_a_run_in_an_object_store_survives_its_worker(
     shards, out = (remote / "shards").location, (remote / "runs").location
     killed = threading.Event()
 
-    def print_line(line: str) -> None:
+    def log(line: str) -> None:
         lines.append(line)
         if line.startswith("epoch 2/") and not killed.is_set():
             killed.set()
@@ -63,7 +64,7 @@ def test_a_run_in_an_object_store_survives_its_worker(
         out,
         WorkerCount(1),
         resume=False,
-        print_line=print_line,
+        log=log,
     )
     assert killed.is_set() and any(line.startswith("training restarted with 1 worker (") for line in lines)
     epochs = [int(line.split("/")[0].removeprefix("epoch")) for line in lines if line.startswith("epoch")]
@@ -94,7 +95,7 @@ def test_a_run_in_an_object_store_survives_its_worker(
         out,
         WorkerCount(1),
         resume=True,
-        print_line=lines.append,
+        log=lines.append,
     )
     assert resumed["SumR"] == metrics["SumR"] and len(lines) == line_count
     for resume, message in (
@@ -108,7 +109,7 @@ def test_a_run_in_an_object_store_survives_its_worker(
                 out,
                 WorkerCount(1),
                 resume=resume,
-                print_line=lines.append,
+                log=lines.append,
             )
 
 
@@ -123,7 +124,7 @@ def test_a_diverged_training_fails_with_one_line(local_ray: None, demo_shards: P
             str(tmp_path / "run"),
             WorkerCount(1),
             resume=False,
-            print_line=print,
+            log=print,
         )
 
 

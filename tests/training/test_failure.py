@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dreamprvr_ray.errors import Failure, ObjectStoreError, UserError
-from dreamprvr_ray.training.failure import FailureKind, TrainingDiverged, TrialFailure
+from dreamprvr_ray.training.failure import FailureKind, TrainingDiverged, TrialFailure, WorkersFailed
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,7 @@ from dreamprvr_ray.training.failure import FailureKind, TrainingDiverged, TrialF
         (TrainingDiverged("epoch 1: not finite"), "diverged", "epoch 1: not finite"),
         (torch.OutOfMemoryError("CUDA out of memory\nmore"), "out_of_memory", "CUDA out of memory"),
         (MemoryError(), "out_of_memory", "MemoryError"),
+        (WorkersFailed("training failed: killed", "out_of_memory"), "out_of_memory", "training failed: killed"),
         (RuntimeError("StoreError: out of memory, diverged"), "error", "StoreError: out of memory, diverged"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
