@@ -32,12 +32,12 @@ def main(arguments: list[str]) -> None:
     )
     source = Source.open(options.source, options.collection, options.features)
     for note in source.notes():
-        print(f"note: {note}", file=sys.stderr)
+        command_line.print_progress(f"note: {note}")
     try:
         conversion = convert(source, options.out, settings, options.workers, _Display())
     except KeyboardInterrupt:
-        print(
-            f"\nstopped; finished shards remain in {options.out}: run the same command again to resume", file=sys.stderr
+        command_line.print_progress(
+            f"\nstopped; finished shards remain in {options.out}: run the same command again to resume"
         )
         raise
     except OSError as error:
@@ -105,7 +105,7 @@ class _Display:
         if self._terminal:
             print(f"\r{line:<78}", end="\n" if finished else "", file=sys.stderr, flush=True)
         else:
-            print(line, file=sys.stderr, flush=True)
+            command_line.print_progress(line)
 
 
 def _progress_line(progress: Progress) -> str:

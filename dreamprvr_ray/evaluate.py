@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
-from dreamprvr_ray.command_line import Parser, print_json, run
+from dreamprvr_ray.command_line import Parser, print_json, print_progress, run
 from dreamprvr_ray.data.cache import local_shards
 from dreamprvr_ray.evaluation.test_record import evaluate_checkpoint
 from dreamprvr_ray.storage.location import Storage
@@ -31,7 +29,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _warn_unrecorded(reason: str) -> None:
-    print(f"warning: this test evaluation could not be recorded: {reason}", file=sys.stderr)
+    print_progress(f"warning: this test evaluation could not be recorded: {reason}")
 
 
 if __name__ == "__main__":
