@@ -1,4 +1,4 @@
-"""The authors' checkpoints: read in full, refused when they do not fit, and never executed."""
+"""The authors' checkpoints: read completely, rejected with an explanation if something is wrong, never executed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "model" / "authors_format.ckpt"
 
 @pytest.fixture
 def content() -> dict[str, Any]:
-    """A checkpoint in the authors' format, to be changed and saved."""
+    """A checkpoint in the authors' format, for tests to change and save."""
     checkpoint = read_authors_checkpoint(GOLDEN)
     names = authors_names(checkpoint.experiment.model)
     weights = {
@@ -62,9 +62,9 @@ def content() -> dict[str, Any]:
 
 @pytest.fixture
 def mistakes(tmp_path: Path) -> Callable[[Any], list[str]]:
-    """What is wrong with a content once it is saved."""
+    """Saves a content as a checkpoint and returns the mistakes that reading it reports."""
 
-    def saved(content: Any) -> list[str]:
+    def save_and_read(content: Any) -> list[str]:
         path = tmp_path / "broken.ckpt"
         torch.save(content, path)
         with pytest.raises(UserError) as error:
@@ -72,10 +72,10 @@ def mistakes(tmp_path: Path) -> Callable[[Any], list[str]]:
         assert all("\n" not in line and line.startswith(str(path)) for line in error.value.mistakes)
         return [line.removeprefix(f"{path}: ") for line in error.value.mistakes]
 
-    return saved
+    return save_and_read
 
 
-def test_every_tensor_of_the_release_finds_its_place() -> None:
+def test_every_tensor_of_the_release_has_one_place_in_the_model() -> None:
     checkpoint = read_authors_checkpoint(GOLDEN)
     config = checkpoint.experiment.model
     model = DreamPRVR(config, checkpoint.experiment.data.video_size, checkpoint.experiment.data.text_size)
@@ -83,12 +83,12 @@ def test_every_tensor_of_the_release_finds_its_place() -> None:
     assert checkpoint.epoch == 3
     places = list(authors_names(config).values())
     assert len(places) == len(set(places)) == 393
-    parts = {name: [index for ours, index in places if ours == name] for name in model.state_dict()}
-    for name, indices in parts.items():
-        assert indices == [None] or sorted(indices) == list(range(len(model.state_dict()[name]))), name
+    for name, tensor in model.state_dict().items():
+        parts = [place.part for place in places if place.name == name]
+        assert parts == [None] or sorted(parts) == list(range(len(tensor))), name
 
 
-def test_settings_arrive_under_our_keys(content: dict[str, Any], tmp_path: Path) -> None:
+def test_settings_are_translated_to_configuration_keys(content: dict[str, Any], tmp_path: Path) -> None:
     torch.save(content, tmp_path / "a.ckpt")
     flat = read_authors_checkpoint(tmp_path / "a.ckpt").experiment.flat()
     assert flat == {
@@ -132,21 +132,21 @@ def test_settings_arrive_under_our_keys(content: dict[str, Any], tmp_path: Path)
     }
 
 
-def test_their_noisy_time_table_is_loaded_as_it_is(content: dict[str, Any], tmp_path: Path) -> None:
+def test_the_authors_noisy_time_table_is_loaded_unchanged(content: dict[str, Any], tmp_path: Path) -> None:
     noise = torch.randn(4, 32)
     content["state_dict"]["diffusion_mlp.time_embedding.timembedding.0.weight"] = noise
     torch.save(content, tmp_path / "a.ckpt")
     assert torch.equal(read_authors_checkpoint(tmp_path / "a.ckpt").weights["diffusion.denoiser.time_codes"], noise)
 
 
-def test_reading_draws_nothing_from_the_global_generator() -> None:
+def test_reading_leaves_the_global_generator_unchanged() -> None:
     before = torch.get_rng_state()
     read_authors_checkpoint(GOLDEN)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 class _Command:
-    """Runs a command when it is unpickled, as a hostile checkpoint would."""
+    """Runs a command when it is unpickled, as a malicious checkpoint would."""
 
     def __init__(self, command: str) -> None:
         self.command = command
@@ -156,8 +156,8 @@ class _Command:
 
 
 @pytest.mark.parametrize("place", ["optimizer", "config", "state_dict"])
-def test_a_hostile_pickle_runs_nothing(content: dict[str, Any], tmp_path: Path, place: str) -> None:
-    trace, path = tmp_path / "ran", tmp_path / "hostile.ckpt"
+def test_a_malicious_pickle_runs_nothing(content: dict[str, Any], tmp_path: Path, place: str) -> None:
+    trace, path = tmp_path / "ran", tmp_path / "malicious.ckpt"
     content[place]["extra"] = _Command(f"touch {trace}")
     torch.save(content, path)
     if place == "state_dict":
@@ -166,13 +166,13 @@ def test_a_hostile_pickle_runs_nothing(content: dict[str, Any], tmp_path: Path, 
     else:
         assert read_authors_checkpoint(path).epoch == 3
     assert not trace.exists()
-    torch.load(path, weights_only=False)  # the same file does run where it is trusted
+    torch.load(path, weights_only=False)  # the same file does run its command when torch trusts it
     assert trace.exists()
 
 
-def test_a_hostile_pickle_cannot_reach_builtins_by_another_name(tmp_path: Path) -> None:
-    """Protocol 4 names may hold dots, as in `os.system` of a module that imports os."""
-    trace, path = tmp_path / "ran", tmp_path / "hostile.ckpt"
+def test_a_malicious_pickle_cannot_reach_builtins_by_another_name(tmp_path: Path) -> None:
+    """In protocol 4, names may contain dots: `_os.system` of a module that imports os as _os."""
+    trace, path = tmp_path / "ran", tmp_path / "malicious.ckpt"
     command = f"touch {trace}".encode()
     program = b"\x80\x04\x8c\x08tempfile\x8c\x0a_os.system\x93\x8c" + bytes([len(command)]) + command + b"\x85R."
     with zipfile.ZipFile(path, "w") as archive:
@@ -182,11 +182,11 @@ def test_a_hostile_pickle_cannot_reach_builtins_by_another_name(tmp_path: Path) 
     with pytest.raises(UserError):
         read_authors_checkpoint(path)
     assert not trace.exists()
-    pickle.loads(program)  # noqa: S301 - the same program does run where it is trusted
+    pickle.loads(program)  # noqa: S301 - the same program does run when it is trusted
     assert trace.exists()
 
 
-def test_tensors_that_do_not_fit_are_all_named(content: dict[str, Any], mistakes: Callable[[Any], list[str]]) -> None:
+def test_every_wrong_tensor_is_reported(content: dict[str, Any], mistakes: Callable[[Any], list[str]]) -> None:
     weights = content["state_dict"]
     del weights["frame_encoder.e_attns.3.norm1.bias"]
     weights["query_encoder.norm1.weight"] = torch.zeros(31)
@@ -198,7 +198,7 @@ def test_tensors_that_do_not_fit_are_all_named(content: dict[str, Any], mistakes
     ]
 
 
-def test_settings_that_do_not_fit_are_named(content: dict[str, Any], mistakes: Callable[[Any], list[str]]) -> None:
+def test_every_wrong_setting_is_reported(content: dict[str, Any], mistakes: Callable[[Any], list[str]]) -> None:
     content["config"] |= {"max_ctx_l": 64, "neg_factor": [0.15, 32]}
     del content["config"]["n_heads"]
     assert mistakes(content) == [
@@ -208,7 +208,7 @@ def test_settings_that_do_not_fit_are_named(content: dict[str, Any], mistakes: C
     ]
 
 
-def test_settings_out_of_range_are_named(content: dict[str, Any], mistakes: Callable[[Any], list[str]]) -> None:
+def test_settings_out_of_range_are_reported(content: dict[str, Any], mistakes: Callable[[Any], list[str]]) -> None:
     content["config"]["drop"] = 1.5
     assert [line.split(":")[0] for line in mistakes(content)] == ["model.dropout = 1.5"]
 
@@ -221,11 +221,11 @@ def test_settings_out_of_range_are_named(content: dict[str, Any], mistakes: Call
         ({"config": {}}, "'state_dict' is missing"),
     ],
 )
-def test_other_contents_are_refused(content: Any, message: str, mistakes: Callable[[Any], list[str]]) -> None:
+def test_other_contents_are_rejected(content: Any, message: str, mistakes: Callable[[Any], list[str]]) -> None:
     assert message in "\n".join(mistakes(content))
 
 
-def test_other_files_are_refused(tmp_path: Path, content: dict[str, Any]) -> None:
+def test_other_files_are_rejected(tmp_path: Path, content: dict[str, Any]) -> None:
     path = tmp_path / "a.ckpt"
     with pytest.raises(UserError, match="does not exist"):
         read_authors_checkpoint(path)

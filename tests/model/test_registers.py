@@ -1,4 +1,4 @@
-"""The sampler, the schedule and the diffusion against their definitions, number by number."""
+"""The sampler, the noise schedule and the diffusion against their definitions in docs/model.md."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dreamprvr_ray.model.registers import (
 
 
 @pytest.mark.parametrize("steps", [1, 2, 10, 50])
-def test_schedule_is_the_pages(steps: int) -> None:
+def test_schedule_is_as_specified(steps: int) -> None:
     levels, betas = reference_model.schedule(steps)
     schedule = DiffusionSchedule.cosine(steps)
     for t in range(steps):
@@ -35,7 +35,7 @@ def test_schedule_is_the_pages(steps: int) -> None:
     assert betas[-1] == 0.999 and schedule.deviation[0] == 0
 
 
-def test_the_last_reverse_step_is_the_estimate_itself() -> None:
+def test_the_last_reverse_step_returns_the_estimate_of_the_start() -> None:
     schedule = DiffusionSchedule.cosine(10)
     assert schedule.start_share[0] == pytest.approx(1) and schedule.state_share[0] == 0
 
@@ -60,7 +60,7 @@ def test_registers_stay_within_the_clamp_and_move_with_the_condition() -> None:
     assert torch.equal(registers, diffusion(mu, condition))
 
 
-def test_denoising_errors_of_all_steps_in_one_pass_equal_one_by_one() -> None:
+def test_denoising_errors_equal_those_computed_step_by_step() -> None:
     torch.manual_seed(0)
     diffusion = TruncatedDiffusion(4, 8, 2)
     mu, condition, start = torch.randn(3, 8), torch.randn(3, 2, 8), torch.randn(3, 2, 8)
@@ -72,7 +72,7 @@ def test_denoising_errors_of_all_steps_in_one_pass_equal_one_by_one() -> None:
     torch.testing.assert_close(diffusion.errors(start, mu, condition), expected)
 
 
-def test_sorted_pooling_weighs_ranks_not_positions() -> None:
+def test_sorted_pooling_weights_ranks_and_not_positions() -> None:
     torch.manual_seed(0)
     pooling, tokens = SortedPooling(6), torch.randn(2, 6, 4)
     pooled = pooling(tokens)
@@ -90,7 +90,7 @@ def test_mu_has_unit_length() -> None:
     assert logvar.shape == (5, 16)
 
 
-def test_start_without_noise_is_the_standardised_mean_around_the_rows_mean() -> None:
+def test_start_without_noise_is_the_standardised_query_plus_its_mean() -> None:
     torch.manual_seed(0)
     mean = torch.randn(2, 6)
     start = perturbed_start(mean, torch.zeros(2, 3, 6), torch.zeros(2, 3, 6))
@@ -101,19 +101,19 @@ def test_start_without_noise_is_the_standardised_mean_around_the_rows_mean() -> 
         torch.testing.assert_close(start[row, 1], standardised + values.mean())
 
 
-def test_start_moves_by_a_tenth_of_the_rows_unbiased_deviation() -> None:
+def test_noise_is_scaled_by_a_tenth_of_the_rows_unbiased_deviation() -> None:
     torch.manual_seed(0)
     mean, noise = torch.randn(1, 6), torch.randn(2, 1, 2, 6)
-    still = perturbed_start(mean, torch.zeros(1, 2, 6), torch.zeros(1, 2, 6))
+    unperturbed = perturbed_start(mean, torch.zeros(1, 2, 6), torch.zeros(1, 2, 6))
     step = 0.1 * mean.std(correction=1)
-    standardised = still - mean.mean()
+    standardised = unperturbed - mean.mean()
     torch.testing.assert_close(
-        perturbed_start(mean, noise[0], noise[1]), still + step * noise[0] * standardised + step * noise[1]
+        perturbed_start(mean, noise[0], noise[1]), unperturbed + step * noise[0] * standardised + step * noise[1]
     )
 
 
 def test_start_passes_no_gradient_through_the_rows_mean_and_deviation() -> None:
-    """Standardisation removes the row's mean, so that a gradient along a constant shift could come through beta alone."""
+    """Standardisation removes the row's mean, so a gradient along a constant shift could only come from beta."""
     torch.manual_seed(0)
     mean = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
     weights, noise = torch.randn(2, 3, 6, dtype=torch.float64), torch.randn(2, 2, 3, 6, dtype=torch.float64)
@@ -122,7 +122,7 @@ def test_start_passes_no_gradient_through_the_rows_mean_and_deviation() -> None:
     assert gradient.abs().max() > 0.1
 
 
-def test_variational_divergence_is_that_of_a_gaussian_from_the_standard_one() -> None:
+def test_variational_divergence_is_the_kl_divergence_from_the_standard_gaussian() -> None:
     mu, logvar = torch.randn(3, 4), torch.randn(3, 4)
     ours = torch.distributions.Normal(mu, (0.5 * logvar).exp())
     expected = torch.distributions.kl_divergence(ours, torch.distributions.Normal(0.0, 1.0)).sum(1)

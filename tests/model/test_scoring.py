@@ -20,16 +20,16 @@ def random_scores_input(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("given", "computed", "tolerance"),
+    ("dtype", "computed", "tolerance"),
     [
         (torch.float64, torch.float64, 1e-12),
         (torch.float32, torch.float32, 1e-6),
         (torch.bfloat16, torch.float32, 1e-6),
     ],
 )
-def test_token_scores_are_those_of_loops(given: torch.dtype, computed: torch.dtype, tolerance: float) -> None:
-    queries, tokens = random_scores_input(given)
-    with torch.autocast("cpu", dtype=torch.bfloat16):  # which must not reach the scores
+def test_token_scores_equal_those_of_loops(dtype: torch.dtype, computed: torch.dtype, tolerance: float) -> None:
+    queries, tokens = random_scores_input(dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # which must not affect the scores
         scores, cosines = token_scores(queries, tokens), best_cosines(queries, tokens)
     cosine, dot = reference_model.best_scores_by_loop(queries.to(computed), tokens.to(computed))
     assert torch.equal(cosines, scores.cosine)
@@ -43,7 +43,7 @@ def test_the_best_cosine_is_not_the_best_dot_product() -> None:
     assert (scores.cosine.item(), scores.dot.item()) == (1.0, 2.0)
 
 
-def test_zero_rows_of_padding_take_part() -> None:
+def test_zero_rows_of_padding_count() -> None:
     query, frames = torch.tensor([[1.0, 1.0]]), torch.tensor([[[-1.0, -1.0], [-1.0, 0.0]], [[-1.0, -1.0], [0.0, 0.0]]])
     scores = token_scores(query, frames)
     torch.testing.assert_close(scores.cosine, torch.tensor([[-math.sqrt(0.5), 0.0]]))
@@ -51,7 +51,7 @@ def test_zero_rows_of_padding_take_part() -> None:
 
 
 @pytest.mark.parametrize(("count", "videos"), [(0, 3), (2, 0), (0, 0)])
-def test_without_queries_or_videos_the_graph_is_kept(count: int, videos: int) -> None:
+def test_without_queries_or_videos_every_input_still_gets_a_gradient(count: int, videos: int) -> None:
     queries, tokens = torch.randn(count, 8, requires_grad=True), torch.randn(videos, 4, 8, requires_grad=True)
     scores = token_scores(queries, tokens)
     assert scores.cosine.shape == scores.dot.shape == best_cosines(queries, tokens).shape == (count, videos)
@@ -61,15 +61,15 @@ def test_without_queries_or_videos_the_graph_is_kept(count: int, videos: int) ->
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_gradients_are_those_of_finite_differences(masked: bool) -> None:
+def test_gradients_match_finite_differences(masked: bool) -> None:
     queries, tokens = (
         x.requires_grad_() for x in (torch.randn(4, 6, dtype=torch.float64), torch.randn(3, 5, 6, dtype=torch.float64))
     )
     mask = torch.arange(5) < torch.tensor([[5], [1], [3]])
 
     def scores(queries: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        made = token_scores(queries, tokens, mask if masked else None)
-        return made.cosine, made.dot
+        result = token_scores(queries, tokens, mask if masked else None)
+        return result.cosine, result.dot
 
     assert torch.autograd.gradcheck(scores, (queries, tokens))
     assert torch.equal(best_cosines(queries, tokens, mask if masked else None), scores(queries, tokens)[0])

@@ -1,4 +1,4 @@
-"""Chains that are compiled for a GPU, run here as plain torch. `tests/training/test_gradient_step.py` compares whole steps."""
+"""The compiled chains, run as plain torch. `tests/training/test_gradient_step.py` compares whole training steps."""
 
 from __future__ import annotations
 

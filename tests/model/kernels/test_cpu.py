@@ -1,4 +1,4 @@
-"""What the model computes on the CPU: the stacked modules' values and gradients, and gradients that belong to the values under dropout."""
+"""The CPU's implementations: same values and gradients as the plain methods; correct gradients under dropout."""
 
 from __future__ import annotations
 
@@ -30,22 +30,23 @@ def inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, 
 
 
 @pytest.mark.parametrize("registers", [True, False])
-def test_branches_one_by_one_are_the_stacked_ones(registers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_and_gradients_equal_those_of_the_plain_block(registers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     block = randomised(SelfAttention(3, 8, 2, dropout=0.0)).double()
     tokens, learned, factors, mask = inputs()
-    given = (tokens, learned, factors, mask) if registers else (tokens, None, factors[:, :, :5], mask[:, :5])
-    watched = [*block.parameters(), *(tensor for tensor in given[:2] if tensor is not None)]
+    arguments = (tokens, learned, factors, mask) if registers else (tokens, None, factors[:, :, :5], mask[:, :5])
+    inputs_with_gradient = [tensor for tensor in arguments[:2] if tensor is not None]
     results = []
     for supports in (True, False):
         monkeypatch.setattr(cpu, "supports", lambda x, supports=supports: supports)
-        out = block(*given)
+        out = block(*arguments)
         torch.manual_seed(2)
-        results.append((out, *torch.autograd.grad((out * torch.randn_like(out)).sum(), watched)))
-    for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs)
+        loss = (out * torch.randn_like(out)).sum()
+        results.append((out, *torch.autograd.grad(loss, [*block.parameters(), *inputs_with_gradient])))
+    for fast, plain in zip(*results, strict=True):
+        torch.testing.assert_close(fast, plain)
 
 
-def test_gradients_under_dropout_are_those_of_finite_differences() -> None:
+def test_gradients_under_dropout_match_finite_differences() -> None:
     block = randomised(SelfAttention(2, 8, 2, dropout=0.3)).double()
     tokens, registers, factors, mask = inputs()
 
@@ -57,11 +58,11 @@ def test_gradients_under_dropout_are_those_of_finite_differences() -> None:
 
     weights = [parameter.detach().clone().requires_grad_() for parameter in block.parameters()]
     assert torch.autograd.gradcheck(run, (tokens, registers, *weights), fast_mode=True)
-    with pytest.raises(AssertionError):  # dropout is at work
+    with pytest.raises(AssertionError):  # dropout does change the result
         torch.testing.assert_close(run(tokens, registers, *weights), block.eval()(tokens, registers, factors[:2], mask))
 
 
-def test_gradients_of_an_input_layer_under_dropout_are_those_of_finite_differences() -> None:
+def test_gradients_of_an_input_layer_under_dropout_match_finite_differences() -> None:
     layer = randomised(InputLayer(6, 4, dropout=0.3)).double()
     x = torch.randn(3, 5, 6, dtype=torch.float64, requires_grad=True)
 
@@ -74,12 +75,12 @@ def test_gradients_of_an_input_layer_under_dropout_are_those_of_finite_differenc
 
     weights = [parameter.detach().clone().requires_grad_() for parameter in layer.parameters()]
     assert torch.autograd.gradcheck(run, (x, *weights))
-    without = layer.project(layer.norm(x)).relu()
-    torch.testing.assert_close(layer.eval()(x), without)
+    without_dropout = layer.project(layer.norm(x)).relu()
+    torch.testing.assert_close(layer.eval()(x), without_dropout)
 
 
-def test_dropout_in_the_block_is_that_of_the_stacked_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over many draws, outputs have the mean and spread of the stacked modules, whose dropout is torch's."""
+def test_dropout_has_the_same_distribution_as_in_the_plain_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over many draws, outputs have the mean and deviation of the plain block, which uses torch's dropout."""
     block = randomised(SelfAttention(2, 8, 2, dropout=0.3))
     tokens, registers, factors, _ = inputs(torch.float32)
     many = [tensor[:1].detach().expand(20_000, *tensor.shape[1:]) for tensor in (tokens, registers)]
@@ -88,11 +89,11 @@ def test_dropout_in_the_block_is_that_of_the_stacked_one(monkeypatch: pytest.Mon
         monkeypatch.setattr(cpu, "supports", lambda x, supports=supports: supports)
         out = block(*many, factors[:2], None)
         results.append((out.mean(1), out.std(1)))
-    for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=0.03, rtol=0.02)
+    for fast, plain in zip(*results, strict=True):
+        torch.testing.assert_close(fast, plain, atol=0.03, rtol=0.02)
 
 
-def test_a_mask_is_its_seed() -> None:
+def test_a_mask_is_determined_by_its_seed() -> None:
     mask, x = DropoutMask(40000, seed=5), torch.randn(3, 7)
     assert torch.equal(mask.drop_(x.clone()), mask.drop_(x.clone()))
     assert not torch.equal(mask.drop_(x.clone()), DropoutMask(40000, seed=6).drop_(x.clone()))
@@ -102,15 +103,17 @@ def test_a_mask_is_its_seed() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("count", [0, 1, 7, 1_000_000])
-def test_masks_keep_their_share_in_every_type(dtype: torch.dtype, count: int) -> None:
+def test_masks_keep_the_given_fraction_in_every_type(dtype: torch.dtype, count: int) -> None:
     x = DropoutMask(round(0.7 * KEEP_ALL), seed=2).drop_(torch.ones(count, dtype=dtype))
     assert set(x.unique().tolist()) <= {0.0, 1.0}
     if count > 1000:
-        halves = x.float().view(2, -1).mean(1)  # in float32, each half is decided by another half of the bits
+        halves = (
+            x.float().view(2, -1).mean(1)
+        )  # in float32, the upper and lower halves of the random numbers decide one half each
         torch.testing.assert_close(halves, torch.full((2,), 0.7), atol=0.003, rtol=0)
 
 
-def test_bf16_stays_near() -> None:
+def test_bf16_is_close_to_fp32() -> None:
     block = randomised(SelfAttention(3, 8, 2, dropout=0.0))
     tokens, registers, factors, mask = inputs(torch.float32)
     gradients = []
@@ -124,6 +127,7 @@ def test_bf16_stays_near() -> None:
                 out.square().sum() + (out * tokens.detach()).sum(), [tokens, registers, *block.parameters()]
             )
         )
-    for exact, near in zip(*gradients, strict=True):
-        assert near.dtype == exact.dtype
-        assert (near - exact).norm() <= 0.1 * exact.norm() + 1e-3 * max(float(each.norm()) for each in gradients[0])
+    largest = max(float(gradient.norm()) for gradient in gradients[0])
+    for exact, rounded in zip(*gradients, strict=True):
+        assert rounded.dtype == exact.dtype
+        assert (rounded - exact).norm() <= 0.1 * exact.norm() + 1e-3 * largest

@@ -12,36 +12,36 @@ from dreamprvr_ray.model.kernels.threads import run_parts
 
 
 @pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
+def restore_threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(("available", "used", "each"), [(1, 1, 1), (2, 2, 1), (5, 5, 1), (16, 5, 3)])
-def test_parts_come_in_order_and_share_the_threads(available: int, used: int, each: int) -> None:
+@pytest.mark.parametrize(("available", "used", "per_part"), [(1, 1, 1), (2, 2, 1), (5, 5, 1), (16, 5, 3)])
+def test_results_are_in_order_and_threads_are_divided(available: int, used: int, per_part: int) -> None:
     torch.set_num_threads(available)
     weight = torch.ones(3, requires_grad=True)
-    everyone_is_here = threading.Barrier(used)
+    all_threads = threading.Barrier(used)
 
     def part(thread: int, number: int) -> tuple[int, int, int, bool]:
         if number < used:
-            everyone_is_here.wait(timeout=30)  # so they do run at a time
+            all_threads.wait(timeout=30)  # passes only if all threads run at the same time
         return number, thread, torch.get_num_threads(), (weight * 2).requires_grad
 
-    made = run_parts(part, 5)
-    assert made == [(number, number % used, each, False) for number in range(5)]
+    results = run_parts(part, 5)
+    assert results == [(number, number % used, per_part, False) for number in range(5)]
     assert torch.get_num_threads() == available
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_a_failure_of_any_part_is_raised(number: int) -> None:
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_exception_in_any_part_is_raised(failing: int) -> None:
     torch.set_num_threads(2)
 
-    def part(thread: int, which: int) -> None:
-        if which == number:
-            raise ValueError(f"part {which}")
+    def part(thread: int, number: int) -> None:
+        if number == failing:
+            raise ValueError(f"part {number}")
 
-    with pytest.raises(ValueError, match=f"part {number}"):
+    with pytest.raises(ValueError, match=f"part {failing}"):
         run_parts(part, 4)
     assert torch.get_num_threads() == 2
