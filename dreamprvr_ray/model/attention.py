@@ -8,6 +8,7 @@ Shapes, in this file:
     L  tokens                     H  heads                  d  D / H
     K  registers                  C  contexts: B or N * B   F  feed-forward size
     S  keys, L + K                R  rows, B * L            Q  queries of a context (cross-attention)
+    P  parts of a stack           I  input size             O  output size
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Dropout(kernels.Accelerated):
 
 
 class StackedLinear(nn.Module):
-    """`parts` linear layers: weight (parts, out, in), bias (parts, out)."""
+    """P linear layers: weight (P, O, I), bias (P, O)."""
 
     def __init__(self, parts: int, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -50,16 +51,16 @@ class StackedLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(parts, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply each part to its own rows: (parts, R, in) -> (parts, R, out)."""
+        """Apply each part to its own rows: (P, R, I) -> (P, R, O)."""
         return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight.transpose(1, 2))
 
     def on_shared_rows(self, x: Tensor) -> Tensor:
-        """Apply all parts to the same rows, in one product: (..., in) -> (..., parts * out)."""
+        """Apply all parts to the same rows, in one product: (..., I) -> (..., P * O)."""
         return F.linear(x, self.weight.flatten(0, 1), self.bias.flatten())
 
 
 class StackedLayerNorm(nn.Module):
-    """`parts` layer norms: weight and bias (parts, D)."""
+    """P layer norms: weight and bias (P, D)."""
 
     def __init__(self, parts: int, size: int) -> None:
         super().__init__()
@@ -67,7 +68,7 @@ class StackedLayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(parts, size))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(parts, R, D) -> (parts, R, D), in float32 or better."""
+        """Apply each part to its own rows: (P, R, D) -> (P, R, D), in float32 or better."""
         parts, size = self.weight.shape
         if parts == 1:
             return F.layer_norm(x, (size,), self.weight[0], self.bias[0])

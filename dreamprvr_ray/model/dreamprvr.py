@@ -13,7 +13,7 @@ Shapes, in this file:
     M  clip tokens (32)           J  query tokens (at most 30)   D  hidden size
     L  frame tokens (128, or those of the batch's longest video) V  features of a clip or frame
     P  positions of a block (32 or 128; L <= P)                  U  features of a query token
-    K  registers                  T  diffusion steps
+    K  registers                  T  diffusion steps             I  input size of a layer
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class InputLayer(kernels.Accelerated):
 
     @kernels.input_layer
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., D)."""
+        """(..., I) -> (..., D)."""
         projected: Tensor = self.project(self.dropout(self.norm(x)))
         return projected.relu_()
 
@@ -83,7 +83,7 @@ class TokenInput(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, features: Tensor) -> Tensor:
-        """features (B, L, in) -> tokens (B, L, D). Raises `ValueError` if the features have another size."""
+        """features (B, L, I) -> tokens (B, L, D). Raises `ValueError` if the features have another size."""
         if features.shape[-1] != self.layer.project.in_features:
             raise ValueError(
                 f"features have size {features.shape[-1]}; this model takes {self.layer.project.in_features}"
