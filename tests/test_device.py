@@ -1,4 +1,4 @@
-"""What `training.precision` means on a device."""
+"""The precision that `training.precision` stands for on a device."""
 
 from __future__ import annotations
 

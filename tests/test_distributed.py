@@ -1,4 +1,4 @@
-"""Any number of workers equals one: real Ray Train groups that talk through gloo, in float64 and float32."""
+"""Any number of workers computes what one computes: real Ray Train groups that communicate through gloo."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ PRECISIONS = (  # `training.precision`, and what `auto` means on the CPUs of two
     ("auto", ("fp32", "bf16")),
     ("auto", ("bf16", "bf16")),
 )
-STEPS = 20  # of a training, whose batches are of 1 to 5 videos: some leave workers without one
+STEPS = 20  # of a training with batches of 1 to 5 videos: in some, workers have no video
 
 
 @dataclass(frozen=True)
 class Case:
-    """A batch of the first `videos` videos, backwards so that the queries' order is not the split's."""
+    """A batch of the first `videos` videos in reverse, so that the order of queries differs from the split's."""
 
     videos: int
     hard: bool
@@ -58,10 +58,11 @@ class Case:
 
     def __str__(self) -> str:
         kind = "hard" if self.hard else "random"
-        return f"{self.videos} videos, {self.registers} registers, {kind}, {str(self.dtype).removeprefix('torch.')}, {self.trim_frames}"
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{self.videos} videos, {self.registers} registers, {kind}, {dtype}, {self.trim_frames}"
 
     def tolerance(self, largest: float) -> float:
-        """How far an entry may be off in a tensor with this largest one."""
+        """Return the tolerance for an entry of a tensor whose largest entry is given."""
         return 1e-10 * largest + 1e-12 if self.dtype == torch.float64 else 1e-5 * largest + 1e-6
 
 
@@ -75,7 +76,7 @@ CASES = [
 
 
 def backward(model: DreamPRVR, videos: np.ndarray, hard: bool, workers: Workers, step: int = 0) -> Tensor:
-    """The losses of a global batch; the gradient, summed over the workers, is left in the model."""
+    """Return the losses of a global batch, and leave its gradient, summed over the workers, in the model."""
     division = workers.division(np.diff(SPLIT.first_query)[videos])
     config, dtype = model.config, next(model.parameters()).dtype
     losses = training_losses(
@@ -97,12 +98,12 @@ def backward(model: DreamPRVR, videos: np.ndarray, hard: bool, workers: Workers,
 
 @cache
 def built(registers: int, dtype: torch.dtype, trim_frames: TrimFrames) -> DreamPRVR:
-    """The model of some cases, whose weights stay as they are."""
+    """Build a model that several cases share; its weights never change."""
     return small_models.build(trim_frames=trim_frames, registers=registers).to(dtype)
 
 
 def compute(workers: Workers) -> dict[str, Any]:
-    """Everything that the tests compare."""
+    """Compute everything that the tests compare."""
     results: dict[str, Any] = {}
     for case in CASES:
         model = built(case.registers, case.dtype, case.trim_frames)
@@ -121,15 +122,17 @@ def compute(workers: Workers) -> dict[str, Any]:
 
     model = small_models.build().float()
     splits = {"larger": SPLIT, "of one video": small_models.MemorySplit([1])}
-    results["retrieval"] = {name: evaluate(model, split, 0.6, workers) for name, split in splits.items()}  # type: ignore[arg-type]
-    results["retrieval"]["trimmed"] = evaluate(small_models.build(trim_frames="batch").float(), SPLIT, 0.6, workers)  # type: ignore[arg-type]
+    retrieval = {name: evaluate(model, split, 0.6, workers) for name, split in splits.items()}  # type: ignore[arg-type]
+    trimmed = small_models.build(trim_frames="batch").float()
+    retrieval["trimmed"] = evaluate(trimmed, SPLIT, 0.6, workers)  # type: ignore[arg-type]
+    results["retrieval"] = retrieval
 
     gathered = workers.gather_for_same_loss(torch.full((workers.rank, 2), float(workers.rank)), range(workers.count))
     results["gathered"] = gathered
     results["summed"] = workers.sum_for_same_loss(torch.tensor([1.0, workers.rank]))
     parameters = [torch.zeros(size, requires_grad=True) for size in (4, 3, 6, 1, 0)]
     for number, parameter in enumerate(parameters):
-        if number != workers.rank:  # each worker lacks a gradient
+        if number != workers.rank:  # one gradient is missing on each worker
             parameter.grad = torch.full_like(parameter, 10.0**workers.rank)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distributed, "BUCKET", 5)
@@ -187,11 +190,11 @@ def work(job: dict[str, str]) -> None:
 
 @pytest.fixture(scope="module")
 def computed(tmp_path_factory: pytest.TempPathFactory, demo_shards: Path) -> Path:
-    """What the workers of all groups computed, under Ray Train on a Ray that believes it has four CPUs."""
+    """The results of all groups' workers, run by Ray Train on a Ray that is started as if it had four CPUs."""
     variables = {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])]),
-    }  # workers import this file
+    }  # the workers import this file
     directory = tmp_path_factory.mktemp("workers")
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": variables})
     try:
@@ -206,36 +209,36 @@ def computed(tmp_path_factory: pytest.TempPathFactory, demo_shards: Path) -> Pat
 
 @pytest.fixture(scope="module", params=COUNTS, ids=lambda count: f"{count} workers")
 def workers_results(request: pytest.FixtureRequest, computed: Path) -> list[dict[str, Any]]:
-    """What each worker of a group of two, three or four computed."""
+    """The results of each worker of a group of two, three or four."""
     return [torch.load(computed / f"{request.param}-{rank}.pt", weights_only=False) for rank in range(request.param)]
 
 
 @pytest.fixture(scope="module")
 def alone() -> dict[str, Any]:
-    """What one worker computes."""
+    """The results of a single worker."""
     return compute(Workers())
 
 
-def assert_equal_but_for_rounding(ours: Tensor, theirs: Tensor, case: Case, name: str) -> None:
+def assert_equal_up_to_rounding(ours: Tensor, theirs: Tensor, case: Case, name: str) -> None:
     error, largest = (ours - theirs).abs().max().item(), theirs.abs().max().item()
     assert error <= case.tolerance(largest), f"{name}: {error} of {largest}"
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_losses_and_every_gradient_equal_one_workers(
+def test_losses_and_gradients_equal_those_of_one_worker(
     case: Case, workers_results: list[dict[str, Any]], alone: dict[str, Any]
 ) -> None:
     losses, gradients = alone[str(case)]
     assert losses[-1] > 0 and (case.videos == 1 or any(gradient.any() for gradient in gradients.values()))
     for results in workers_results:
         own_losses, own_gradients = results[str(case)]
-        assert_equal_but_for_rounding(own_losses, losses, case, "losses")
+        assert_equal_up_to_rounding(own_losses, losses, case, "losses")
         assert own_gradients.keys() == gradients.keys()
         for name, gradient in gradients.items():
-            assert_equal_but_for_rounding(own_gradients[name], gradient, case, name)
+            assert_equal_up_to_rounding(own_gradients[name], gradient, case, name)
 
 
-def test_training_keeps_the_weights_equal(workers_results: list[dict[str, Any]], alone: dict[str, Any]) -> None:
+def test_weights_stay_equal_on_all_workers(workers_results: list[dict[str, Any]], alone: dict[str, Any]) -> None:
     for name, weight in alone["trained"].items():
         for results in workers_results:
             assert torch.equal(results["trained"][name], workers_results[0]["trained"][name]), name
@@ -243,26 +246,27 @@ def test_training_keeps_the_weights_equal(workers_results: list[dict[str, Any]],
     assert not torch.equal(alone["trained"]["query_pooling.weight"], small_models.build().query_pooling.weight)
 
 
-def test_every_worker_gets_the_whole_retrieval(workers_results: list[dict[str, Any]], alone: dict[str, Any]) -> None:
+def test_every_worker_gets_the_whole_evaluation(workers_results: list[dict[str, Any]], alone: dict[str, Any]) -> None:
     for results in workers_results:
         assert results["retrieval"] == alone["retrieval"]
     assert alone["retrieval"]["larger"].videos == 13 and alone["retrieval"]["larger"].recall.queries == 37
 
 
-def test_what_crosses_is_counted(workers_results: list[dict[str, Any]]) -> None:
-    # Every step all sends the same bytes: the rows are padded to the largest part.
+def test_traffic_is_counted(workers_results: list[dict[str, Any]]) -> None:
+    # All workers send the same number of bytes, because rows are padded to the largest part.
     counts = {(results["traffic"].loss, results["traffic"].gradients) for results in workers_results}
     assert len(counts) == 1 and all(min(both) > 0 for both in counts)
 
 
-def test_a_ring_of_workers() -> None:
-    # Two workers of 3 and 2 videos, 10 tokens of 4 entries: each sends its (padded) videos once, and half of the gradient's sum twice.
+def test_traffic_of_a_ring_of_workers() -> None:
+    # Two workers with 3 and 2 videos, 10 tokens of 4 entries: each sends its padded videos once, and half of the sum of
+    # gradients twice.
     assert token_traffic((3, 2), tokens=10, size=4) == 3 * 160 + 5 * 160
     assert token_traffic((5,), tokens=CLIPS + FRAMES, size=384) == 0
     assert Traffic(7, 5).since(Traffic(3, 4)) == Traffic(4, 1)
 
 
-def test_rows_of_uneven_workers_are_gathered_in_order(workers_results: list[dict[str, Any]]) -> None:
+def test_uneven_parts_are_gathered_in_order(workers_results: list[dict[str, Any]]) -> None:
     count = len(workers_results)
     for results in workers_results:
         assert results["gathered"][:, 0].tolist() == [rank for rank in range(count) for _ in range(rank)]
@@ -270,7 +274,7 @@ def test_rows_of_uneven_workers_are_gathered_in_order(workers_results: list[dict
         assert results["summed"].tolist() == [count, sum(range(count))]
 
 
-def test_gradients_are_summed_in_buckets_and_a_missing_one_is_zero(workers_results: list[dict[str, Any]]) -> None:
+def test_gradients_are_summed_in_buckets_and_missing_ones_count_as_zero(workers_results: list[dict[str, Any]]) -> None:
     ranks = range(len(workers_results))
     expected = [sum(10.0**rank for rank in ranks if rank != number) for number in range(4)]
     for results in workers_results:
@@ -305,7 +309,7 @@ def test_division_of_a_batch() -> None:
     assert Workers().division(np.array([2, 1])).videos == (2,)
 
 
-def test_a_worker_alone_communicates_with_nobody() -> None:
+def test_a_single_worker_does_not_communicate() -> None:
     assert not dist.is_initialized()
     workers, rows = Workers(), torch.randn(3, 2)
     assert workers.gather_for_own_part(rows, [3]) is rows

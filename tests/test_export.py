@@ -1,4 +1,4 @@
-"""`export`: what it leaves can be evaluated, and its script retrieves."""
+"""`export`: the exported model can be evaluated, and its script retrieves."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def checkpoint(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return run / "best"
 
 
-def test_an_export_evaluates_as_its_checkpoint_and_its_script_retrieves(
+def test_an_exported_model_evaluates_like_its_checkpoint_and_its_script_retrieves(
     checkpoint: Path, call: Call, demo_shards: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "model"
@@ -41,8 +41,8 @@ def test_an_export_evaluates_as_its_checkpoint_and_its_script_retrieves(
         "retrieve.py",
     }
     results = []
-    for each in (checkpoint, out):
-        evaluated = call("evaluate", "--checkpoint", each, "--shards", demo_shards, "--split", "val", "--json")
+    for model in (checkpoint, out):
+        evaluated = call("evaluate", "--checkpoint", model, "--shards", demo_shards, "--split", "val", "--json")
         results.append(json.loads(evaluated.stdout.splitlines()[-1]))
     assert results[0] == results[1]
 
@@ -60,7 +60,7 @@ def test_an_export_evaluates_as_its_checkpoint_and_its_script_retrieves(
     assert again.returncode == 2 and "already exists; choose another --out" in again.stderr
 
 
-def test_a_checkpoint_in_a_store_is_exported(checkpoint: Path, call: Call, s3: S3, tmp_path: Path) -> None:
+def test_a_checkpoint_in_an_object_store_is_exported(checkpoint: Path, call: Call, s3: S3, tmp_path: Path) -> None:
     storage = Storage.of(s3.uri("run"))
     storage.upload_directory("best", checkpoint)
     done = call("export", "--checkpoint", (storage / "best").location, "--out", tmp_path / "model")
@@ -70,7 +70,7 @@ def test_a_checkpoint_in_a_store_is_exported(checkpoint: Path, call: Call, s3: S
     ).read_bytes()
 
 
-def test_a_place_that_cannot_be_written_is_a_clear_mistake(
+def test_a_directory_that_cannot_be_written_is_reported(
     checkpoint: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -85,7 +85,7 @@ def test_a_place_that_cannot_be_written_is_a_clear_mistake(
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_no_checkpoint_is_not_exported(call: Call, tmp_path: Path) -> None:
+def test_a_directory_without_a_checkpoint_is_not_exported(call: Call, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for source, reason in (
         (tmp_path / "none", "checkpoint does not exist"),

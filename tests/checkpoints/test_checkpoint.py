@@ -1,4 +1,4 @@
-"""Checkpoints come back exactly, are never executed, and are never half there."""
+"""Checkpoints are restored exactly, and loading one never executes code."""
 
 from __future__ import annotations
 
@@ -84,13 +84,13 @@ def test_round_trip(tmp_path: Path) -> None:
     )
 
 
-def test_loading_leaves_the_random_generator_alone(checkpoint: Path) -> None:
+def test_loading_does_not_advance_the_random_generator(checkpoint: Path) -> None:
     before = torch.get_rng_state()
     load_model(checkpoint)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_without_a_state_it_can_be_evaluated_only(tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_state_can_only_be_evaluated(tmp_path: Path) -> None:
     directory = tmp_path / "checkpoint"
     write(directory, None)
     load_model(directory)
@@ -100,7 +100,7 @@ def test_without_a_state_it_can_be_evaluated_only(tmp_path: Path) -> None:
 
 
 class Malicious:
-    """Unpickling it makes a folder."""
+    """Creates a directory when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -122,11 +122,11 @@ def test_a_state_is_never_executed(save: Callable[[object, Path], object], check
     assert not mark.exists()
     with suppress(RuntimeError):  # a plain pickle has no tensors to read next
         torch.load(checkpoint / STATE, weights_only=False)
-    assert mark.exists()  # it would have been
+    assert mark.exists()  # without the protection it is executed
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", None], ids=["empty", "text", "truncated"])
-def test_damaged_files_are_named(content: bytes | None, checkpoint: Path) -> None:
+def test_damaged_files_are_reported(content: bytes | None, checkpoint: Path) -> None:
     for name, read in ((WEIGHTS, load_model), (STATE, read_state), (METRICS, load_model)):
         path = checkpoint / name
         whole = path.read_bytes()
@@ -136,7 +136,7 @@ def test_damaged_files_are_named(content: bytes | None, checkpoint: Path) -> Non
     load_model(checkpoint)
 
 
-def test_missing_files_are_named(checkpoint: Path, tmp_path: Path) -> None:
+def test_missing_files_are_reported(checkpoint: Path, tmp_path: Path) -> None:
     assert refused(load_model, tmp_path / "none").endswith("none: checkpoint does not exist")
     assert refused(load_model, tmp_path).endswith(f"not a checkpoint: it has no {WEIGHTS}")
     for name in (METRICS, EXPERIMENT):
@@ -144,20 +144,20 @@ def test_missing_files_are_named(checkpoint: Path, tmp_path: Path) -> None:
         assert refused(load_model, checkpoint).endswith(f"{name}: no such file")
 
 
-def test_weights_that_do_not_fit_the_configuration(checkpoint: Path) -> None:
+def test_weights_that_do_not_match_the_configuration_are_rejected(checkpoint: Path) -> None:
     for other, named in ((experiment(hidden_size=32), "size mismatch"), (experiment(registers=0), "Unexpected key")):
         (checkpoint / EXPERIMENT).write_text(other.to_yaml())
         line = refused(load_model, checkpoint)
         assert line.startswith(f"{checkpoint}: the weights do not match {EXPERIMENT}: ") and named in line
 
 
-def test_a_wrong_configuration_is_named(checkpoint: Path) -> None:
+def test_an_invalid_configuration_is_reported(checkpoint: Path) -> None:
     (checkpoint / EXPERIMENT).write_text("preset: demo\nmodel: {registres: 3}\n")
     line = refused(load_model, checkpoint)
     assert line == f"{checkpoint / EXPERIMENT}: unknown key 'model.registres'; did you mean 'model.registers'?"
 
 
-def test_a_checkpoint_of_the_authors() -> None:
+def test_a_checkpoint_of_the_authors_release_is_loaded() -> None:
     trained = load_model(GOLDEN)
     assert trained.experiment.model.registers == 3 and trained.metrics == {"epoch": 3} and not trained.model.training
 

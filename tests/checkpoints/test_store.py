@@ -1,4 +1,4 @@
-"""The best and the latest checkpoint are there and whole, whatever happens to the writer."""
+"""The best and the latest checkpoint exist and are complete, whatever happens to the writer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ EXPERIMENT = load_experiment("demo")
 
 
 def checkpoint(epoch: int, best_epoch: int, entries: int = 1000) -> Callable[[Path], None]:
-    """Writes a checkpoint whose every entry is its epoch."""
+    """Return a function that writes a checkpoint whose entries all equal its epoch."""
     tensor, metrics = torch.full((entries,), float(epoch)), {"epoch": epoch, "best_epoch": best_epoch}
     return Checkpoint({"a": tensor}, {"b": tensor}, EXPERIMENT, metrics).write
 
@@ -58,7 +58,7 @@ def test_the_best_and_the_latest_are_kept(store: CheckpointStore) -> None:
     assert store.epochs() == [5] and store.storage.names() == ["epoch-0005", WRITER]
 
 
-def test_one_checkpoint_alone_can_be_kept(store: CheckpointStore) -> None:
+def test_all_checkpoints_but_one_can_be_deleted(store: CheckpointStore) -> None:
     assert store.metrics() is None
     for epoch in (1, 2, 3):
         store.write(epoch, 2 if epoch > 1 else 1, checkpoint(epoch, 2))
@@ -69,14 +69,14 @@ def test_one_checkpoint_alone_can_be_kept(store: CheckpointStore) -> None:
     assert store.at(2).exists("metrics.json") and not store.at(3).exists("metrics.json")
 
 
-def test_what_a_killed_writer_left_is_no_checkpoint(store: CheckpointStore) -> None:
+def test_incomplete_files_of_a_killed_writer_are_not_a_checkpoint(store: CheckpointStore) -> None:
     store.write(1, 1, checkpoint(1, 1))
     store.wait()
-    store.storage.write_text("epoch-0002/weights.safetensors", "half")  # of an upload that was cut off
+    store.storage.write_text("epoch-0002/weights.safetensors", "half")  # an incomplete upload
     assert store.epochs() == [1]
     store.write(3, 3, checkpoint(3, 3))
     store.wait()
-    assert store.storage.names() == ["epoch-0003", WRITER]  # swept
+    assert store.storage.names() == ["epoch-0003", WRITER]  # the incomplete one is deleted
 
 
 class Pause:
@@ -93,7 +93,7 @@ class Pause:
         checkpoint(self.epoch, self.epoch)(directory)
 
 
-def test_the_writer_of_a_run_that_was_taken_over_stops_and_sweeps_nothing(store: CheckpointStore) -> None:
+def test_a_writer_stops_and_deletes_nothing_once_another_has_claimed_the_store(store: CheckpointStore) -> None:
     store.write(1, 1, checkpoint(1, 1))
     late, half = Pause(2), Pause(2)
     store.write(2, 2, late)
@@ -114,13 +114,13 @@ def test_the_writer_of_a_run_that_was_taken_over_stops_and_sweeps_nothing(store:
     store.write(9, 9, checkpoint(9, 9))
     with pytest.raises(Failure, match="another run has resumed this training"):
         store.wait()
-    same = CheckpointStore(store.storage, writer)  # a worker of the later run, started again
+    same = CheckpointStore(store.storage, writer)  # a restarted worker of the later run
     same.write(3, 3, checkpoint(3, 3))
     same.wait()
     assert store.storage.names() == ["epoch-0003", WRITER]
 
 
-def test_a_writer_whose_unfinished_checkpoint_is_swept_away_says_why(tmp_path: Path) -> None:
+def test_a_writer_whose_unfinished_checkpoint_is_deleted_reports_why(tmp_path: Path) -> None:
     store, later = CheckpointStore(Storage.of(tmp_path)), CheckpointStore(Storage.of(tmp_path))
     late = Pause(2)
     store.write(2, 2, late)
@@ -149,7 +149,7 @@ def test_training_continues_while_a_checkpoint_is_written(tmp_path: Path) -> Non
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 256 KiB."""
+    """Mount a disk of 256 KiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
@@ -164,50 +164,53 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_is_reported_and_keeps_the_last_good_checkpoint(small_disk: Path) -> None:
     store = CheckpointStore(Storage.of(small_disk / "checkpoints"))
     store.write(1, 1, checkpoint(1, 1))
-    store.write(2, 1, checkpoint(2, 1, entries=20_000))  # twice 80 kB
+    store.write(2, 1, checkpoint(2, 1, entries=20_000))  # 160 kB: weights and state of 80 kB each
     store.write(3, 1, checkpoint(3, 1, entries=20_000))
-    wanted = r"checkpoints: cannot write the checkpoint of epoch 3: No space left on device; the latest checkpoint is of epoch 2$"
-    with pytest.raises(Failure, match=wanted):
+    message = (
+        r"checkpoints: cannot write the checkpoint of epoch 3: No space left on device;"
+        r" the latest checkpoint is of epoch 2$"
+    )
+    with pytest.raises(Failure, match=message):
         store.wait()
     assert store.epochs() == [1, 2] and store.storage.names() == ["epoch-0001", "epoch-0002", WRITER]
     with store.latest() as latest:
         assert latest and read_weights(latest)["a"].eq(2).all()
 
 
-def write_for_ever(location: Path, told: Connection) -> None:
+def write_forever(location: Path, written: Connection) -> None:
     store = CheckpointStore(Storage.of(location))
     for epoch in range(1, 10_000):
         best = epoch - epoch % 3 or 1
         store.write(epoch, best, checkpoint(epoch, best, entries=200_000))
-        told.send(epoch)
+        written.send(epoch)
 
 
-def test_a_kill_at_any_moment_leaves_whole_checkpoints(tmp_path: Path) -> None:
+def test_a_kill_at_any_moment_leaves_complete_checkpoints(tmp_path: Path) -> None:
     moments, context = random.Random(0), multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dreamprvr_ray.checkpoints.store"])  # each process would import torch
+    context.set_forkserver_preload(["dreamprvr_ray.checkpoints.store"])  # otherwise each process imports torch
     for run in range(12):
         receiver, sender = context.Pipe(duplex=False)
-        writer = context.Process(target=write_for_ever, args=(tmp_path / str(run), sender))
+        writer = context.Process(target=write_forever, args=(tmp_path / str(run), sender))
         writer.start()
         sender.close()
-        told = receiver.recv()
+        written = receiver.recv()
         time.sleep(moments.uniform(0, 0.05))
         assert writer.pid
         os.kill(writer.pid, signal.SIGKILL)
         writer.join()
         with suppress(EOFError):
             while True:
-                told = receiver.recv()
+                written = receiver.recv()
         store = CheckpointStore(Storage.of(tmp_path / str(run)))
         epochs = store.epochs()
-        assert told == 1 or epochs[-1] >= told - 1  # handing over a checkpoint waits for the one before
+        assert written == 1 or epochs[-1] >= written - 1  # `write` waits for the previous checkpoint
         for epoch in epochs:
             with store.opened(epoch) as directory:
                 assert read_weights(directory)["a"].eq(epoch).all() and read_state(directory)["b"].eq(epoch).all()
                 assert json.loads((directory / "metrics.json").read_text())["epoch"] == epoch
 
 
-def test_a_model_checkpoint_can_be_kept_elsewhere(s3: S3) -> None:
+def test_a_models_checkpoint_can_be_in_an_object_store(s3: S3) -> None:
     store, model = CheckpointStore(Storage.of(s3.uri("run"))), small_models.build().float()
     metrics = {"epoch": 1, "best_epoch": 1}
     store.write(1, 1, Checkpoint(model.state_dict(), None, EXPERIMENT, metrics).write)

@@ -17,14 +17,14 @@ NAN, INF = math.nan, math.inf
 
 
 def naive_rank(scores: list[float], own: int) -> int:
-    """Where the own video comes in a sorted list: behind equals, and last without a score."""
+    """Return the own video's position in a sorted list: after equal scores, and last if its score is nan."""
     if math.isnan(scores[own]):
         return len(scores)
     order = sorted(range(len(scores)), key=lambda video: (math.isnan(scores[video]), -scores[video], video == own))
     return order.index(own) + 1
 
 
-def test_ranks_are_those_of_a_sort_in_which_ties_lose() -> None:
+def test_ranks_equal_those_of_sorting_with_ties_counted_against_the_query() -> None:
     random = np.random.default_rng(0)
     values = np.array([NAN, -INF, -1.0, 0.0, 0.5, 0.5 + 1e-7, 2.0, INF], dtype=np.float32)
     scores = values[random.integers(len(values), size=(300, 9))]
@@ -68,7 +68,7 @@ def test_summary_by_hand() -> None:
     assert summary.ranks is not None and summary.ranks.tolist() == [1, 2, 7, 200]
 
 
-def test_groups_by_moment_are_closed_above_and_leave_out_what_is_unknown() -> None:
+def test_groups_by_moment_include_their_upper_bound_and_omit_unknown_moments() -> None:
     fractions = np.array([0.01, 0.2, 0.2001, 0.4, 0.41, 1.0, NAN])
     summary = summarise(ranks_of(1, 2, 3, 1, 50, 1, 1), 60, fractions)
     assert summary.by_moment is not None and summary.recall.queries == 7
@@ -79,7 +79,7 @@ def test_groups_by_moment_are_closed_above_and_leave_out_what_is_unknown() -> No
     }
 
 
-def test_no_groups_where_no_moment_is_known() -> None:
+def test_without_known_moments_there_are_no_groups() -> None:
     assert summarise(ranks_of(1, 2), 5, np.array([NAN, NAN])).by_moment is None
     only_long = summarise(ranks_of(1, 2), 5, np.array([0.9, NAN])).by_moment
     assert only_long is not None and [group.queries for group in only_long.values()] == [0, 0, 1]
@@ -90,7 +90,7 @@ SPLIT = small_models.MemorySplit([2, 1, 4, 1, 3, 2, 1])
 
 @pytest.fixture(scope="module")
 def expected() -> Retrieval:
-    """The split's retrieval in one batch by the plain model, loops and a sort."""
+    """The split's metrics from the plain model in one batch, ranked by sorting."""
     model, batch = small_models.build(), SPLIT.whole()
     with torch.no_grad():
         weights = reference_model.reference_weights(model)
@@ -102,7 +102,7 @@ def expected() -> Retrieval:
         )
     fused = 0.7 * clip + 0.3 * frame
     rank = [naive_rank(row.tolist(), video) for row, video in zip(fused, SPLIT.owner, strict=True)]
-    assert len(set(rank)) > 4  # else the test could not tell one order from another
+    assert len(set(rank)) > 4  # otherwise the test could not detect a wrong order
     return summarise(ranks_of(*rank), 7, SPLIT.moment_fractions)
 
 
@@ -116,13 +116,13 @@ def test_evaluation_equals_one_batch(
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_evaluation_has_no_dropout_and_leaves_the_mode(training: bool, expected: Retrieval) -> None:
+def test_evaluation_has_no_dropout_and_restores_the_training_mode(training: bool, expected: Retrieval) -> None:
     model = small_models.build(dropout=0.5, input_dropout=0.5).float().train(training)
     assert evaluate(model, SPLIT, 0.7) == expected  # type: ignore[arg-type]
     assert model.training is training and model.clip_fusion.training is training
 
 
-def test_evaluation_leaves_the_mode_when_it_fails() -> None:
+def test_a_failed_evaluation_restores_the_training_mode() -> None:
     model = small_models.build().float().train()
     broken = small_models.MemorySplit([1, 1])
     broken._tokens = []

@@ -107,7 +107,7 @@ def test_an_evaluation_on_test_that_cannot_be_recorded_prints_a_warning_and_its_
     assert checkpoint.directory is not None
     shutil.copytree(checkpoint.directory, model)
     (model / "test.json").unlink(missing_ok=True)
-    (model / "test.json").mkdir()  # which no file can replace
+    (model / "test.json").mkdir()  # a directory cannot be replaced by a file
     done = call("evaluate", "--checkpoint", model, "--shards", demo_shards, "--split", "test", "--json")
     reason = f"{model}/test.json: cannot be written: Is a directory"
     warning = f"warning: this test evaluation could not be recorded: {reason}\n"
@@ -117,7 +117,7 @@ def test_an_evaluation_on_test_that_cannot_be_recorded_prints_a_warning_and_its_
         evaluate_checkpoint(Storage.of(model), ShardSet.open(demo_shards), "test")
 
 
-def test_features_of_other_sizes_are_a_clear_mistake(checkpoint: Storage) -> None:
+def test_features_of_other_sizes_are_rejected(checkpoint: Storage) -> None:
     golden = Path(__file__).parents[1] / "golden" / "model" / "authors_format.ckpt"
     manifest = type("Manifest", (), {"video_size": 7, "text_size": 48})()
     shards = type("Shards", (), {"manifest": manifest, "directory": Path("other")})()

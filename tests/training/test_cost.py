@@ -1,4 +1,4 @@
-"""The cost of an experiment: the paper's parameters, and products counted by torch on the plain model."""
+"""The cost of an experiment: the paper's number of parameters, and the matrix products of the plain model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dreamprvr_ray.training.flops import QUERIES_PER_VIDEO, specified_gflop
 
 
 def counted_gflop(experiment: Experiment) -> float:
-    """GFLOP of matrix products that the plain model takes for one video and its queries, forward and backward."""
+    """Count the GFLOP of the plain model's matrix products for one video and its queries, forward and backward."""
     config, data = experiment.model, experiment.data
     model = DreamPRVR(config, data.video_size, data.text_size)
     clips, frames = torch.randn(1, CLIPS, data.video_size), torch.randn(1, FRAMES, data.video_size)
@@ -41,7 +41,8 @@ def counted_gflop(experiment: Experiment) -> float:
 
 
 def time_layers_gflop(experiment: Experiment) -> float:
-    """The specified cost takes the denoiser's time layers once for each register, the plain model once a step (1.3% of all of TVR)."""
+    """Return the difference: the formula counts the denoiser's time layers per register, the plain model runs them once
+    per step (1.3% of the total for TVR)."""
     model = experiment.model
     return 3 * 2 * 2 * model.diffusion_steps * model.registers * model.denoiser_layers * model.hidden_size**2 / 1e9
 
@@ -58,7 +59,7 @@ def time_layers_gflop(experiment: Experiment) -> float:
         ),
     ],
 )
-def test_the_specified_cost_is_what_torch_counts_on_the_plain_model(preset: str, overrides: dict[str, int]) -> None:
+def test_the_formula_matches_what_torch_counts_on_the_plain_model(preset: str, overrides: dict[str, int]) -> None:
     experiment = load_experiment(preset, overrides)
     counted = counted_gflop(experiment)
     assert specified_gflop(experiment) == pytest.approx(counted + time_layers_gflop(experiment), rel=0.01)
@@ -66,7 +67,7 @@ def test_the_specified_cost_is_what_torch_counts_on_the_plain_model(preset: str,
 
 
 @pytest.mark.parametrize(("preset", "gflop"), [("tvr", 21.8), ("activitynet", 19.6), ("charades", 20.4)])
-def test_what_the_papers_settings_cost_a_video(preset: str, gflop: float) -> None:
+def test_cost_per_video_of_the_papers_settings(preset: str, gflop: float) -> None:
     assert specified_gflop(load_experiment(preset)) == pytest.approx(gflop, abs=0.1)
 
 
@@ -75,7 +76,7 @@ def tvr() -> Cost:
     return estimate(load_experiment("tvr"))
 
 
-def test_parameters_are_the_papers(tvr: Cost) -> None:
+def test_the_number_of_parameters_is_the_papers(tvr: Cost) -> None:
     assert round(tvr.parameters / 1e6, 2) == 37.62
     for preset in ("activitynet", "charades"):
         experiment = load_experiment(preset)
@@ -84,7 +85,7 @@ def test_parameters_are_the_papers(tvr: Cost) -> None:
         assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 2) == 36.14
 
 
-def test_what_is_computed_is_less_than_what_is_specified(tvr: Cost) -> None:
+def test_less_is_executed_than_specified(tvr: Cost) -> None:
     assert tvr.gflop_per_video == specified_gflop(load_experiment("tvr"))
     assert 0.5 * tvr.gflop_per_video < tvr.executed_gflop_per_video < tvr.gflop_per_video
     assert tvr.memory > tvr.parameters * BYTES_PER_PARAMETER
@@ -97,10 +98,12 @@ def test_what_is_computed_is_less_than_what_is_specified(tvr: Cost) -> None:
     assert tvr.lines()[0] == "parameters: 37.62 M" and len(tvr.lines()) == 3
 
 
-def test_nothing_is_computed() -> None:
+def test_estimating_computes_nothing() -> None:
     before = torch.get_rng_state()
     small = {"model.registers": 0, "model.branches": 1}
-    cost = estimate(load_experiment("demo", {"training.batch_videos": 80_000} | small))  # no machine has the memory
+    cost = estimate(
+        load_experiment("demo", {"training.batch_videos": 80_000} | small)
+    )  # more memory than any machine has
     assert torch.equal(torch.get_rng_state(), before)
     assert cost.memory > 1e12
     assert cost.gflop_per_video == specified_gflop(load_experiment("demo", small))

@@ -1,4 +1,4 @@
-"""What kind of failure an exception is, and its record."""
+"""The kind of failure of an exception, and its record."""
 
 from __future__ import annotations
 
@@ -35,5 +35,5 @@ def test_a_cpu_out_of_memory_is_recognised() -> None:
     assert TrialFailure.from_error(error.value).kind == "out_of_memory"
 
 
-def test_an_epoch_is_no_failure() -> None:
+def test_an_epoch_is_not_a_failure() -> None:
     assert TrialFailure.from_dict({"epoch": 1, "SumR": 2.0}) is None

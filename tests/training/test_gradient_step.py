@@ -61,15 +61,15 @@ def gradients(model: DreamPRVR) -> dict[str, Tensor]:
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-def assert_alike(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float) -> None:
-    """Each tensor within `tolerance` of its own norm, or, where it is all rounding, of the largest norm of all."""
+def assert_close(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float) -> None:
+    """Compare each tensor within `tolerance` of its norm or, if it is all rounding error, of the largest norm."""
     assert ours.keys() == theirs.keys()
     largest = max(float(tensor.norm()) for tensor in theirs.values())
     for name, tensor in ours.items():
         assert float((tensor - theirs[name]).norm()) <= tolerance * (float(theirs[name].norm()) + 0.01 * largest), name
 
 
-def test_a_pass_on_the_cpu_is_the_objective_and_its_gradient() -> None:
+def test_a_pass_on_the_cpu_computes_the_objective_and_its_gradient() -> None:
     setting = experiment()
     model, passes = build(setting, CPU)
     batch = random_batch(setting.data, 6, 2)
@@ -82,14 +82,12 @@ def test_a_pass_on_the_cpu_is_the_objective_and_its_gradient() -> None:
     assert values(ours) == values(losses)
     assert all(
         torch.equal(gradient, expected[name]) for name, gradient in gradients(model).items()
-    )  # of this step alone
+    )  # of this step only
     assert not ours.total.requires_grad
 
 
 @pytest.mark.parametrize("registers", [2, 0])
-def test_the_chains_that_are_compiled_for_a_gpu_are_the_plain_ones(
-    registers: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compiled_chains_equal_the_plain_operations(registers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     setting = experiment(
         **{name.replace(".", "__"): value for name, value in NO_DROPOUT.items()}, model__registers=registers
     )
@@ -103,14 +101,14 @@ def test_the_chains_that_are_compiled_for_a_gpu_are_the_plain_ones(
     monkeypatch.setattr(compiled, "compile_chain", lambda chain: used.append(chain.__name__) or chain)
     model, passes = build(setting, CPU, compile_chains=True)
     assert values(passes(batch, drawn(setting))) == pytest.approx(plain, rel=1e-5)
-    assert_alike(gradients(model), expected, 1e-4)
+    assert_close(gradients(model), expected, 1e-4)
     chains = {"normalise_and_drop", "add_and_normalise", "rectify_and_drop", "softmax_and_drop", "sum_by_softmax"}
     assert set(used) == chains
 
 
 @on_a_gpu
 @pytest.mark.parametrize("compiled", [False, True])
-def test_captured_steps_are_launched_steps(compiled: bool) -> None:
+def test_captured_steps_equal_launched_steps(compiled: bool) -> None:
     device, setting = torch.device("cuda"), experiment()
     batches = [random_batch(setting.data, 6, 2, seed).to(device) for seed in range(3)]
     batches[2] = shortened(batches[2])
@@ -130,28 +128,29 @@ def test_captured_steps_are_launched_steps(compiled: bool) -> None:
 
 
 def shortened(batch: Batch) -> Batch:
-    """The batch with queries of 20 tokens at most."""
+    """Return the batch with its queries cut to 20 tokens."""
     return Batch(**(vars(batch) | {"tokens": batch.tokens[:, :20], "token_mask": batch.token_mask[:, :20]}))
 
 
 @on_a_gpu
-def test_the_same_seed_gives_the_same_step_and_another_other_masks() -> None:
+def test_dropout_depends_on_the_seed_alone() -> None:
     device, setting = torch.device("cuda"), experiment()
     batch = random_batch(setting.data, 6, 2).to(device)
     model, passes = build(setting, device, precision="bf16")
-    totals, made = [], []
+    totals, all_gradients = [], []
     for seed in (5, 5, 5, 7):  # launched, captured, replayed, replayed
         torch.manual_seed(seed)
         totals.append(passes(batch, drawn(setting)).total.item())
-        made.append(gradients(model))
+        all_gradients.append(gradients(model))
     assert totals[0] == totals[1] == totals[2] != totals[3]
-    assert all(torch.equal(gradient, made[2][name]) for name, gradient in made[0].items())
-    assert not torch.equal(made[3]["frame_input.layer.project.weight"], made[2]["frame_input.layer.project.weight"])
+    assert all(torch.equal(gradient, all_gradients[2][name]) for name, gradient in all_gradients[0].items())
+    name = "frame_input.layer.project.weight"
+    assert not torch.equal(all_gradients[3][name], all_gradients[2][name])
 
 
 @on_a_gpu
 @pytest.mark.parametrize("compiled", [False, True])
-def test_the_fast_path_is_the_plain_one(compiled: bool) -> None:
+def test_the_fast_path_equals_the_plain_path(compiled: bool) -> None:
     device = torch.device("cuda")
     setting = experiment(**{name.replace(".", "__"): value for name, value in NO_DROPOUT.items()})
     batch = random_batch(setting.data, 6, 2).to(device)
@@ -160,11 +159,11 @@ def test_the_fast_path_is_the_plain_one(compiled: bool) -> None:
     model, passes = build(setting, device, compiled)
     for _ in range(3):
         assert values(passes(batch, drawn(setting))) == pytest.approx(expected, rel=1e-4)
-        assert_alike(gradients(model), gradients(plain), 1e-3)
+        assert_close(gradients(model), gradients(plain), 1e-3)
 
 
 @on_a_gpu
-def test_a_training_on_a_gpu_repeats_itself(demo_shards: Path, tmp_path: Path) -> None:
+def test_a_training_on_a_gpu_is_repeatable(demo_shards: Path, tmp_path: Path) -> None:
     changes = {"training__epochs": 3, "training__batch_videos": 10, "loss__hard_negative_start_epoch": 1}
     weights = []
     for run in ("one", "other"):

@@ -1,4 +1,4 @@
-"""The training loop on small shards: it learns, repeats itself, resumes exactly and stops when it should."""
+"""The training loop on small shards: it learns, is repeatable, resumes exactly and stops early."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def shards(demo_shards: Path) -> ShardSet:
 
 
 def experiment(**changes: Any) -> Experiment:
-    """The tiny experiment; `model__branches` is a dotted key, a name alone one of `training`."""
+    """Return the tiny experiment with changes: `model__branches` is a dotted key, `epochs` is `training.epochs`."""
     dotted = {name.replace("__", ".") if "__" in name else f"training.{name}": value for name, value in changes.items()}
     return load_experiment("demo", TINY | dotted)
 
@@ -61,7 +61,7 @@ def equal_weights(one: Path, other: Path) -> bool:
 
 @pytest.fixture(scope="module")
 def uninterrupted(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> DirectoryReporter:
-    """A training of four epochs, with dropout, and with hard negatives from the third on."""
+    """A training of four epochs with dropout, and with hard negatives from the third epoch."""
     reporter = DirectoryReporter(tmp_path_factory.mktemp("uninterrupted"))
     report = fit(experiment(), ShardSet.open(demo_shards), reporter, device=CPU)
     assert report == reporter.results[-1]
@@ -78,7 +78,7 @@ def test_it_learns(shards: ShardSet, tmp_path: Path) -> None:
     train = shards.split("train")
     chance = 100 * (1 + 5 + 10 + 24) / 24
     assert evaluate(load_model(reporter.last).model, train, 0.5).recall.sumr > 1.4 * chance
-    # What is reported is what the checkpoint scores.
+    # The reported metrics are those of the checkpoint.
     trained = load_model(reporter.best)
     best = evaluate(trained.model, shards.split("val"), 0.5)
     assert best.recall.sumr == reporter.results[-1].best_sumr == trained.metrics["SumR"]
@@ -86,7 +86,7 @@ def test_it_learns(shards: ShardSet, tmp_path: Path) -> None:
     assert trained.experiment == with_feature_sizes(easy, shards.manifest)
 
 
-def test_reports_say_how_far_it_is(uninterrupted: DirectoryReporter) -> None:
+def test_results_report_the_progress(uninterrupted: DirectoryReporter) -> None:
     reports = uninterrupted.results
     assert [report.epoch for report in reports] == [1, 2, 3, 4] and all(
         report.planned_epochs == 4 for report in reports
@@ -97,7 +97,7 @@ def test_reports_say_how_far_it_is(uninterrupted: DirectoryReporter) -> None:
     assert [report.best_epoch for report in reports] == [
         1 + [report.sumr for report in reports].index(value) for value in best
     ]
-    # Steps of 12, warmed up over 5%: the epochs end with steps 2, 5, 8 and 11 (counted from 0).
+    # 12 steps with 5% warm-up: the epochs end with steps 2, 5, 8 and 11, counted from 0.
     peak = load_experiment("demo").optimizer.learning_rate
     assert [report.learning_rate for report in reports] == pytest.approx(
         [peak * (1 - step / 12) / 0.95 for step in (2, 5, 8, 11)]
@@ -106,10 +106,10 @@ def test_reports_say_how_far_it_is(uninterrupted: DirectoryReporter) -> None:
     assert all(report.losses["total"] > 0 and 0 <= report.waited <= 1 for report in reports)
 
 
-def test_the_same_seed_repeats_and_another_does_not(
+def test_the_same_seed_gives_the_same_training_and_another_does_not(
     uninterrupted: DirectoryReporter, shards: ShardSet, tmp_path: Path
 ) -> None:
-    torch.manual_seed(123)  # what came before is of no influence
+    torch.manual_seed(123)  # the global generator has no influence
     again, other = DirectoryReporter(tmp_path / "again"), DirectoryReporter(tmp_path / "other")
     fit(experiment(), shards, again, device=CPU)
     assert without_times(again.results) == without_times(uninterrupted.results)
@@ -119,7 +119,7 @@ def test_the_same_seed_repeats_and_another_does_not(
 
 
 class Stopping(DirectoryReporter):
-    """Fails once the second epoch's checkpoint is written."""
+    """Fails after it has written the second epoch's checkpoint."""
 
     def report(self, result: EpochResult, snapshot: Snapshot) -> None:
         super().report(result, snapshot)
@@ -127,7 +127,7 @@ class Stopping(DirectoryReporter):
             raise ConnectionError("the node is gone")
 
 
-def test_a_resumed_training_is_the_uninterrupted_one(
+def test_a_resumed_training_equals_an_uninterrupted_one(
     uninterrupted: DirectoryReporter, shards: ShardSet, tmp_path: Path
 ) -> None:
     stopped, resumed = Stopping(tmp_path), DirectoryReporter(tmp_path)
@@ -144,7 +144,7 @@ def test_a_resumed_training_is_the_uninterrupted_one(
     assert all(torch.equal(moments[key][name], expected[key][name]) for key in expected for name in ("mean", "square"))
 
 
-def test_a_finished_training_does_nothing(uninterrupted: DirectoryReporter, shards: ShardSet) -> None:
+def test_resuming_a_finished_training_does_nothing(uninterrupted: DirectoryReporter, shards: ShardSet) -> None:
     before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in uninterrupted.last.iterdir()}
     again = DirectoryReporter(uninterrupted.last.parent)
     assert fit(experiment(), shards, again, device=CPU) is None
@@ -152,12 +152,12 @@ def test_a_finished_training_does_nothing(uninterrupted: DirectoryReporter, shar
     assert before == {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in uninterrupted.last.iterdir()}
 
 
-def test_a_checkpoint_of_another_model_is_refused(uninterrupted: DirectoryReporter, shards: ShardSet) -> None:
+def test_a_checkpoint_of_another_experiment_is_rejected(uninterrupted: DirectoryReporter, shards: ShardSet) -> None:
     with pytest.raises(UserError, match=r"belongs to another experiment: model\.hidden_size was 16 and is 32 now"):
         fit(experiment(model__hidden_size=32), shards, DirectoryReporter(uninterrupted.last.parent), device=CPU)
 
 
-def test_a_checkpoint_without_progress_is_refused(
+def test_a_checkpoint_without_progress_is_rejected(
     uninterrupted: DirectoryReporter, shards: ShardSet, tmp_path: Path
 ) -> None:
     reporter = DirectoryReporter(tmp_path)
@@ -170,14 +170,14 @@ def test_a_checkpoint_without_progress_is_refused(
             fit(experiment(), shards, reporter, device=CPU)
 
 
-def test_progress_counts_epochs_in_a_row_that_did_not_exceed_the_best() -> None:
-    progress, told = Progress(), []
+def test_progress_counts_consecutive_epochs_that_do_not_exceed_the_best() -> None:
+    progress, history = Progress(), []
     patient = experiment(patience=2, epochs=99)
     for sumr in (10.0, 12.0, 12.0, 11.0, 12.5, 12.5, 12.4, 12.3):
         assert not progress.finished
         progress = progress.after(sumr, patient)
-        told.append((progress.best_sumr, progress.best_epoch, progress.stale_epochs))
-    assert told == [
+        history.append((progress.best_sumr, progress.best_epoch, progress.stale_epochs))
+    assert history == [
         (10.0, 1, 0),
         (12.0, 2, 0),
         (12.0, 2, 1),
@@ -191,16 +191,16 @@ def test_progress_counts_epochs_in_a_row_that_did_not_exceed_the_best() -> None:
     assert Progress().after(0.0, experiment(epochs=1)).finished
 
 
-def test_it_stops_when_patience_is_used_up(shards: ShardSet, tmp_path: Path) -> None:
+def test_it_stops_when_patience_runs_out(shards: ShardSet, tmp_path: Path) -> None:
     reporter = DirectoryReporter(tmp_path)
-    still = experiment(optimizer__learning_rate=1e-12, patience=1, epochs=50)  # no epoch exceeds the first
+    still = experiment(optimizer__learning_rate=1e-12, patience=1, epochs=50)  # no later epoch exceeds the first
     last = fit(still, shards, reporter, device=CPU)
     assert last is not None and (last.epoch, last.best_epoch, last.finished) == (3, 1, True)
     assert [report.finished for report in reporter.results] == [False, False, True]
     assert fit(still, shards, DirectoryReporter(tmp_path), device=CPU) is None
 
 
-def test_a_loss_that_is_no_number_ends_the_training(shards: ShardSet, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_ends_the_training(shards: ShardSet, tmp_path: Path) -> None:
     reporter = DirectoryReporter(tmp_path)
     with pytest.raises(
         TrainingDiverged,
@@ -221,7 +221,7 @@ def test_a_loss_that_is_no_number_ends_the_training(shards: ShardSet, tmp_path: 
     ],
     ids=str,
 )
-def test_odd_settings_train(changes: dict[str, Any], steps: int, shards: ShardSet, tmp_path: Path) -> None:
+def test_unusual_settings_train(changes: dict[str, Any], steps: int, shards: ShardSet, tmp_path: Path) -> None:
     reporter = DirectoryReporter(tmp_path)
     fit(experiment(**{"epochs": 1, "model__branches": 1} | changes), shards, reporter, device=CPU)
     (report,) = reporter.results
@@ -233,7 +233,7 @@ def test_odd_settings_train(changes: dict[str, Any], steps: int, shards: ShardSe
     assert {(group["step"], group["total_steps"]) for group in groups} == {(steps, steps)}
 
 
-def test_every_step_has_its_own_draws_and_every_epoch_its_order(
+def test_every_step_has_its_own_draws_and_every_epoch_its_own_order(
     shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hard, draws, videos, losses = [], [], [], gradient_step.training_losses
@@ -246,27 +246,27 @@ def test_every_step_has_its_own_draws_and_every_epoch_its_order(
 
     monkeypatch.setattr(gradient_step, "training_losses", watched)
     fit(experiment(epochs=3), shards, DirectoryReporter(tmp_path), device=CPU)
-    assert hard == [False] * 6 + [True] * 3  # hard negatives begin with epoch 2, counted from 0
+    assert hard == [False] * 6 + [True] * 3  # hard negatives start at epoch 2, counted from 0
     assert len(set(draws)) == 9
     epochs = [videos[start : start + 24] for start in (0, 24, 48)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2]) and len(set(epochs[0])) == 24
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
 
 
-def test_an_epochs_losses_are_the_means_of_its_batches(
+def test_losses_of_an_epoch_are_means_over_its_batches(
     shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    totals, losses = [], gradient_step.training_losses
+    totals, compute = [], gradient_step.training_losses
 
     def watched(*arguments: Any, **named: Any) -> Any:
-        totals.append(losses(*arguments, **named))
+        totals.append(compute(*arguments, **named))
         return totals[-1]
 
     monkeypatch.setattr(gradient_step, "training_losses", watched)
     report = fit(experiment(epochs=1), shards, DirectoryReporter(tmp_path), device=CPU)
     assert report is not None
     for name, value in report.losses.items():
-        assert value == pytest.approx(sum(getattr(each, name).item() for each in totals) / 3, rel=1e-5), name
+        assert value == pytest.approx(sum(getattr(losses, name).item() for losses in totals) / 3, rel=1e-5), name
 
 
 def test_only_long_trainings_are_compiled_for(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,29 +289,33 @@ def test_a_restored_training_continues_with_the_state_of_its_snapshot(shards: Sh
     assert second.train_epoch(1).losses == first.train_epoch(1).losses
 
 
-def test_checkpoints_say_what_they_were_measured_on(uninterrupted: DirectoryReporter, shards: ShardSet) -> None:
+def test_metrics_of_checkpoints_name_the_data(uninterrupted: DirectoryReporter, shards: ShardSet) -> None:
     metrics = json.loads((uninterrupted.last / "metrics.json").read_text())
     assert metrics["collection"] == "demo" and metrics["protocol"] == shards.manifest.protocol
     assert metrics["epoch"] == 4 and metrics["finished"] is True
 
 
-def test_sizes_come_from_the_shards(shards: ShardSet) -> None:
+def test_feature_sizes_come_from_the_shards(shards: ShardSet) -> None:
     wrong = experiment(data__video_size=7, data__text_size=9)
     assert with_feature_sizes(wrong, shards.manifest).data == load_experiment("demo").data
     assert with_feature_sizes(wrong, shards.manifest).model == wrong.model
 
 
-def test_features_of_two_encoders_cannot_start_alike(shards: ShardSet) -> None:
+def test_aligned_initialization_requires_equal_feature_sizes(shards: ShardSet) -> None:
     aligned = experiment(model__initialization="aligned")
     with pytest.raises(UserError, match="videos have 64 features per row and their queries 48; use 'paper'"):
         with_feature_sizes(aligned, shards.manifest)
     assert with_feature_sizes(aligned, replace(shards.manifest, text_size=64)).model.initialization == "aligned"
 
 
-def test_with_val_it_learns_from_train_and_val_to_the_last_epoch(shards: ShardSet, tmp_path: Path) -> None:
+def test_with_val_it_trains_on_train_and_val_until_the_last_epoch(shards: ShardSet, tmp_path: Path) -> None:
     reporter = DirectoryReporter(tmp_path)
     fit(experiment(with_val=True, patience=0, epochs=3), shards, reporter, device=CPU)
-    assert [report.best_epoch for report in reporter.results] == [1, 2, 3]  # nothing is chosen, and nothing stops it
+    assert [report.best_epoch for report in reporter.results] == [
+        1,
+        2,
+        3,
+    ]  # the last epoch always counts as the best, so nothing stops it early
     assert math.isclose(reporter.results[-1].best_sumr, reporter.results[-1].sumr)
     joined = shards.joined("train", "val")
     assert len(joined) == 34 and joined.videos == [*shards.split("train").videos, *shards.split("val").videos]
@@ -322,7 +326,7 @@ def test_with_val_it_learns_from_train_and_val_to_the_last_epoch(shards: ShardSe
     torch.testing.assert_close(joined.frames(33), shards.split("val").frames(9))
 
 
-def test_val_that_is_test_is_not_learnt_from(shards: ShardSet, tmp_path: Path) -> None:
+def test_training_on_a_val_split_that_is_test_is_rejected(shards: ShardSet, tmp_path: Path) -> None:
     splits = dict(shards.manifest.splits) | {"val": shards.manifest.splits["test"]}
     same = ShardSet(shards.directory, replace(shards.manifest, splits=splits, protocol="paper"))
     with pytest.raises(UserError, match="cannot train on val: it is the test split"):

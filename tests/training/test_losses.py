@@ -1,4 +1,4 @@
-"""Each loss against the page's sentence, written as loops over videos and queries in float64."""
+"""Each loss against its definition (docs/model.md), written as loops over videos and queries in float64."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_nce() -> None:
     torch.testing.assert_close(losses.nce(s, OWN), expected)
 
 
-def test_nce_of_a_video_without_queries_counts_nothing_and_stays_finite() -> None:
+def test_nce_of_a_video_without_queries_is_zero_and_finite() -> None:
     s = torch.cat([scores(), torch.randn(QUERIES, 1, dtype=torch.float64)], 1).requires_grad_()
     own = torch.cat([OWN, torch.zeros(QUERIES, 1, dtype=torch.bool)], 1)
     per_query = (s.logsumexp(1) - s.masked_fill(~own, 0).sum(1)).mean()
@@ -97,8 +97,8 @@ def test_triplet_with_hard_negatives(pool: int) -> None:
 
 
 @pytest.mark.parametrize("pool", [None, 2])
-def test_every_negative_is_anothers_and_each_comes_up(pool: int | None) -> None:
-    """Scores that tell which entry was taken: own ones are 0, all others are distinct, and the margin is out of the way."""
+def test_negatives_never_belong_to_the_anchor_and_all_others_occur(pool: int | None) -> None:
+    """The gradient shows the selected entries: own scores are 0, all others are distinct and violate the margin."""
     values = torch.arange(1.0, 1 + QUERIES * VIDEOS, dtype=torch.float64).view(QUERIES, VIDEOS).masked_fill(OWN, 0)
     taken: set[tuple[str, int]] = set()
     for u in (0.0, 0.2, 0.4, 0.6, 0.8, 1 - 2**-24):
@@ -107,9 +107,7 @@ def test_every_negative_is_anothers_and_each_comes_up(pool: int | None) -> None:
         (gradient,) = torch.autograd.grad(loss, s)
         chosen = (gradient > 0).nonzero().tolist()
         assert all(OWNER[q] != b for q, b in chosen)
-        assert (
-            gradient.masked_fill(OWN, 0).sum() - 2
-        ).abs() < 1e-9  # one for each video and one for each query, averaged
+        assert (gradient.masked_fill(OWN, 0).sum() - 2).abs() < 1e-9  # one per video and one per query, averaged
         taken |= {("query", q) for q, _ in chosen} | {("video", b) for _, b in chosen}
     assert {b for kind, b in taken if kind == "video"} == set(range(VIDEOS))
     if pool is None:
@@ -160,7 +158,7 @@ def test_similarity() -> None:
     torch.testing.assert_close(losses.similarity(cos * 0.3, OWNER, 0.3), sum(per_query) / len(per_query))
 
 
-def test_similarity_is_zero_where_no_query_has_a_positive() -> None:
+def test_similarity_is_zero_if_no_query_has_a_positive() -> None:
     cos = cosines(embeddings()).requires_grad_()
     loss = losses.similarity(cos, torch.arange(QUERIES), 0.09)
     assert loss == 0
@@ -168,7 +166,7 @@ def test_similarity_is_zero_where_no_query_has_a_positive() -> None:
 
 
 @pytest.mark.parametrize("hard", [True, False])
-def test_total_is_the_weighted_sum_of_what_each_loss_gives(hard: bool) -> None:
+def test_total_is_the_weighted_sum_of_all_losses(hard: bool) -> None:
     parts = [scores(seed) for seed in range(4)]
     draws = NegativeDraws.draw(VIDEOS, QUERIES, torch.Generator().manual_seed(0))
     pool = 2 if hard else None
@@ -190,13 +188,13 @@ def test_total_is_the_weighted_sum_of_what_each_loss_gives(hard: bool) -> None:
     torch.testing.assert_close(result.total, sum(weight * value for weight, value in expected.values()))
 
 
-def test_gradients_are_those_of_finite_differences() -> None:
+def test_gradients_match_finite_differences() -> None:
     draws = NegativeDraws.draw(VIDEOS, QUERIES, torch.Generator().manual_seed(0))
 
     def total(clip: Tensor, frame: Tensor, queries: Tensor) -> Tensor:
-        made = Scores(clip, 2 * clip, frame, 3 * frame)
+        scores = Scores(clip, 2 * clip, frame, 3 * frame)
         return losses.combine(
-            config(diversity_scale=4.0), made, queries, OWNER, draws, True, clip.sum(), frame.sum()
+            config(diversity_scale=4.0), scores, queries, OWNER, draws, True, clip.sum(), frame.sum()
         ).total
 
     inputs = [scores(1).requires_grad_(), scores(2).requires_grad_(), embeddings().requires_grad_()]
@@ -220,7 +218,7 @@ def test_the_largest_draw_is_the_last_index() -> None:
     assert torch.equal(losses.draw_to_index(torch.full((len(counts),), 1 - 2**-24), counts), counts - 1)
 
 
-def test_draws_are_the_generators() -> None:
+def test_draws_come_from_the_generator() -> None:
     one, two, three = (NegativeDraws.draw(3, 5, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     for name, length in (("clip_video", 3), ("frame_video", 3), ("clip_query", 5), ("frame_query", 5)):
         draws = getattr(one, name)

@@ -1,4 +1,4 @@
-"""The objective of a batch: the page's losses on the plain model's encodings, and draws that (seed, step) alone decide."""
+"""The objective of a batch: the losses on the plain model's encodings, and draws that depend on (seed, step) alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def drawn(step: int = 0, seed: int = 7, registers: int = 3) -> StepRandomness:
 
 @pytest.mark.parametrize("registers", [0, 3])
 @pytest.mark.parametrize("hard", [False, True])
-def test_losses_and_gradients_are_those_of_the_plain_parts(registers: int, hard: bool) -> None:
+def test_losses_and_gradients_equal_those_of_the_plain_model(registers: int, hard: bool) -> None:
     model, randomness = small_models.build(registers=registers), drawn(registers=registers)
     fast = training_losses(model, SPLIT.whole(), CONFIG, hard_negatives=hard, randomness=randomness)
     plain = reference_model.reference_losses(
@@ -31,7 +31,7 @@ def test_losses_and_gradients_are_those_of_the_plain_parts(registers: int, hard:
     )
     assert {field.name for field in fields(Losses)} == plain.keys()
     for name, value in plain.items():
-        # The fast model's codes and factors are in float32, though its weights are in float64 here.
+        # The model computes position codes and diffusion factors in float32 even if its weights are float64, as here.
         torch.testing.assert_close(
             getattr(fast, name), value.double(), rtol=1e-6, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}"
         )
@@ -41,7 +41,7 @@ def test_losses_and_gradients_are_those_of_the_plain_parts(registers: int, hard:
         assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max() + 1e-6, name
 
 
-def test_a_batch_alone_is_its_own_division() -> None:
+def test_without_a_division_the_batch_is_the_global_batch() -> None:
     model, batch = small_models.build(), SPLIT.whole()
     alone = training_losses(model, batch, CONFIG, hard_negatives=False, randomness=drawn())
     divided = training_losses(
@@ -50,7 +50,7 @@ def test_a_batch_alone_is_its_own_division() -> None:
     assert torch.equal(alone.total, divided.total)
 
 
-def test_hard_negatives_change_the_triplets_alone() -> None:
+def test_hard_negatives_change_only_the_triplet_losses() -> None:
     model, batch, config = small_models.build(), SPLIT.whole(), small_models.loss_config(hard_negative_pool=1)
     easy, hard = (
         training_losses(model, batch, config, hard_negatives=hard, randomness=drawn()) for hard in (False, True)
@@ -66,10 +66,10 @@ def tensors(randomness: StepRandomness) -> dict[str, Tensor]:
 
 def test_draws_depend_on_seed_and_step_alone() -> None:
     first = tensors(drawn(step=3))
-    torch.manual_seed(99)  # the global generator is neither read
+    torch.manual_seed(99)  # the global generator is neither used
     before = torch.get_rng_state()
     again = tensors(drawn(step=3))
-    assert torch.equal(torch.get_rng_state(), before)  # nor moved
+    assert torch.equal(torch.get_rng_state(), before)  # nor advanced
     assert all(torch.equal(first[name], again[name]) for name in first)
     for other in (drawn(step=4), drawn(step=3, seed=8)):
         assert not any(torch.equal(first[name], tensors(other)[name]) for name in first)
@@ -88,7 +88,7 @@ def test_noise_is_standard_normal_for_every_video_register_and_channel() -> None
         assert len(noise.unique()) > 0.99 * noise.numel()
 
 
-def test_streams_of_random_numbers_are_apart() -> None:
+def test_streams_of_random_numbers_are_distinct() -> None:
     seeds = {
         stream_seed(seed, step, stream, rank)
         for seed in (0, 1, 2**31 - 1)
@@ -101,7 +101,7 @@ def test_streams_of_random_numbers_are_apart() -> None:
     assert stream_seed(5, 6, "dropout", 1) == stream_seed(5, 6, "dropout", 1)
 
 
-def test_the_loss_draws_its_negatives_from_what_it_is_given() -> None:
+def test_the_loss_uses_the_given_draws() -> None:
     model, batch = small_models.build(), SPLIT.whole()
     one, other = drawn(step=0), drawn(step=1)
     losses_of = [

@@ -1,4 +1,4 @@
-"""The optimiser against the page's sentences and the recorded steps of the authors'."""
+"""The optimiser against its definition (docs/model.md, section 4) and recorded steps of the authors' implementation."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def build(named: dict[str, nn.Parameter], steps: int = 8) -> PartwiseAdam:
 
 
 def gradients(step: int) -> dict[str, Tensor]:
-    """Some above norm 1, some below; those of the stack's parts apart by a factor of 100."""
+    """Return gradients with norms above and below 1; those of the stack's parts differ by a factor of 100."""
     torch.manual_seed(100 + step)
-    made = {"stack": torch.randn(3, 4, 2), "weight": 0.1 * torch.randn(5), "bias": 3 * torch.randn(5)}
-    made["stack"] *= torch.tensor([0.03, 3.0, 0.3])[:, None, None]
-    return made
+    tensors = {"stack": torch.randn(3, 4, 2), "weight": 0.1 * torch.randn(5), "bias": 3 * torch.randn(5)}
+    tensors["stack"] *= torch.tensor([0.03, 3.0, 0.3])[:, None, None]
+    return tensors
 
 
 def take(optimizer: PartwiseAdam, named: dict[str, nn.Parameter], first: int, last: int) -> None:
@@ -46,16 +46,18 @@ def take(optimizer: PartwiseAdam, named: dict[str, nn.Parameter], first: int, la
 
 
 def by_hand(steps: int, total: int) -> dict[str, Tensor]:
-    """Each part by itself, number by number as the page says it."""
+    """Take the steps part by part and number by number, as docs/model.md defines them."""
     named = {name: parameter.detach().double() for name, parameter in parameters().items()}
     pieces = {f"stack{i}": named["stack"][i] for i in range(3)} | {"weight": named["weight"], "bias": named["bias"]}
     means = {name: torch.zeros_like(piece) for name, piece in pieces.items()}
     squares = {name: torch.zeros_like(piece) for name, piece in pieces.items()}
     for step in range(steps):
-        made = gradients(step)
+        step_gradients = gradients(step)
         rate = 0.1 * min(step / total / 0.25, (1 - step / total) / 0.75)
         for name, piece in pieces.items():
-            gradient = (made["stack"][int(name[-1])] if name.startswith("stack") else made[name]).double()
+            gradient = (
+                step_gradients["stack"][int(name[-1])] if name.startswith("stack") else step_gradients[name]
+            ).double()
             gradient = gradient * min(1.0, 1 / float(gradient.norm()))
             means[name] = 0.9 * means[name] + 0.1 * gradient
             squares[name] = 0.999 * squares[name] + 0.001 * gradient**2
@@ -63,7 +65,7 @@ def by_hand(steps: int, total: int) -> dict[str, Tensor]:
     return {name: value.float() for name, value in named.items()}
 
 
-def test_steps_are_the_pages() -> None:
+def test_steps_match_the_definition() -> None:
     named = parameters()
     take(build(named), named, 0, 6)
     for name, expected in by_hand(6, 8).items():
@@ -71,15 +73,15 @@ def test_steps_are_the_pages() -> None:
 
 
 @pytest.mark.parametrize(("step", "factor"), [(0, 0), (1, 0.1), (5, 0.5), (10, 1), (55, 0.5), (100, 0), (120, 0)])
-def test_rate_rises_over_the_warm_up_and_falls_to_nothing(step: int, factor: float) -> None:
+def test_learning_rate_rises_over_the_warm_up_and_falls_to_zero(step: int, factor: float) -> None:
     assert learning_rate_factor(step, 100, 0.1) == pytest.approx(factor)
 
 
-def test_without_warm_up_the_rate_starts_at_its_peak() -> None:
+def test_without_warm_up_the_learning_rate_starts_at_its_peak() -> None:
     assert [learning_rate_factor(step, 4, 0.0) for step in range(5)] == [1, 0.75, 0.5, 0.25, 0]
 
 
-def test_first_step_changes_nothing_because_its_rate_is_zero() -> None:
+def test_the_first_step_has_learning_rate_zero() -> None:
     named = parameters()
     before = {name: parameter.detach().clone() for name, parameter in named.items()}
     optimizer = build(named)
@@ -90,7 +92,7 @@ def test_first_step_changes_nothing_because_its_rate_is_zero() -> None:
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 1 / 8 / 0.25)
 
 
-def test_a_small_part_is_not_clipped_for_its_large_neighbour() -> None:
+def test_parts_are_clipped_independently() -> None:
     named = parameters()
     optimizer = build(named)
     take(optimizer, named, 0, 1)
@@ -115,7 +117,7 @@ def test_a_restored_optimizer_continues_as_if_uninterrupted(tmp_path: Any) -> No
     assert all(torch.equal(parameter, straight[name]) for name, parameter in named.items())
 
 
-def test_restored_in_the_middle_it_uses_the_moments_that_it_was_given() -> None:
+def test_a_restored_optimizer_uses_the_restored_moments() -> None:
     named = parameters()
     optimizer = build(named)
     take(optimizer, named, 0, 2)
@@ -131,7 +133,7 @@ def test_restored_in_the_middle_it_uses_the_moments_that_it_was_given() -> None:
     assert all(set(moments) == {"mean", "square"} for moments in optimizer.state_dict()["state"].values())
 
 
-def test_a_copy_steps_alike() -> None:
+def test_a_copy_takes_the_same_steps() -> None:
     named = parameters()
     optimizer = build(named)
     take(optimizer, named, 0, 2)

@@ -60,7 +60,8 @@ TRAFFIC = StepTraffic(loss=1.9, gradients=140.2, video_tokens=63.0)
 
 def test_the_line_of_an_epoch() -> None:
     assert RESULT.line() == (
-        "epoch  3/12 | loss 1.2346 | val R 10.0 20.0 30.0 90.0 | SumR 150.0 (best 160.0 at 2) | 12.3 videos/s | 1 min 35 s left"
+        "epoch  3/12 | loss 1.2346 | val R 10.0 20.0 30.0 90.0 | SumR 150.0 (best 160.0 at 2)"
+        " | 12.3 videos/s | 1 min 35 s left"
     )
     last = replace(RESULT, epoch=12, best_epoch=12, best_sumr=150.04, finished=True)
     assert "epoch 12/12" in last.line() and "(best so far)" in last.line() and last.line().endswith("| done")
@@ -69,7 +70,8 @@ def test_the_line_of_an_epoch() -> None:
 
 def test_the_line_of_the_traffic() -> None:
     assert TRAFFIC.line() == (
-        "each worker sends 1.9 MB per step for the loss (63.0 MB if video tokens were gathered) and 140.2 MB of gradients"
+        "each worker sends 1.9 MB per step for the loss (63.0 MB if video tokens were gathered)"
+        " and 140.2 MB of gradients"
     )
 
 
@@ -127,7 +129,7 @@ def test_the_latest_result_of_a_store(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "text"),
     [
         (0, "0 s"),
         (-1, "0 s"),
@@ -139,8 +141,8 @@ def test_the_latest_result_of_a_store(tmp_path: Path) -> None:
         (7500, "2 h 5 min"),
     ],
 )
-def test_durations(seconds: float, said: str) -> None:
-    assert duration(seconds) == said
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 def test_the_directory_keeps_the_last_and_the_best(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`data.trim_frames: batch`: padding takes part in nothing, and what a video scores does not depend on the videos beside it."""
+"""`data.trim_frames: batch`: padding has no effect, and a video's score does not depend on the rest of its batch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SPLIT = small_models.MemorySplit([2, 1, 3, 1, 2, 1, 1, 2, 1])  # of 1, 2, 50, 12
 
 
 def scored(model: DreamPRVR, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Clip and frame cosines of all queries of the split, (Q, B) each."""
+    """Return clip and frame cosines of all queries of the split, each (Q, B)."""
     everything = SPLIT.whole()
     queries = model.encode_queries(everything.tokens, everything.token_mask)
     encoding = model.encode_videos(batch.clips, batch.frames, batch.frame_mask)
@@ -42,7 +42,7 @@ def scored(model: DreamPRVR, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def plain_scores(model: DreamPRVR) -> tuple[Tensor, Tensor]:
-    """The same by the plain model, every video by itself and without any padding."""
+    """Return the same from the plain model, one video at a time and without padding."""
     weights, everything = reference_model.reference_weights(model), SPLIT.whole()
     queries = reference_model.encode_queries(weights, model.config, everything.tokens, everything.token_mask)
     columns = []
@@ -68,7 +68,7 @@ def test_the_split_has_short_and_long_videos() -> None:
 
 @pytest.mark.parametrize("registers", [3, 0])
 @pytest.mark.parametrize("supports", [True, False], ids=["on the CPU", "stacked"])
-def test_a_videos_scores_are_its_own_whatever_is_beside_it(
+def test_scores_of_a_video_do_not_depend_on_its_batch(
     registers: int, supports: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cpu, "supports", lambda x: supports)
@@ -83,7 +83,7 @@ def test_a_videos_scores_are_its_own_whatever_is_beside_it(
             torch.testing.assert_close(ours, theirs[:, videos], rtol=1e-6, atol=1e-6)
 
 
-def test_more_padding_changes_nothing_and_without_any_both_ways_are_one() -> None:
+def test_more_padding_changes_nothing_and_without_padding_both_settings_agree() -> None:
     model, exact = small_models.build(trim_frames="batch"), small_models.build()
     whole = SPLIT.whole()
     for ours, theirs in zip(scored(model, SPLIT.batch(np.arange(9), trimmed=True)), scored(model, whole), strict=True):
@@ -96,7 +96,7 @@ def test_more_padding_changes_nothing_and_without_any_both_ways_are_one() -> Non
 
 
 @pytest.mark.parametrize("hard", [False, True])
-def test_losses_and_gradients_ignore_what_a_batch_is_padded_to(hard: bool) -> None:
+def test_losses_and_gradients_do_not_depend_on_the_padded_length(hard: bool) -> None:
     model, randomness = small_models.build(trim_frames="batch"), StepRandomness.draw(0, 0, 9, len(SPLIT.owner), 3, 16)
     results = []
     for trimmed in (True, False):
@@ -110,7 +110,7 @@ def test_losses_and_gradients_ignore_what_a_batch_is_padded_to(hard: bool) -> No
         torch.testing.assert_close(ours, theirs)
 
 
-def test_the_frame_losses_are_of_the_trimmed_scores() -> None:
+def test_the_frame_losses_use_the_trimmed_scores() -> None:
     model, batch = small_models.build(trim_frames="batch"), SPLIT.batch(np.arange(9), trimmed=True)
     randomness = StepRandomness.draw(0, 0, 9, len(SPLIT.owner), 3, 16)
     ours = training_losses(model, batch, small_models.loss_config(), hard_negatives=True, randomness=randomness)
@@ -123,7 +123,7 @@ def test_the_frame_losses_are_of_the_trimmed_scores() -> None:
 
 
 @pytest.mark.parametrize("block", [1, 2, 64])
-def test_evaluation_is_that_of_every_video_by_itself(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_equals_that_of_one_video_at_a_time(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retrieval, "VIDEO_BLOCK", block)
     model = small_models.build(trim_frames="batch")
     clip, frame = plain_scores(model)
@@ -133,7 +133,7 @@ def test_evaluation_is_that_of_every_video_by_itself(block: int, monkeypatch: py
     assert evaluate(model, SPLIT, 0.7).videos == 9  # type: ignore[arg-type]
 
 
-def test_a_training_keeps_its_way_of_trimming(demo_shards: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_keeps_its_trim_frames_setting(demo_shards: Path, tmp_path: Path) -> None:
     small = {
         "model.hidden_size": 16,
         "model.heads": 2,
@@ -158,7 +158,7 @@ def test_a_training_keeps_its_way_of_trimming(demo_shards: Path, tmp_path: Path)
         )
 
 
-def test_padding_is_no_token_to_be_best() -> None:
+def test_padding_is_never_the_best_token() -> None:
     query, tokens = torch.tensor([[1.0, 0.0]]), torch.tensor([[[-1.0, 0.0], [0.0, 0.0]]], requires_grad=True)
     mask = torch.tensor([[True, False]])
     scores = token_scores(query, tokens, mask)
@@ -168,7 +168,7 @@ def test_padding_is_no_token_to_be_best() -> None:
     assert tokens.grad is not None and tokens.grad.isfinite().all() and not tokens.grad[0, 1].any()
 
 
-def test_what_padding_holds_changes_nothing() -> None:
+def test_the_content_of_padding_has_no_effect() -> None:
     model, batch = small_models.build(trim_frames="batch"), SPLIT.whole()
     noise = torch.randn_like(batch.frames).masked_fill(batch.frame_mask.unsqueeze(-1), 0)
     for ours, theirs in zip(
