@@ -215,7 +215,7 @@ def _start_command_errors(config: dict[str, Any]) -> Iterator[str]:
                 _unknown(option, known, name, "option of ray start") for option in options if option not in known
             )
             if "RAY_AUTH_MODE=token" not in environment:
-                yield f"{name}: RAY_AUTH_MODE=token is not set: whoever can reach the machine can run anything on it"
+                yield f"{name}: RAY_AUTH_MODE=token is not set: anyone who can reach the machine can run anything on it"
             if name.startswith("worker"):
                 continue
             if "--autoscaling-config" not in options:

@@ -57,7 +57,7 @@ class Import:
 
 
 def modules(root: Path = ROOT / PACKAGE) -> dict[str, Path]:
-    """Every module of the package by its dotted name, without the package's own."""
+    """Return every module of the package by its dotted name, without the package's prefix."""
     found = {}
     for path in sorted(root.rglob("*.py")):
         name = ".".join(path.relative_to(root).with_suffix("").parts)

@@ -1,4 +1,4 @@
-"""`python -m dreamprvr_ray.export`: copy a checkpoint, without what only training needs, to pass it on."""
+"""`python -m dreamprvr_ray.export`: copy a checkpoint for distribution, without its training state."""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ from dreamprvr_ray.search.results import Candidate, Comparison, FinalResult, Tri
 
 PROTOCOLS = {
     "own splits": "Models are trained on the collection's own train split, selected on val, and tested once.",
-    "dev": "Val was split off from train, by video; models are selected on it and tested once, on test as distributed.",
+    "dev": "Val was split off from train, by video. Models are selected on it and tested once, on the distributed test"
+    " split.",
     "paper": "Val is the test split itself, as in the authors' release: these results were selected on test and are too"
     " optimistic. Compare them only with results obtained in the same way.",
 }

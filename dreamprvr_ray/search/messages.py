@@ -1,4 +1,4 @@
-"""What the driver and its trials tell each other through Ray Tune, as typed values.
+"""What the driver and its trials exchange through Ray Tune, as typed values.
 
 Ray Tune carries flat dictionaries: a config to a trial, reports back. They are encoded and decoded here and nowhere
 else.

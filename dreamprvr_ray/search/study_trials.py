@@ -72,7 +72,7 @@ class StudyTrials:
         return is_late or self.store_failure is not None
 
     def _after_trial(self) -> None:
-        if not self._copy.try_push():  # otherwise checkpoints could go that the store's version of the study relies on
+        if not self._copy.try_push():  # otherwise checkpoints that the stored study still refers to could be deleted
             return
         try:
             self._rank()

@@ -1,8 +1,8 @@
 """The self-attention block on the CPU, forward and backward, branch by branch and head by head.
 
-A GPU wants all branches in one launch. A CPU is faster where the data it has just written is still in its caches, and
-has less memory bandwidth: only the branches' outputs, and what the backward pass cannot recompute cheaply, exist for
-all branches at once.
+A GPU is fastest with all branches in one launch. A CPU is faster if the data it has just written is still in its
+caches, and it has less memory bandwidth: only the branches' outputs, and what the backward pass cannot recompute
+cheaply, exist for all branches at once.
 
 Values and gradients are those of `attention.SelfAttention`.
 
@@ -211,7 +211,7 @@ class AttentionBlock(torch.autograd.Function):
 
 
 def write_product(out: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Write left @ right, computed in the type of these, into `out`, and return it."""
+    """Write left @ right, computed in their dtype, into `out`, and return it."""
     return torch.mm(left, right, out=out) if out.dtype == left.dtype else out.copy_(left @ right)
 
 

@@ -29,7 +29,7 @@ from dreamprvr_ray.model.kernels.modules import FusionBlock, InputLayer, PostNor
 
 @cache
 def available() -> bool:
-    """Return whether this machine can compile for its GPU: that takes Triton and a C compiler."""
+    """Return whether this machine can compile for its GPU, which requires Triton and a C compiler."""
     return bool(has_triton()) and any(map(shutil.which, ("cc", "gcc", "clang")))
 
 

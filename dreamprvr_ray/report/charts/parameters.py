@@ -176,7 +176,7 @@ def _score_labels(search: SearchRecord, score: SearchedParameter) -> list[tuple[
 
 
 def _line_groups(search: SearchRecord) -> list[tuple[str, Iterable[TrialRecord], dict[str, Any]]]:
-    """Return the trials by the look of their lines, in the order of drawing: (name, trials, line)."""
+    """Return the trials by the style of their lines, in drawing order: (name, trials, line)."""
     best, baseline = search.best, search.baseline
     top = {trial.number for trial in search.best_quarter()[:HIGHLIGHTED]}
     apart = {trial.number for trial in (best, baseline) if trial is not None}
