@@ -9,7 +9,7 @@ from dreamprvr_ray.report.content import Chart, Omission, Part, Section, paragra
 from dreamprvr_ray.report.formatting import format_count, format_sumr
 from dreamprvr_ray.report.search_record import SearchRecord
 from dreamprvr_ray.report.summary import PROTOCOLS, candidate_title
-from dreamprvr_ray.search.results import Candidate, FinalRecord, FinalResult
+from dreamprvr_ray.search.final_result import Candidate, FinalRecord, FinalResult
 
 _RECALL_RANKS = (1, 5, 10, 100)
 

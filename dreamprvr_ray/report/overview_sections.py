@@ -11,7 +11,8 @@ from dreamprvr_ray.report.formatting import format_difference, format_sumr
 from dreamprvr_ray.report.importance import Importance
 from dreamprvr_ray.report.search_record import SearchRecord
 from dreamprvr_ray.report.summary import candidate_name, describe_stop, summarize
-from dreamprvr_ray.search.results import STATES, FinalResult
+from dreamprvr_ray.search.final_result import FinalResult
+from dreamprvr_ray.search.results import STATES
 
 Tile = tuple[str, str]  # a number and its description
 

@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from dreamprvr_ray.errors import UserError, first_line, redact_password
 from dreamprvr_ray.report.parameters import searched_parameters
 from dreamprvr_ray.report.search_record import SearchRecord
+from dreamprvr_ray.search.final_result import Candidate, FinalRecord, FinalResult, FinalRun
 from dreamprvr_ray.search.layout import (
     BEST,
     FINAL,
@@ -31,7 +32,7 @@ from dreamprvr_ray.search.layout import (
     read_epochs,
     trial_name,
 )
-from dreamprvr_ray.search.results import Candidate, FinalRecord, FinalResult, FinalRun, TrialRecord, finite_curve
+from dreamprvr_ray.search.results import TrialRecord, finite_curve
 from dreamprvr_ray.yaml_files import flatten, read_yaml
 
 Record = TypeVar("Record")

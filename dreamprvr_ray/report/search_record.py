@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dreamprvr_ray.report.parameters import SearchedParameter
-from dreamprvr_ray.search.results import FinalRecord, TrialRecord, best_trial, rank_trials
+from dreamprvr_ray.search.final_result import FinalRecord
+from dreamprvr_ray.search.results import TrialRecord, best_trial, rank_trials
 
 PAPER_PRESETS = ("tvr", "activitynet", "charades")
 

@@ -16,7 +16,8 @@ from dreamprvr_ray.report.formatting import (
 )
 from dreamprvr_ray.report.importance import Importance, typical_range, win_rate_by_choice
 from dreamprvr_ray.report.search_record import SearchRecord
-from dreamprvr_ray.search.results import Candidate, Comparison, FinalResult, TrialRecord
+from dreamprvr_ray.search.final_result import Candidate, Comparison, FinalResult
+from dreamprvr_ray.search.results import TrialRecord
 
 PROTOCOLS = {
     "own splits": "Models are trained on the collection's own train split, selected on val, and tested once.",

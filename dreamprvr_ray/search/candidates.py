@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from dreamprvr_ray.search.results import PAPER, Candidate, TrialRecord
+from dreamprvr_ray.search.final_result import PAPER, Candidate
+from dreamprvr_ray.search.results import TrialRecord
 from dreamprvr_ray.search.settings import FinalSettings
 from dreamprvr_ray.search.space import Search
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dreamprvr_ray.evaluation.metrics import RECALL_RANKS
-from dreamprvr_ray.search.results import Comparison
+from dreamprvr_ray.search.final_result import Comparison
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95

@@ -15,12 +15,13 @@ from dreamprvr_ray.errors import Failure, SearchInterrupted
 from dreamprvr_ray.search.candidates import choose_candidates
 from dreamprvr_ray.search.final_evaluation import evaluate_candidates
 from dreamprvr_ray.search.final_record import write_final_record
+from dreamprvr_ray.search.final_result import FinalResult
 from dreamprvr_ray.search.finalists import retrain_candidates
 from dreamprvr_ray.search.layout import FINAL_RUNS, JOURNAL, RUNS
 from dreamprvr_ray.search.progress import SearchProgress
 from dreamprvr_ray.search.publication import SearchOutcome, publish_best_trial, publish_final
 from dreamprvr_ray.search.ray_tune import run_trials
-from dreamprvr_ray.search.results import FinalResult, TrialRecord
+from dreamprvr_ray.search.results import TrialRecord
 from dreamprvr_ray.search.session import SearchSession, open_session
 from dreamprvr_ray.search.space import Search
 from dreamprvr_ray.search.study import SearchStudy

@@ -12,8 +12,8 @@ from dreamprvr_ray.data.cache import local_shards
 from dreamprvr_ray.evaluation.test_record import evaluate_test_once, recorded_ranks
 from dreamprvr_ray.search.candidates import final_settings
 from dreamprvr_ray.search.comparison import compare_on_test
+from dreamprvr_ray.search.final_result import Candidate, Comparison, FinalResult, FinalRun
 from dreamprvr_ray.search.layout import CHECKPOINTS
-from dreamprvr_ray.search.results import Candidate, Comparison, FinalResult, FinalRun
 from dreamprvr_ray.search.space import Search
 from dreamprvr_ray.storage.location import Storage
 from dreamprvr_ray.training.reporter import latest_result

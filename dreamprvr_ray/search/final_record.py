@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import dreamprvr_ray
 from dreamprvr_ray.errors import redact
+from dreamprvr_ray.search.final_result import FinalRecord, FinalResult
 from dreamprvr_ray.search.layout import FINAL
-from dreamprvr_ray.search.results import FinalRecord, FinalResult
 from dreamprvr_ray.storage.files import write_text
 
 if TYPE_CHECKING:

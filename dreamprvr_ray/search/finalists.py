@@ -12,10 +12,10 @@ from dreamprvr_ray.checkpoints.store import CheckpointStore
 from dreamprvr_ray.errors import Failure, SearchInterrupted
 from dreamprvr_ray.evaluation.test_record import recorded_test
 from dreamprvr_ray.search.candidates import final_settings, run_values, skipped_ablations
+from dreamprvr_ray.search.final_result import Candidate
 from dreamprvr_ray.search.layout import CHECKPOINTS, FINAL_RUNS
 from dreamprvr_ray.search.messages import TrialEpoch, TrialRequest
 from dreamprvr_ray.search.ray_tune import run_trials
-from dreamprvr_ray.search.results import Candidate
 from dreamprvr_ray.search.session import SearchSession
 from dreamprvr_ray.search.space import Search
 from dreamprvr_ray.storage.location import Storage

@@ -9,8 +9,9 @@ from typing import Any
 from dreamprvr_ray.checkpoints.checkpoint import METRICS
 from dreamprvr_ray.evaluation.test_record import Evaluation, evaluate_test_once
 from dreamprvr_ray.search.final_evaluation import final_checkpoint
+from dreamprvr_ray.search.final_result import FinalResult
 from dreamprvr_ray.search.layout import BEST, FINAL_RUNS, VALUES
-from dreamprvr_ray.search.results import FinalResult, TrialRecord
+from dreamprvr_ray.search.results import TrialRecord
 from dreamprvr_ray.search.session import SearchSession
 from dreamprvr_ray.storage.files import copy_files, write_json
 from dreamprvr_ray.storage.location import Storage

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dreamprvr_ray.search.results import PAPER, FinalResult, TrialRecord
+from dreamprvr_ray.search.final_result import PAPER, FinalResult
+from dreamprvr_ray.search.results import TrialRecord
 
 
 def format_table(trials: Sequence[TrialRecord], keys: Sequence[str]) -> list[str]:

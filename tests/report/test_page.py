@@ -20,7 +20,7 @@ from dreamprvr_ray.report.importance import importances
 from dreamprvr_ray.report.reader import read_search
 from dreamprvr_ray.report.search_record import SearchRecord
 from dreamprvr_ray.report.summary import describe_status, describe_test, summarize
-from dreamprvr_ray.search.results import FinalResult
+from dreamprvr_ray.search.final_result import FinalResult
 
 
 @pytest.fixture(scope="module")

@@ -14,17 +14,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from dreamprvr_ray.search.results import (
-    STATES,
-    Candidate,
-    Comparison,
-    FinalRecord,
-    FinalResult,
-    FinalRun,
-    TrialRecord,
-    best_trial,
-    rank_trials,
-)
+from dreamprvr_ray.search.final_result import Candidate, Comparison, FinalRecord, FinalResult, FinalRun
+from dreamprvr_ray.search.results import STATES, TrialRecord, best_trial, rank_trials
 
 EARLIER = Path(__file__).parents[1] / "golden" / "earlier" / "version_0.1.0.tar.xz"
 TRIALS = [

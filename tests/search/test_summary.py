@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from dreamprvr_ray.search.comparison import compare_on_test
-from dreamprvr_ray.search.results import Candidate, FinalResult, FinalRun, TrialRecord, rank_trials
+from dreamprvr_ray.search.final_result import Candidate, FinalResult, FinalRun
+from dreamprvr_ray.search.results import TrialRecord, rank_trials
 from dreamprvr_ray.search.summary import describe_final, format_table
 
 TRIALS = [

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from dreamprvr_ray.report.charts.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, empty_figure
 from dreamprvr_ray.report.formatting import format_count, format_difference, format_sumr
-from dreamprvr_ray.search.results import Candidate, Comparison
+from dreamprvr_ray.search.final_result import Candidate, Comparison
 
 CANDIDATE_COLOURS = (VERMILION, BLUE, GREEN, ORANGE, PURPLE, SKY)
 

@@ -10,7 +10,7 @@ from support.experiments import add_final, make_search
 
 from dreamprvr_ray.report.charts.finals import candidate_chart, difference_chart, moment_chart
 from dreamprvr_ray.report.reader import read_search
-from dreamprvr_ray.search.results import FinalResult
+from dreamprvr_ray.search.final_result import FinalResult
 
 NAMES = ["the winner", "without the rate", "the paper's"]
 

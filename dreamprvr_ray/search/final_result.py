@@ -1,0 +1,263 @@
+"""The records of the retrained settings: their runs, their comparisons, and `final.json`.
+
+This is the only schema of `final.json`: the search writes these records and the report reads them. Nothing here imports
+Ray, PyTorch or Optuna. SumR is the sum of R@1, R@5, R@10 and R@100 in percent, 0 to 400.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from dreamprvr_ray.search.layout import trial_name
+
+PAPER = "paper"  # the name of the candidate with the base configuration, which is trial 0
+
+
+@dataclass(frozen=True)
+class FinalRun:
+    """One training of a candidate, and the result of its single evaluation on test."""
+
+    seed: int | None
+    val_sumr: float | None  # the best of its epochs
+    best_epoch: int | None
+    checkpoint: str | None  # of the best epoch
+    test: dict[str, Any]  # as `evaluate --json` prints it
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the run's entry in `final.json`."""
+        return {
+            "seed": self.seed,
+            "val_SumR": self.val_sumr,
+            "best_epoch": self.best_epoch,
+            "checkpoint": self.checkpoint,
+            "test": self.test,
+        }
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> FinalRun:
+        """Read a run's entry in `final.json`; only its seed and test result are required."""
+        return cls(
+            seed=entry["seed"],
+            val_sumr=entry.get("val_SumR"),
+            best_epoch=entry.get("best_epoch"),
+            checkpoint=entry.get("checkpoint"),
+            test=dict(entry["test"]),
+        )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Values to retrain, and the runs with them: one for each seed."""
+
+    name: str  # "trial 5", "trial 5 with the paper's model.registers", or "paper"
+    trial: int | None  # None: the search's own checkpoint was tested and nothing was retrained
+    values: dict[str, Any]
+    best_epoch: int | None  # of its trial in the search
+    runs: tuple[FinalRun, ...] = ()
+    ablated: str | None = None  # the one key that has the paper's value in place of the trial's
+
+    @property
+    def is_paper(self) -> bool:
+        """Whether this is the base configuration, which is the paper's for a preset."""
+        return self.ablated is None and (self.trial == 0 or self.name == PAPER)
+
+    @property
+    def mean(self) -> float:
+        """Mean test SumR over the seeds; NaN before any run was tested."""
+        return self.mean_of("SumR") if self.runs else math.nan
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation of test SumR over the seeds, or None for fewer than two."""
+        if len(self.runs) < 2:
+            return None
+        return float(np.std([run.test["SumR"] for run in self.runs], ddof=1))
+
+    @property
+    def val_mean(self) -> float | None:
+        """Mean over the seeds of the best val SumR, by which candidates are ranked; None if it is not recorded."""
+        sumrs = [run.val_sumr for run in self.runs if run.val_sumr is not None]
+        return float(np.mean(sumrs)) if sumrs else None
+
+    def mean_of(self, metric: str) -> float:
+        """Return the mean of a test metric over the seeds."""
+        return float(np.mean([run.test[metric] for run in self.runs]))
+
+    def by_moment(self) -> dict[str, list[dict[str, Any]]]:
+        """Return the test results by moment length, one for each seed, for the groups that have queries."""
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for run in self.runs:
+            for name, group in (run.test.get("by_moment") or {}).items():
+                if group["queries"]:
+                    groups.setdefault(name, []).append(group)
+        return groups
+
+    def run_name(self, seed: int) -> str:
+        """Return the name of the directory of one of its trainings: `trial_005-seed_1`."""
+        name = PAPER if self.trial is None or self.name == PAPER else trial_name(self.trial)
+        return f"{name}{f'-paper_{self.ablated}' if self.ablated else ''}-seed_{seed}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the candidate's entry in `final.json`; the standard deviation of one seed is NaN there."""
+        return {
+            "name": self.name,
+            "trial": self.trial,
+            "values": self.values,
+            "best_epoch": self.best_epoch,
+            "runs": [run.to_dict() for run in self.runs],
+            "mean": self.mean,
+            "std": math.nan if self.std is None else self.std,
+            "ablated": self.ablated,
+        }
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> Candidate:
+        """Read a candidate's entry in `final.json`. Mean and standard deviation are computed from the runs again."""
+        return cls(
+            name=entry["name"],
+            trial=entry.get("trial"),
+            values=dict(entry.get("values") or {}),
+            best_epoch=entry.get("best_epoch"),
+            runs=tuple(FinalRun.from_dict(run) for run in entry["runs"]),
+            ablated=entry.get("ablated"),
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """By how much one candidate's test SumR exceeds another's, with a bootstrap interval over videos and seeds."""
+
+    better: str
+    than: str
+    difference: float
+    interval: tuple[float, float]
+    confidence: float
+    resamples: int
+
+    @property
+    def low(self) -> float:
+        """The lower end of the interval."""
+        return self.interval[0]
+
+    @property
+    def high(self) -> float:
+        """The upper end of the interval."""
+        return self.interval[1]
+
+    def reversed(self) -> Comparison:
+        """Return the comparison of the other candidate with this one."""
+        return replace(
+            self, better=self.than, than=self.better, difference=-self.difference, interval=(-self.high, -self.low)
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the comparison's entry in `final.json`."""
+        return asdict(self) | {"interval": list(self.interval)}
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> Comparison:
+        """Read a comparison's entry in `final.json`."""
+        low, high = entry["interval"]
+        return cls(
+            better=entry["better"],
+            than=entry["than"],
+            difference=entry["difference"],
+            interval=(low, high),
+            confidence=entry["confidence"],
+            resamples=entry["resamples"],
+        )
+
+
+@dataclass(frozen=True)
+class FinalResult:
+    """The tested candidates, the one with the best val SumR first.
+
+    `comparison` compares the best candidate that the search found with the paper's settings; it is None if the search
+    found none. Each of `ablations` compares a trial with itself after one of its values was set back to the paper's.
+    """
+
+    candidates: tuple[Candidate, ...]
+    comparison: Comparison | None = None
+    ablations: tuple[Comparison, ...] = ()
+    with_val: bool = False  # the runs were trained on val too, so that their val SumR means nothing
+    retrained: bool = True  # False: only the search's own best checkpoint was tested
+
+    @property
+    def chosen(self) -> FinalRun:
+        """The run whose model is kept in `best/`.
+
+        Of the first candidate's runs, it is the one with the best val SumR, or the first if val was trained on.
+        """
+        runs = self.candidates[0].runs
+        if self.with_val:
+            return runs[0]
+        return max(runs, key=lambda run: -math.inf if run.val_sumr is None else run.val_sumr)
+
+    @property
+    def paper(self) -> Candidate | None:
+        """The candidate with the base configuration."""
+        return next((candidate for candidate in self.candidates if candidate.is_paper), None)
+
+    @property
+    def comparisons(self) -> tuple[Comparison, ...]:
+        """All comparisons, that with the paper's settings first."""
+        return (*([self.comparison] if self.comparison else []), *self.ablations)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the part of `final.json` that `tune --json` prints."""
+        return {
+            "candidates": [candidate.to_dict() for candidate in self.candidates],
+            "comparison": self.comparison.to_dict() if self.comparison else None,
+            "ablations": [comparison.to_dict() for comparison in self.ablations],
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], with_val: bool = False) -> FinalResult:
+        """Read `final.json`, which does not hold `with_val`. Candidates without runs are left out."""
+        comparison = values.get("comparison")
+        return cls(
+            candidates=tuple(Candidate.from_dict(entry) for entry in values["candidates"] if entry["runs"]),
+            comparison=Comparison.from_dict(comparison) if comparison else None,
+            ablations=tuple(Comparison.from_dict(entry) for entry in values.get("ablations") or ()),
+            with_val=with_val,
+        )
+
+
+@dataclass(frozen=True)
+class FinalRecord:
+    """The contents of `final.json`: the final result, what it was tested on, and what is needed to reproduce it."""
+
+    split: str
+    collection: str
+    protocol: str
+    result: FinalResult
+    versions: dict[str, str] = field(default_factory=dict)  # by package
+    commands: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `final.json` holds."""
+        return {
+            "split": self.split,
+            "collection": self.collection,
+            "protocol": self.protocol,
+            **self.result.to_dict(),
+            "versions": self.versions,
+            "commands": list(self.commands),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], with_val: bool = False) -> FinalRecord:
+        """Read `final.json`. Raises `KeyError`, `TypeError`, `ValueError` or `AttributeError` for anything else."""
+        return cls(
+            split=values["split"],
+            collection=values["collection"],
+            protocol=values["protocol"],
+            result=FinalResult.from_dict(values, with_val),
+            versions={name: str(version) for name, version in (values.get("versions") or {}).items()},
+            commands=tuple(values.get("commands") or ()),
+        )
