@@ -21,7 +21,7 @@ def best_device() -> torch.device:
 def resolve_precision(configured: str, device: torch.device) -> Precision:
     """Return the precision that `training.precision` stands for on `device`.
 
-    `auto` is bf16 if the device has instructions for it, else fp32. The environment variable
+    `auto` is bf16 if the device supports it (a CPU: has instructions for it), else fp32. The environment variable
     DREAMPRVR_RAY_AUTO_PRECISION overrides this; a CPU without bf16 instructions then emulates them. Raises `UserError`
     if the variable is neither `fp32` nor `bf16`.
     """
@@ -29,7 +29,7 @@ def resolve_precision(configured: str, device: torch.device) -> Precision:
         return cast(Precision, configured)
     forced = os.environ.get(AUTO_PRECISION)
     if forced is None:
-        return "bf16" if _has_bf16_instructions(device) else "fp32"
+        return "bf16" if _supports_bf16(device) else "fp32"
     if forced not in get_args(Precision):
         raise UserError(f"{AUTO_PRECISION}={forced}: must be fp32 or bf16")
     return cast(Precision, forced)
@@ -40,7 +40,7 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
-def _has_bf16_instructions(device: torch.device) -> bool:
+def _supports_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())

@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize(("has_bf16", "expected"), [(True, "bf16"), (False, "fp32")])
 def test_auto_follows_the_device(has_bf16: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(AUTO_PRECISION, raising=False)
-    monkeypatch.setattr(devices, "_has_bf16_instructions", lambda device: has_bf16)
+    monkeypatch.setattr(devices, "_supports_bf16", lambda device: has_bf16)
     assert resolve_precision("auto", CPU) == expected
 
 
@@ -24,7 +24,7 @@ def test_auto_follows_the_device(has_bf16: bool, expected: str, monkeypatch: pyt
 @pytest.mark.parametrize("forced", ["fp32", "bf16"])
 def test_the_environment_overrides_auto_only(has_bf16: bool, forced: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(AUTO_PRECISION, forced)
-    monkeypatch.setattr(devices, "_has_bf16_instructions", lambda device: has_bf16)
+    monkeypatch.setattr(devices, "_supports_bf16", lambda device: has_bf16)
     assert resolve_precision("auto", CPU) == forced
     assert resolve_precision("fp32", CPU) == "fp32" and resolve_precision("bf16", CPU) == "bf16"
 
