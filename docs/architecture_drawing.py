@@ -26,7 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("evaluation",),
     ("checkpoints",),
     ("model", "data"),
-    ("storage", "distributed", "device"),
+    ("storage", "distributed", "device", "cpus"),
     ("config",),
     ("errors",),
 )

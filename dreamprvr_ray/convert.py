@@ -8,12 +8,12 @@ conversion that was stopped or killed is resumed by running the same command aga
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from pathlib import Path
 
 from dreamprvr_ray import command_line
+from dreamprvr_ray.cpus import allowed_cpus
 from dreamprvr_ray.data.conversion import Conversion, ConversionSettings, Progress, convert, has_finished_shards
 from dreamprvr_ray.data.source import Source
 from dreamprvr_ray.errors import NotWritableError, UserError
@@ -84,7 +84,10 @@ def _parser() -> command_line.Parser:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed for choosing them (default: 0)")
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="number of processes (default: one per core)"
+        "--workers",
+        type=int,
+        default=allowed_cpus(),
+        help="number of processes (default: one per core that may be used)",
     )
     return parser
 

@@ -144,6 +144,21 @@ class Manifest:
         except (AttributeError, KeyError, TypeError) as error:
             raise UserError(f"{path}: not a manifest of shards: {error}") from None
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hexadecimal) of the shards' content: the splits and every file's checksum.
+
+        Shards that are converted again from the same source have the same fingerprint; where the source lies and when
+        it was changed do not matter. Another dev split, other features or another dtype change it.
+        """
+        content = {
+            "collection": self.collection,
+            "dtype": self.dtype,
+            "splits": {name: asdict(record) for name, record in self.splits.items()},
+            "files": {name: asdict(record) for name, record in self.files.items()},
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
     def write(self, directory: Path) -> None:
         """Write `manifest.json` into `directory` atomically."""
         write_json(directory / MANIFEST, asdict(self))

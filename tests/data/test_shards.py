@@ -154,3 +154,15 @@ def test_damage_that_only_the_checksum_detects(tree: Path, converted: Converted)
     path.write_bytes(bytes(len(content)))
     with pytest.raises(UserError, match=r"test-00000\.queries\.arrow: damaged: "):
         ShardSet.open(shards.directory).split("test")
+
+
+def test_the_fingerprint_is_of_the_content(tree: Path, converted: Converted, tmp_path: Path) -> None:
+    first = converted(tree, tmp_path / "first").manifest
+    path = tree / "FeatureData" / "i3d" / "feature.hdf5"
+    path.rename(path.with_name("moved.hdf5"))  # feature.bin holds the same values
+    assert converted(tree, tmp_path / "second").manifest.fingerprint == first.fingerprint
+    assert type(first).read(tmp_path / "first" / MANIFEST).fingerprint == first.fingerprint
+    assert converted(tree, tmp_path / "other", dtype="float32").manifest.fingerprint != first.fingerprint
+    (tree / "TextData" / "minitest.caption.txt").unlink()
+    splits = {converted(tree, tmp_path / str(seed), seed=seed).manifest.fingerprint for seed in (0, 1)}
+    assert len(splits | {first.fingerprint}) == 3
