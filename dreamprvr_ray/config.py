@@ -24,9 +24,8 @@ from dreamprvr_ray.yaml_files import describe, flatten, merge, nested, parse_yam
 FRAMES = 128  # rows on a video's frame axis (docs/model.md, section 1)
 CLIPS = 32  # rows on a video's clip axis
 QUERY_TOKENS = 30  # longer queries are truncated to this many tokens
-AUTO_PRECISION = (
-    "DREAMPRVR_RAY_AUTO_PRECISION"  # environment variable: fp32 or bf16, what `training.precision: auto` means
-)
+# Environment variable: fp32 or bf16, which is then what `training.precision: auto` stands for.
+AUTO_PRECISION = "DREAMPRVR_RAY_AUTO_PRECISION"
 RESUME_MAY_CHANGE = ("training.max_failures",)  # they do not affect the result of a training
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]

@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 
+from dreamprvr_ray.config import AUTO_PRECISION
 from dreamprvr_ray.errors import UserError, first_line
 from dreamprvr_ray.runtime import ray_internals
 
@@ -106,14 +107,19 @@ def connect_to_cluster() -> Any | None:
     raise UserError(f"RAY_ADDRESS={requested}: cannot connect to a Ray cluster: {reason}")
 
 
+def worker_environment() -> dict[str, str]:
+    """Return the environment variables of all workers, on every node; those set in this process take precedence."""
+    forwarded = (*RAY_ENVIRONMENT, AUTO_PRECISION)
+    return WORKER_ENVIRONMENT | {name: os.environ[name] for name in forwarded if name in os.environ}
+
+
 def _init(address: str, local: dict[str, str], **options: Any) -> Any:
-    environment = WORKER_ENVIRONMENT | {name: os.environ[name] for name in RAY_ENVIRONMENT} | local
     sigterm_handler = signal.getsignal(signal.SIGTERM)
     try:
         # Progress arrives through queues and callbacks. What workers print stays in Ray's logs and on the dashboard.
         return ray.init(
             address=address,
-            runtime_env={"env_vars": environment},
+            runtime_env={"env_vars": worker_environment() | local},
             log_to_driver=False,
             logging_level="WARNING",
             **options,

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from dreamprvr_ray.config import AUTO_PRECISION
 from dreamprvr_ray.runtime.ray_internals import started_cluster
-from dreamprvr_ray.runtime.session import connect_to_cluster
+from dreamprvr_ray.runtime.session import connect_to_cluster, worker_environment
 
 if TYPE_CHECKING:
     from conftest import Driver
@@ -49,6 +50,16 @@ def test_a_local_ray_listens_on_loopback_only_and_runs_no_process_that_only_a_cl
     }
     assert len({name for name, _ in listening}) > 3  # otherwise this looked at the wrong processes
     assert not {(name, address) for name, address in listening if not is_loopback(address)}
+
+
+def test_the_meaning_of_auto_precision_is_passed_on_to_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(AUTO_PRECISION, raising=False)
+    assert AUTO_PRECISION not in worker_environment()
+    monkeypatch.setenv(AUTO_PRECISION, "fp32")
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "7")
+    environment = worker_environment()
+    assert environment[AUTO_PRECISION] == "fp32" and environment["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "7"
+    assert environment["OMP_WAIT_POLICY"] == "passive"
 
 
 def test_a_command_does_not_use_the_local_ray_of_another_command(
