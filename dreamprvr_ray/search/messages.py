@@ -14,7 +14,7 @@ from dreamprvr_ray.search.layout import trial_name
 from dreamprvr_ray.training.failure import TrialFailure
 from dreamprvr_ray.training.reporter import EpochResult
 
-# Keys of a config beside the values, which all have a dot in their keys.
+# Keys of a config in addition to the values', which all contain a dot.
 TRIAL_NUMBER, SHARE, RUN = "trial_number", "share", "run"
 # Keys that Ray Tune adds to every report, in seconds.
 SECONDS_SINCE_REPORT, SECONDS_TOTAL = "time_this_iter_s", "time_total_s"

@@ -16,7 +16,7 @@ from dreamprvr_ray.training.cost import estimate
 
 MAX_CONCURRENT_TRIALS = 4  # with more, the sampler proposes each trial from too few results
 USABLE_MEMORY = 0.9  # fraction of a GPU's memory
-GPU_CONTEXT = 2**30  # bytes that every process on a GPU takes besides its tensors
+GPU_CONTEXT = 2**30  # bytes that every process on a GPU takes in addition to its tensors
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Running trials with Ray Tune: the searcher, the scheduler, the callbacks and the tuner.
 
-A `TrialSource` decides what runs. It sees typed values only: whatever Ray Tune delivers is decoded here.
+A `TrialSource` decides what runs. It sees typed values only: what Ray Tune delivers is decoded in this file.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class TrialSource(Protocol):
         """Return the next trial to run, or None if there is none now."""
 
     def is_exhausted(self) -> bool:
-        """Return whether there will be no more trials, whatever those that still run do."""
+        """Return whether no more trials will come, even if running ones end."""
 
     def report(self, request: TrialRequest, epoch: TrialEpoch) -> bool:
         """Take a finished epoch, and return whether to stop the trial."""
@@ -122,7 +122,7 @@ def trial_resources(request: TrialRequest, plan: TrialPlan) -> ray.tune.Placemen
 
 
 class SourceSearcher(Searcher):
-    """Gives Ray Tune the trials of a source, and tells the source how each one ended."""
+    """Passes the trials of a source to Ray Tune, and their ends back to the source."""
 
     def __init__(self, source: TrialSource) -> None:
         super().__init__()

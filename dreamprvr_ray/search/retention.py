@@ -37,9 +37,9 @@ class CheckpointRetention:
 
         `ranked` are all trials of the search, best first.
         """
-        kept = [trial.number for trial in ranked if trial.is_trained][: self._keep]
+        best = [trial.number for trial in ranked if trial.is_trained][: self._keep]
         for trial in ranked:
-            if trial.number in kept:
+            if trial.number in best:
                 self._delete_other_epochs(trial)
             elif trial.state not in ("running", "waiting") and trial.number not in self._emptied:
                 (self._runs / trial_name(trial.number)).delete_directory(CHECKPOINTS)

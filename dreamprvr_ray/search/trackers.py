@@ -1,4 +1,4 @@
-"""Experiment trackers that a search reports to beside its own records: `trackers: [mlflow, wandb]` in its file.
+"""Experiment trackers that a search reports to in addition to its own records: `trackers: [mlflow, wandb]` in its file.
 
 Endpoints and credentials come from each tracker's environment variables (MLFLOW_TRACKING_URI, WANDB_API_KEY, ...), so
 that no file holds a secret. Without MLFLOW_TRACKING_URI, MLflow's store is `mlflow.db` in the search's directory.
