@@ -1,6 +1,6 @@
 """The functions of the package's Python API; import them as `dreamprvr_ray.<name>` (docs/api.md shows each in use).
 
-Paths are `str` or `Path`. Where a function also takes a URI such as `s3://bucket/shards`, its documentation says so.
+Paths are `str` or `Path`. A function that also accepts a URI such as `s3://bucket/shards` says so in its documentation.
 Every function raises `UserError`, one line per mistake, for what its caller can fix.
 
 Modules that take seconds to load (torch, Ray) are imported by the functions that need them.
@@ -147,7 +147,7 @@ def evaluate_model(
     """Evaluate a checkpoint's retrieval on a split, as the `evaluate` command does: recall, SumR, median rank, by
     moment length.
 
-    Evaluating `test` is recorded beside the checkpoint, and `test_reads` in the result counts these records.
+    Every evaluation on `test` is recorded in the checkpoint's directory; `test_reads` in the result counts them.
     """
     from dreamprvr_ray.evaluation.test_record import evaluate_checkpoint
     from dreamprvr_ray.storage.location import Storage

@@ -10,7 +10,7 @@ from dreamprvr_ray.storage.location import Storage
 
 def main(arguments: list[str]) -> None:
     parser = Parser(
-        "evaluate", "Evaluate the retrieval of a checkpoint on a split. Every evaluation on test is recorded beside it."
+        "evaluate", "Evaluate the retrieval of a checkpoint on a split. Every evaluation on test is recorded with it."
     )
     parser.add_argument(
         "--checkpoint", required=True, help="checkpoint directory or URI, or a checkpoint file of the authors' release"

@@ -17,7 +17,7 @@ RAY_ROOMS = {"commands", "search", "runtime"}
 WITHOUT_RAY = {"results", "final_result", "layout", "comparison", "space", "conditions", "working_copy"}
 PRIVATE_RAY = ("runtime.ray_internals", "runtime.ray_internals.trainers")
 LONGEST = 400  # lines of a file
-# Directories of runs and searches, which docs/architecture.md names beside those of the package.
+# Directories of runs and searches, which docs/architecture.md names in addition to those of the package.
 IN_OUTPUT = {"checkpoints/", "tensorboard/", "ray/", "best/", "final/"}
 HEAVY = {"torch", "ray", "numpy", "pyarrow", "yaml", "pydantic", "optuna"}
 

@@ -7,6 +7,6 @@ BEST = "best"  # a copy of the best checkpoint, written when training has ended
 TENSORBOARD = "tensorboard"  # TensorBoard's event files
 RAY = "ray"  # Ray Train's own records of the run
 
-# In a checkpoint's directory, beside the checkpoint's own files:
+# In a checkpoint's directory, next to the checkpoint's own files:
 TEST_RECORD = "test.json"  # a record of every evaluation on test
 TEST_RANKS = "test_ranks.json"  # ranks of the queries' videos at the first one

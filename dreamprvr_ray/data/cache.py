@@ -10,8 +10,8 @@ environment. For each set of shards the cache holds
     CACHE/.<the directory's name>.in-use          share-locked by every process that uses the set; its modification time
                                                   is that of the last use
 
-and, beside them, `.filling`, which is locked by the one process on the node that downloads or makes room. The locks are
-flocks, which the kernel releases when their process ends for any reason. CACHE is `DREAMPRVR_RAY_CACHE`, else
+and, next to them, `.filling`, which is locked by the one process on the node that downloads or makes room. The locks
+are flocks, which the kernel releases when their process ends for any reason. CACHE is `DREAMPRVR_RAY_CACHE`, else
 `$XDG_CACHE_HOME/dreamprvr_ray`, else `~/.cache/dreamprvr_ray`. It holds at most `DREAMPRVR_RAY_CACHE_GIB` (100) GiB:
 the least recently used sets are removed first, sets in use never.
 """
@@ -164,7 +164,7 @@ def _open(folder: Path) -> ShardSet | None:
 
 
 def _fill(remote: _RemoteShards, cache: Path) -> ShardSet:
-    """Download the set unless another process has done so meanwhile. The caller holds the lock on its `.in-use`."""
+    """Download the set unless another process has already done so. The caller holds the lock on its `.in-use`."""
     folder = cache / remote.name
     with open(cache / ".filling", "w") as filling:
         try:
@@ -217,7 +217,7 @@ def _make_room(remote: _RemoteShards, folder: Path, missing: int) -> None:
         in_use = sum(sizes[other] for other in sizes if other not in idle)
         if needed + in_use > limit:
             raise UserError(
-                f"{remote.uri}: {_size(needed)} does not fit beside {_size(in_use)} in use in {cache}:"
+                f"{remote.uri}: {_size(needed)} does not fit next to {_size(in_use)} in use in {cache}:"
                 f" {CACHE_GIB} is {_size(limit)}"
             )
         free = shutil.disk_usage(cache).free + sum(sizes[other] for other in idle)

@@ -7,7 +7,7 @@ that all videos share and has a manner that is unique to it. A query describes o
 the event, the rest are filler words that any query may have. Scenes and events are unit vectors in a latent space;
 fixed random maps and noise turn them into frames and tokens. The right video is thus the one that shows that kind *and*
 manner in the same frames; many other videos share the kind, and the average over a video's frames says little: partial
-relevance. `demo.json` beside the data records what three matchers without training reach (`DemoCeilings`).
+relevance. `demo.json`, next to the data, records what three matchers without training reach (`DemoCeilings`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Evaluation of checkpoints. Every evaluation on test is recorded beside the checkpoint.
+"""Evaluation of checkpoints. Every evaluation on test is recorded with the checkpoint.
 
 CHECKPOINT/test.json         one record per evaluation on test
 CHECKPOINT/test_ranks.json   ranks of the queries' videos at the first one, in the split's order

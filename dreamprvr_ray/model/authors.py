@@ -98,7 +98,7 @@ def read_authors_checkpoint(path: Path | str) -> AuthorsCheckpoint:
 def _weights(tensors: Mapping[str, Any], experiment: Experiment, source: str) -> dict[str, Tensor]:
     """Return the authors' tensors as a state dict. Raises `UserError` for each tensor that does not fit."""
     names = authors_names(experiment.model)
-    with torch.device("meta"):  # only shapes: takes no memory and leaves the global generator alone
+    with torch.device("meta"):  # only shapes: needs no memory and does not use the global generator
         shapes = DreamPRVR(experiment.model, experiment.data.video_size, experiment.data.text_size).state_dict()
     mistakes = [
         f"{source}: unknown tensor '{name}'{did_you_mean(name, names)}" for name in tensors if name not in names

@@ -1,6 +1,6 @@
 """Reading the directory of a search, whether or not the search has ended. Nothing is written.
 
-The Optuna study holds how the trials ended. The files beside it (`runs/*/epochs.jsonl`, `leaderboard.json`,
+The Optuna study holds how the trials ended. The files next to it (`runs/*/epochs.jsonl`, `leaderboard.json`,
 `final.json`, `best/test.json`) are used if they exist.
 """
 

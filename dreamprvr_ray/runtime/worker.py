@@ -41,7 +41,7 @@ class TrainJob:
     shards: str  # a directory, absolute, or a URI
     run: str  # the location of the run's directory
     writer: str | None = None  # the id from `CheckpointStore.claim`; None: the worker claims the store itself
-    messages: Queue | None = None  # to the driver; None: nobody reads them
+    messages: Queue | None = None  # to the driver; None: they are not read
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -110,7 +110,7 @@ class GradientPass:
         state = torch.cuda.get_rng_state(batch.clips.device)
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        # Thread-local, because another thread may pin the memory of the next batches meanwhile.
+        # Thread-local, because another thread may pin the memory of the next batches at the same time.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             losses = self._forward(batch, randomness, None, hard)
             gradients = torch.autograd.grad(losses.total, self._parameters, allow_unused=True)

@@ -289,7 +289,7 @@ class Training:
             raise UserError(f"{checkpoint}: does not match this experiment: {reason}") from None
 
     def _copy_from_first_worker(self) -> None:
-        """Overwrite weights, moments and progress with the first worker's, which alone reads a checkpoint."""
+        """Overwrite weights, moments and progress with the first worker's; only that worker reads a checkpoint."""
         self._workers.copy_from_first(self._model.state_dict().values())
         self._workers.copy_from_first(self._optimizer.moments())
         numbers = torch.tensor(astuple(self.progress), dtype=torch.float64, device=self._device)

@@ -291,7 +291,7 @@ def test_sets_in_use_are_not_removed(
     process, pipe = start(uri)
     used = pipe.recv()
     message = (
-        r"^s3://bucket-\d+/some/shards: 0\.57 MiB does not fit beside 0\.57 MiB in use in .*/cache:"
+        r"^s3://bucket-\d+/some/shards: 0\.57 MiB does not fit next to 0\.57 MiB in use in .*/cache:"
         r" DREAMPRVR_RAY_CACHE_GIB is 0\.57 MiB"
     )
     with pytest.raises(UserError, match=message):

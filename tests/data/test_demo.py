@@ -73,7 +73,7 @@ def test_partial_relevance_matters_and_can_be_learned(tmp_path: Path) -> None:
     (train_videos, train_queries, train_owner), (test_videos, test_queries, test_owner) = train, test
     mean = np.concatenate(train_videos).mean(axis=0)
     targets = np.stack([train_videos[video].mean(axis=0) for video in train_owner]) - mean
-    for _ in range(5):  # which frames a query means is not told: guess, fit, guess again
+    for _ in range(5):  # which frames a query means is unknown: guess, fit, guess again
         weights = np.linalg.solve(
             train_queries.T @ train_queries + np.eye(train_queries.shape[1]), train_queries.T @ targets
         )

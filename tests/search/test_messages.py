@@ -34,7 +34,7 @@ def test_a_request_is_read_from_the_config_that_it_wrote() -> None:
         assert TrialRequest.from_config(request.to_config()) == request
 
 
-def test_a_config_holds_the_values_beside_the_trials_number() -> None:
+def test_a_config_holds_the_values_and_the_trials_number() -> None:
     assert TrialRequest.for_trial(7, VALUES).to_config() == VALUES | {"trial_number": 7, "share": 1}
     assert TrialRequest(0, 1, "paper-seed_1", VALUES).to_config()["run"] == "paper-seed_1"
 

@@ -1,4 +1,4 @@
-"""Which checkpoints a search keeps, and what its leaderboard says of them."""
+"""Which checkpoints a search keeps, and what its leaderboard records about them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Hosts of a cluster, simulated with namespaces on this machine.
 
     with Hosts(directory, {"head": "10.77.0.2", "worker": "10.77.0.3"}) as hosts:
-        hosts.run("ray up --yes cluster.yaml")   # on a user's machine beside them
+        hosts.run("ray up --yes cluster.yaml")   # on a separate machine of the user
 
 Each has its own processes, network, SSH server, home, /tmp and /dev/shm, sees this machine's files, and cannot reach
 the outside. All belong to the namespaces of one process: when it or this process ends, the kernel ends everything in
@@ -97,7 +97,7 @@ def _flags() -> list[str]:
 
 
 class Hosts:
-    """Hosts by name with their addresses, and a user's machine beside them, on which `run` runs commands."""
+    """Hosts by name with their addresses, and a separate machine of the user, on which `run` runs commands."""
 
     def __init__(self, directory: Path, addresses: dict[str, str]) -> None:
         self.directory, self.addresses = directory, addresses

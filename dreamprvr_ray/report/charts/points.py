@@ -60,7 +60,7 @@ def add_trials(
 ) -> None:
     """Add each trial with a SumR as a point at its best one. Trials below the SumR axis are triangles on its lower end.
 
-    With `only`, hover labels have the value of this parameter alone and there is no legend, which suits small charts.
+    With `only`, hover labels show only this parameter's value and there is no legend, which suits small charts.
     """
     low = lowest_sumr(search)
     groups = [
@@ -89,7 +89,7 @@ def add_trials(
 
 
 def _groups(search: SearchRecord) -> list[tuple[str, list[TrialRecord], dict[str, Any]]]:
-    """Return the trials with a SumR by their look, best trial and baseline apart: (name, trials, marker)."""
+    """Return the trials with a SumR by their style, best trial and baseline separately: (name, trials, marker)."""
     best, baseline = search.best, search.baseline
     apart = {trial.number for trial in (best, baseline) if trial is not None}
     others = [trial for trial in search.scored if trial.number not in apart]

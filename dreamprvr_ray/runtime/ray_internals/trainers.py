@@ -32,7 +32,7 @@ class Trainer(DataParallelTrainer):
 class CommandTrainer(Trainer):
     """The trainer of a command that waits for this one run.
 
-    Why: on a local Ray that ends with the command, nobody has to clean up after a lost controller and no autoscaler can
+    Why: on a local Ray that ends with the command, no one has to clean up after a lost controller and no autoscaler can
     add nodes. This saves two processes, each of which imports Ray for seconds while the workers do. Without it: use
     `Trainer`; runs start seconds later, and Ctrl-C ends the command without its last message.
     """
