@@ -110,9 +110,8 @@ def load_model(path: Path) -> TrainedModel:
         metrics = read_json(path / METRICS)
     else:
         raise UserError(f"{path}: checkpoint does not exist")
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # initial weights are drawn and then replaced: keep the caller's generator as it is
+    # Building the model draws initial weights, which are then replaced: do not advance the caller's generator.
+    with torch.random.fork_rng(devices=[]):
         data = experiment.data
         model = DreamPRVR(experiment.model, data.video_size, data.text_size, data.trim_frames)
     try:

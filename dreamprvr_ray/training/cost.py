@@ -25,7 +25,7 @@ class Cost:
 
     parameters: int  # trainable
     gflop_per_video: float  # as docs/model.md specifies the model: use this to compare speeds
-    executed_gflop_per_video: float  # of what is computed, without some register rows and cross-attention projections
+    executed_gflop_per_video: float  # as executed: rows and projections without effect are skipped
     memory: int  # bytes per worker
 
     def to_dict(self) -> dict[str, Any]:
