@@ -11,9 +11,9 @@ second:
 Shapes, in this file:
     B  videos                     Q  queries                     N  attention branches
     M  clip tokens (32)           J  query tokens (at most 30)   D  hidden size
-    L  frame tokens (128, or those of the batch's longest video) V  features of a clip or frame
-    P  positions of a block (32 or 128; L <= P)                  U  features of a query token
     K  registers                  T  diffusion steps             I  input size of a layer
+    V  features of a frame        U  features of a query token   P  positions of a fusion block (32 or 128)
+    L  frame tokens: 128, or those of the batch's longest video if frames are trimmed
 """
 
 from __future__ import annotations
