@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from dreamprvr_ray.search.sampler import PerTrialSampler
 from dreamprvr_ray.search.space import Search
 from dreamprvr_ray.training.flops import specified_gflop
 
+RUNGS = "pruned_at_rung"  # user attribute of a trial: whether it was pruned, by the epoch of each rung that it reached
 MAX_REJECTIONS = 100  # consecutive proposals that may violate a constraint
 ABANDONED_AFTER = 60.0  # seconds after which a proposal without an owner is taken to be from a killed driver
 DATABASE_PACKAGES = {  # what to install for a database driver whose package has another name
@@ -57,6 +59,7 @@ class SearchStudy:
             load_if_exists=True,
         )
         self.study.set_user_attr("objectives", objectives)
+        _name_objectives(self.study, ["val SumR", *objectives[1:]])
         self._running: set[int] = set()  # proposed by this process and not ended
         self._pruned: set[int] = set()
         self._rungs = (
@@ -129,18 +132,33 @@ class SearchStudy:
         """Return whether to prune a trial that has just finished `epoch`.
 
         Only the best 1 / `reduction_factor` of the trials that got this far continue, compared by their best SumR up to
-        this epoch. The first trial to get here always continues.
+        this epoch. The first trial to get here always continues. A trial is judged once at each rung: the decision is
+        recorded, and holds when the trial reports the epoch again after it was resumed, whatever other trials have
+        reached since.
         """
         if epoch not in self._rungs:
             return False
-        bests = {trial.number: _best_until(trial, epoch) for trial in self.trials() if trial.state != TrialState.FAIL}
-        own = bests[number]
-        others = [best for other, best in bests.items() if best is not None and other != number]
+        trial = self._trial(number)
+        decisions: dict[str, bool] = trial.user_attrs.get(RUNGS, {})
+        prune = decisions.get(str(epoch))
+        if prune is None:
+            prune = self._is_beaten(trial, epoch)
+            self._set_attribute(trial, RUNGS, decisions | {str(epoch): prune})
+        if prune:
+            self._pruned.add(number)
+        return prune
+
+    def _is_beaten(self, trial: FrozenTrial, epoch: int) -> bool:
+        own = _best_until(trial, epoch)
+        others = [
+            best
+            for other in self.trials()
+            if other.number != trial.number
+            and other.state != TrialState.FAIL
+            and (best := _best_until(other, epoch)) is not None
+        ]
         places = math.ceil((len(others) + 1) / self.search.settings.pruning.reduction_factor)
-        if own is None or sum(best > own for best in others) < places:
-            return False
-        self._pruned.add(number)
-        return True
+        return own is not None and sum(best > own for best in others) >= places
 
     def finish(self, number: int, last: TrialEpoch) -> bool:
         """Record that a trial has ended after its epoch `last`: complete with its best SumR, or pruned.
@@ -199,6 +217,14 @@ class SearchStudy:
         self.storage.set_trial_user_attr(_storage_id(trial), name, value)
 
 
+def _name_objectives(study: optuna.Study, names: list[str]) -> None:
+    """Give the study's objectives names, which Optuna's dashboard shows."""
+    if study.metric_names != names:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Optuna, which calls the method experimental
+            study.set_metric_names(names)
+
+
 def open_storage(store: str | None, directory: Path) -> BaseStorage:
     """Open the database at a URL, or the journal in `directory`. Raises `UserError` if the database cannot be used."""
     if store is None:
@@ -213,10 +239,14 @@ def open_storage(store: str | None, directory: Path) -> BaseStorage:
 
 
 def _best_until(trial: FrozenTrial, epoch: int) -> float | None:
-    """Return the best SumR of a trial's epochs up to this one; None if it did not get that far."""
-    if epoch not in trial.intermediate_values:
+    """Return the best SumR of a trial's epochs up to this one; None if it did not get that far.
+
+    A trial that finished earlier, since its patience ran out, counts with its best: longer training would not have
+    changed it.
+    """
+    if epoch not in trial.intermediate_values and trial.state != TrialState.COMPLETE:
         return None
-    return float(max(sumr for step, sumr in trial.intermediate_values.items() if step <= epoch))
+    return max((float(sumr) for step, sumr in trial.intermediate_values.items() if step <= epoch), default=None)
 
 
 def _storage_id(trial: FrozenTrial) -> int:

@@ -156,6 +156,85 @@ def test_trials_are_compared_by_their_best_sumr_so_far_with_those_that_got_as_fa
     assert stopped == [False, True, True, False, True, False]
 
 
+def report_curve(study: SearchStudy, number: int, curve: list[float], finished: bool = False) -> None:
+    """Report epochs with these SumR from the first on; with `finished`, the trial ends with the last."""
+    for epoch, sumr in enumerate(curve, start=1):
+        last = trial_epoch(epoch, sumr, best=max(curve[:epoch]), finished=finished and epoch == len(curve))
+        study.report(number, last)
+    if finished:
+        assert study.finish(number, last)
+
+
+def test_a_trial_that_was_kept_at_a_rung_is_kept_when_it_is_resumed_there(tmp_path: Path) -> None:
+    """It reports the epoch again, and by then others may have exceeded it."""
+    keys: dict[str, Any] = {"pruning": {"grace_epochs": 2, "reduction_factor": 3}, "trials": 4}
+    study = open_study(tmp_path, **keys)
+    first = proposed(study)
+    report_curve(study, first, [50.0, 60.0])
+    assert not study.should_prune(first, 2)  # nothing to compare with
+    for sumr in (70.0, 80.0):  # run while the first is between two epochs
+        report_curve(study, proposed(study), [sumr, sumr])
+    resumed = open_study(tmp_path, **keys)  # the driver was killed
+    assert proposed(resumed) == first
+    resumed.report(first, trial_epoch(2, 60.0))
+    assert not resumed.should_prune(first, 2)
+    assert not resumed.finish(first, trial_epoch(2, 60.0))  # still open
+
+
+def test_a_trial_that_was_pruned_at_a_rung_is_pruned_when_it_is_resumed_there(tmp_path: Path) -> None:
+    """The driver may be killed between the decision and the record of the trial's end."""
+    keys: dict[str, Any] = {"pruning": {"grace_epochs": 2, "reduction_factor": 2}, "trials": 5}
+    study = open_study(tmp_path, **keys)
+    good, bad = proposed(study), proposed(study)
+    report_curve(study, good, [90.0, 90.0])
+    report_curve(study, bad, [50.0, 50.0])
+    assert study.should_prune(bad, 2)
+    for _ in range(3):  # with these, half of the trials would include the bad one
+        report_curve(study, proposed(study), [1.0, 1.0])
+    resumed = open_study(tmp_path, **keys)
+    assert [proposed(resumed), proposed(resumed)] == [good, bad]
+    assert resumed.should_prune(bad, 2) and resumed.finish(bad, trial_epoch(2, 50.0))
+    assert load_with_optuna(tmp_path).trials[bad].state == TrialState.PRUNED
+
+
+def test_a_decision_at_one_rung_does_not_hold_at_the_next(tmp_path: Path) -> None:
+    study = open_study(tmp_path, pruning={"grace_epochs": 2, "reduction_factor": 2})
+    first, second = proposed(study), proposed(study)
+    report_curve(study, first, [50.0] * 4)
+    assert not study.should_prune(first, 2)
+    report_curve(study, second, [60.0] * 4)
+    assert not study.should_prune(second, 2) and not study.should_prune(second, 4)
+    assert study.should_prune(first, 4)
+
+
+def test_a_trial_that_ended_by_patience_counts_at_later_rungs(tmp_path: Path) -> None:
+    study = open_study(tmp_path, pruning={"grace_epochs": 2, "reduction_factor": 3})
+    best = proposed(study)
+    report_curve(study, best, [10.0, 90.0, 80.0, 80.0], finished=True)  # has no sixth epoch
+    worse = proposed(study)
+    report_curve(study, worse, [10.0, 20.0, 20.0, 20.0, 20.0, 85.0])
+    assert study.should_prune(worse, 6)
+
+
+def test_a_pruned_trial_does_not_count_at_rungs_that_it_did_not_reach(tmp_path: Path) -> None:
+    study = open_study(tmp_path, pruning={"grace_epochs": 2, "reduction_factor": 2})
+    best, pruned = proposed(study), proposed(study)
+    report_curve(study, best, [95.0, 95.0])
+    report_curve(study, pruned, [90.0, 90.0])
+    assert study.should_prune(pruned, 2) and study.finish(pruned, trial_epoch(2, 90.0))
+    alone = proposed(study)
+    report_curve(study, alone, [10.0, 20.0, 30.0, 40.0])
+    assert not study.should_prune(alone, 4)
+
+
+def test_optunas_dashboard_shows_the_names_of_the_objectives(tmp_path: Path) -> None:
+    open_study(tmp_path)
+    assert load_with_optuna(tmp_path).metric_names == ["val SumR"]
+    (tmp_path / "two").mkdir()
+    open_study(tmp_path / "two", against="encode_ms")
+    assert load_with_optuna(tmp_path / "two").metric_names == ["val SumR", "encode_ms"]
+
+
 @pytest.mark.parametrize(
     ("pruning", "rungs"),
     [
