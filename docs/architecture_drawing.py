@@ -1,6 +1,6 @@
 """The package's import graph, read from its source files, and the drawing of it in docs/architecture.md.
 
-python -m tests.support.architecture    # writes the drawing into docs/architecture.md
+python docs/architecture_drawing.py    # writes the drawing into docs/architecture.md
 """
 
 from __future__ import annotations
@@ -44,8 +44,7 @@ COMMANDS = ("convert", "train", "tune", "report", "evaluate", "export", "verify"
 
 @dataclass(frozen=True)
 class Import:
-    """One import statement's name, `imported`, in the module `module`; both without the package's name where they are
-    its own."""
+    """The name `imported` that the module `module` imports; names of this package have no package prefix."""
 
     module: str
     imported: str
@@ -66,7 +65,7 @@ def modules(root: Path = ROOT / PACKAGE) -> dict[str, Path]:
 
 
 def imports(module: str, source: str) -> Iterator[Import]:
-    """All imports of a module: at its top, inside functions, and under `if TYPE_CHECKING`."""
+    """Return all imports of a module: at its top, inside functions, and under `if TYPE_CHECKING`."""
     tree = ast.parse(source)
     for_types = {
         inner
@@ -84,7 +83,7 @@ def imports(module: str, source: str) -> Iterator[Import]:
 
 
 def all_imports(root: Path = ROOT / PACKAGE) -> list[Import]:
-    """The imports of every module of the package."""
+    """Return the imports of every module of the package."""
     return [found for name, path in modules(root).items() for found in imports(name, path.read_text(encoding="utf-8"))]
 
 
@@ -99,7 +98,7 @@ def own_module(imported: str, known: dict[str, Path]) -> str | None:
 
 
 def room(module: str) -> str:
-    """The room of a module."""
+    """Return the room of a module."""
     if module in ROOM_OF:
         return ROOM_OF[module]
     first = module.split(".")[0]
@@ -107,7 +106,7 @@ def room(module: str) -> str:
 
 
 def floor(name: str) -> int:
-    """A room's floor, counted from the top. Raises `KeyError` for a room that FLOORS does not list."""
+    """Return a room's floor, counted from the top. Raises `KeyError` for a room that FLOORS does not list."""
     for number, rooms in enumerate(FLOORS):
         if name in rooms:
             return number
@@ -115,7 +114,7 @@ def floor(name: str) -> int:
 
 
 def arrows(root: Path = ROOT / PACKAGE) -> set[tuple[str, str]]:
-    """Which room imports from which."""
+    """Return the pairs of rooms of which the first imports from the second."""
     known = modules(root)
     found = set()
     for each in all_imports(root):
@@ -127,7 +126,7 @@ def arrows(root: Path = ROOT / PACKAGE) -> set[tuple[str, str]]:
 
 
 def drawing() -> str:
-    """The rooms and the arrows between them as a Mermaid flowchart; arrows that follow from others are left out."""
+    """Return the rooms and their imports as a Mermaid flowchart, without arrows that follow from others."""
     found = arrows()
     reachable = {start: _reachable(start, found) for start in {start for start, _ in found}}
     direct = sorted(
@@ -153,7 +152,7 @@ def _reachable(start: str, found: set[tuple[str, str]]) -> set[str]:
 
 
 def with_drawing(text: str) -> str:
-    """The document with today's drawing between its two marks."""
+    """Return the document with the current drawing between the two markers."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}{drawing()}{END}{after}"

@@ -180,7 +180,7 @@ def demo_ceilings(directory: Path) -> DemoCeilings:
     try:
         return DemoCeilings(**json.loads(path.read_text(encoding="utf-8"))["test_sum_recall"])
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file: no demo here") from None
+        raise UserError(f"{path}: no such file: the directory does not contain a demo") from None
 
 
 def _source_video(video: _Video) -> SourceVideo:

@@ -83,7 +83,7 @@ def _why_no_importances(search: SearchRecord) -> str:
 
 
 def varied_parameters(search: SearchRecord, parameters: Sequence[SearchedParameter]) -> list[SearchedParameter]:
-    """Return the parameters of which trials with a SumR have different values."""
+    """Return the parameters whose values differ between the trials with a SumR."""
     return [
         parameter
         for parameter in parameters

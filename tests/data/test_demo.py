@@ -51,7 +51,7 @@ def test_an_existing_demo_is_kept(tmp_path: Path) -> None:
     assert (tmp_path / "demo" / "moments.jsonl").stat().st_mtime_ns == before
     with pytest.raises(UserError, match="already exists and is not this demo"):
         demo.write_demo(tmp_path, 1, SMALL)
-    with pytest.raises(UserError, match="no demo here"):
+    with pytest.raises(UserError, match="does not contain a demo"):
         demo.demo_ceilings(tmp_path / "elsewhere")
     assert [path.name for path in tmp_path.iterdir()] == ["demo"]
 
