@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -14,7 +15,8 @@ import pytest
 import dreamprvr_ray
 from dreamprvr_ray import api
 
-PAGE = Path(__file__).parents[1] / "docs" / "api.md"
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "api.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 
 
@@ -53,12 +55,19 @@ def test_every_function_of_the_api_is_public_and_documented() -> None:
         assert getattr(dreamprvr_ray, name).__doc__
 
 
+def run_script(script: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script in its directory, with this checkout's package."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    words = [sys.executable, str(script)]
+    return subprocess.run(words, cwd=script.parent, env=environment, capture_output=True, text=True, timeout=300)
+
+
 def test_the_pages_examples_run(tmp_path: Path) -> None:
     """All blocks of docs/api.md, one after the other, in a new interpreter and an empty directory."""
     assert len(BLOCKS) == 4
     script = tmp_path / "example.py"
     script.write_text("\n".join(BLOCKS), encoding="utf-8")
-    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = run_script(script)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "40 training videos"
@@ -74,5 +83,5 @@ def test_the_pages_examples_run(tmp_path: Path) -> None:
         "except UserError as error:\n    print(error.mistakes)\n",
         encoding="utf-8",
     )
-    done = subprocess.run([sys.executable, resumed], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = run_script(resumed)
     assert done.stdout.strip() == "('run already exists; pass resume=True to continue its training',)", done.stderr

@@ -22,9 +22,12 @@ IN_OUTPUT = {"checkpoints/", "tensorboard/", "ray/", "best/", "final/"}
 HEAVY = {"torch", "ray", "numpy", "pyarrow", "yaml", "pydantic", "optuna"}
 
 
+MODULES = modules()
+
+
 def breaks_floors(module: str, imported: str) -> str | None:
     """Why a module may not import a name, or None."""
-    target = own_module(imported, modules())
+    target = own_module(imported, MODULES)
     if target is None or target == "__init__":
         return None
     above, below = room(module), room(target)
