@@ -17,7 +17,7 @@ import ray
 
 from dreamprvr_ray.config import AUTO_PRECISION
 from dreamprvr_ray.errors import UserError, first_line
-from dreamprvr_ray.runtime import ray_internals
+from dreamprvr_ray.runtime import ray_internals, ray_version
 
 FIRST_DASHBOARD_PORT = 8265  # Ray's own default
 LOOPBACK = "127.0.0.1"
@@ -72,7 +72,7 @@ def ray_session(dashboard: bool) -> Iterator[str | None]:
     and left running. Yields the URL of the dashboard, or None if there is none. Raises `UserError` if RAY_ADDRESS does
     not answer, or if the installed Ray is not of the tested version.
     """
-    ray_internals.check_version()
+    ray_version.check_version()
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if ray.is_initialized():

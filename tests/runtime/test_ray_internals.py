@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import importlib
+import subprocess
+import sys
 import tomllib
 from functools import reduce
 from pathlib import Path
@@ -13,8 +15,9 @@ import ray
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from dreamprvr_ray.errors import Failure, UserError
-from dreamprvr_ray.runtime import ray_internals
-from dreamprvr_ray.runtime.ray_internals import PRIVATE_NAMES, REQUIREMENT, TESTED_RAY, check_version, trainers
+from dreamprvr_ray.runtime import ray_internals, ray_version
+from dreamprvr_ray.runtime.ray_internals import PRIVATE_NAMES, trainers
+from dreamprvr_ray.runtime.ray_version import REQUIREMENT, TESTED_RAY, check_version
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(Path(ray_internals.__file__).parent.glob("*.py"))
@@ -83,9 +86,31 @@ def test_patch_releases_of_the_tested_ray_are_accepted(installed: str) -> None:
 def test_a_command_refuses_another_ray_before_it_connects(monkeypatch: pytest.MonkeyPatch) -> None:
     from dreamprvr_ray.runtime.session import ray_session
 
-    monkeypatch.setattr(ray_internals, "TESTED_RAY", "2.1")
+    monkeypatch.setattr(ray_version, "TESTED_RAY", "2.1")
     with pytest.raises(UserError, match=r"but dreamprvr_ray supports Ray 2\.1 only"), ray_session(dashboard=False):
         pass
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("ray._private.utils:read_ray_address", "ray_internals"),
+        ("ray.train.v2._internal.execution.scaling_policy:FixedScalingPolicy", "ray_internals.trainers"),
+    ],
+)
+def test_a_ray_without_a_private_name_is_refused_in_one_line(name: str, module: str) -> None:
+    lacking, _, attribute = name.partition(":")
+    main = f"def main(arguments):\n  import dreamprvr_ray.runtime.{module}"
+    program = (
+        f"import {lacking} as lacking\ndel lacking.{attribute}\n"
+        f"from dreamprvr_ray.command_line import run\n{main}\nrun(main)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        f"error: Ray {ray.__version__} is installed, but dreamprvr_ray supports Ray 2.60 only"
+    )
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_the_tested_ray_is_the_one_that_is_required() -> None:

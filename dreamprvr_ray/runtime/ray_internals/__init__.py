@@ -1,8 +1,7 @@
 """Everything private in Ray that this package uses: undocumented names, and overrides of private methods.
 
-Ray may change any of them in a minor release, so only the minor release that the tests run with is accepted. To move to
-another one, change `TESTED_RAY` and the requirement in pyproject.toml, and run `tests/runtime/test_ray_internals.py`
-first.
+Ray may change any of them in a minor release, so commands refuse to run with any other than the tested one. To move to
+another release, change `ray_version.py` and pyproject.toml, and run `tests/runtime/test_ray_internals.py` first.
 
 This file holds what connecting to Ray needs. What Ray Train needs is in `trainers.py`: importing `ray.train` takes more
 than a second, which a command spends while Ray's processes start.
@@ -15,14 +14,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
-from ray._private import ray_constants
-from ray._private.services import canonicalize_bootstrap_address
-from ray._private.utils import read_ray_address
 
-from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.runtime.ray_version import unsupported_ray
 
-TESTED_RAY = "2.60"
-REQUIREMENT = "ray[default,train,tune]>=2.60,<2.61"  # as in pyproject.toml
+try:
+    from ray._private import ray_constants
+    from ray._private.services import canonicalize_bootstrap_address
+    from ray._private.utils import read_ray_address
+except ImportError as error:
+    raise unsupported_ray() from error
 
 _SCALING_POLICY = "ray.train.v2._internal.execution.scaling_policy:FixedScalingPolicy"
 _TRAINER = "ray.train.v2.api.data_parallel_trainer:DataParallelTrainer"
@@ -43,19 +43,6 @@ PRIVATE_NAMES = (
     "ray.train.v2._internal.callbacks.placement_group_callback:PlacementGroupCleanerCallback",
     "ray.train.v2._internal.execution.controller:TrainController.abort",
 )
-
-
-def check_version(installed: str = ray.__version__) -> None:
-    """Raise `UserError` if the installed Ray is not of the tested minor release.
-
-    Refusing is safer than a warning: with another release an override may silently have no effect, and a local Ray may
-    accept connections from other machines.
-    """
-    if installed.split(".")[:2] != TESTED_RAY.split("."):
-        raise UserError(
-            f"Ray {installed} is installed, but dreamprvr_ray supports Ray {TESTED_RAY} only; "
-            f"run: pip install '{REQUIREMENT}'"
-        )
 
 
 def started_cluster() -> str | None:

@@ -10,11 +10,16 @@ from contextlib import suppress
 from typing import Any
 
 import ray
-from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from dreamprvr_ray.errors import Failure
-from dreamprvr_ray.runtime.ray_internals import TESTED_RAY, is_loopback_only
+from dreamprvr_ray.runtime.ray_internals import is_loopback_only
+from dreamprvr_ray.runtime.ray_version import TESTED_RAY, unsupported_ray
+
+try:
+    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+except ImportError as error:
+    raise unsupported_ray() from error
 
 
 class Trainer(DataParallelTrainer):
