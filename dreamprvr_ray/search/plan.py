@@ -44,7 +44,7 @@ class TrialPlan:
 
 @dataclass(frozen=True)
 class Allocation:
-    """Workers of a trial, GPUs of a worker, and concurrent trials, as far as the settings and the GPUs decide them."""
+    """Workers per trial, GPUs per worker and concurrent trials, as determined by the settings and the GPUs."""
 
     workers: int
     gpus_per_worker: float
