@@ -1,1 +1,1 @@
-"""Where files are kept: atomic writes, and directories on a disk or in an object store."""
+"""Files and directories: atomic writes, JSON, and directories on a disk or in an object store."""

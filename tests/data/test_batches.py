@@ -1,3 +1,5 @@
+"""Batches: the plan of an epoch, collating, and reading ahead."""
+
 from __future__ import annotations
 
 import threading
@@ -16,11 +18,11 @@ from dreamprvr_ray.distributed import worker_slice
 
 @pytest.fixture
 def split(tree: Path, converted: Callable[..., ShardSet], many_shards: None) -> Split:
-    """Eight videos in several shards."""
+    """A split of eight videos in several shards."""
     return converted(tree).split("train")
 
 
-def test_the_plan_is_by_seed_and_epoch_alone() -> None:
+def test_the_plan_depends_on_seed_and_epoch_only() -> None:
     plan = plan_epoch(50, 16, seed=3, epoch=2)
     assert [len(batch) for batch in plan] == [16, 16, 16, 2]
     assert sorted(np.concatenate(plan).tolist()) == list(range(50))
@@ -29,7 +31,7 @@ def test_the_plan_is_by_seed_and_epoch_alone() -> None:
     assert all((a == b).all() for a, b in zip(plan, plan_epoch(50, 16, seed=3, epoch=2), strict=True))
     for seed, epoch in ((3, 3), (4, 2), (2, 3)):
         assert np.concatenate(plan).tolist() != np.concatenate(plan_epoch(50, 16, seed, epoch)).tolist()
-    # The batch size cuts the order, it does not change it.
+    # The batch size divides the order without changing it.
     np.testing.assert_array_equal(np.concatenate(plan), np.concatenate(plan_epoch(50, 7, seed=3, epoch=2)))
 
 
@@ -43,7 +45,7 @@ def test_slices_partition_the_batch(workers: int) -> None:
 
 
 @pytest.mark.parametrize("videos", [[5, 0, 7], [0, 1, 2, 3, 4, 5, 6, 7], [3], [7, 6], []])
-def test_collate_is_each_video_with_its_queries(split: Split, videos: list[int]) -> None:
+def test_collated_batches_hold_each_video_with_its_queries(split: Split, videos: list[int]) -> None:
     batch = collate(split, np.array(videos, dtype=np.int64))
     size = len(videos)
     assert {
@@ -107,7 +109,7 @@ def test_prefetch_keeps_the_order() -> None:
     assert not _running()
 
 
-def test_prefetch_raises_where_the_batch_is_taken() -> None:
+def test_prefetch_raises_in_the_consumer() -> None:
     def failing() -> Iterator[Batch]:
         yield _batch(0)
         raise ValueError("a bad shard")
@@ -132,4 +134,4 @@ def test_prefetch_stops_with_its_consumer() -> None:
     assert _running()
     batches.close()  # type: ignore[attr-defined]
     assert not _running()
-    assert len(drawn) <= 6  # it kept two ready, not the whole epoch
+    assert len(drawn) <= 6  # it prepared two batches, not the whole epoch

@@ -310,7 +310,7 @@ def test_sets_in_use_are_not_removed(
 def test_shards_larger_than_the_cache_or_its_disk(
     s3: S3, folder: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = local_shards(upload(s3, folder)).directory
+    cached = local_shards(upload(s3, folder)).directory
     other = upload(s3, write_shards(tmp_path / "other", b"other"))
     bound(monkeypatch, size(folder) - 1000)
     with pytest.raises(
@@ -325,7 +325,7 @@ def test_shards_larger_than_the_cache_or_its_disk(
         match=r"1,073,741,824\.0 GiB does not fit onto the disk of .*/cache, which has [\d,.]+ [GM]iB free",
     ):
         local_shards(upload(s3, tmp_path / "huge"))
-    assert contents(kept) == contents(folder)  # nothing was removed
+    assert contents(cached) == contents(folder)  # nothing was removed
 
 
 def small_disk(pipe: Connection) -> None:

@@ -1,3 +1,5 @@
+"""The synthetic demo collection: reproducible, readable, and such that partial relevance matters."""
+
 from __future__ import annotations
 
 import json
@@ -19,7 +21,7 @@ def _contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_seed_is_a_demo(tmp_path: Path) -> None:
+def test_the_files_depend_on_the_seed_only(tmp_path: Path) -> None:
     roots = [tmp_path / name for name in ("a", "b", "c")]
     for root, seed in zip(roots, (1, 1, 2), strict=True):
         demo.write_demo(root, seed, SMALL)
@@ -29,7 +31,7 @@ def test_a_seed_is_a_demo(tmp_path: Path) -> None:
     assert all(first[name] != other[name] for name in first)
 
 
-def test_it_walks_the_real_path(tmp_path: Path) -> None:
+def test_it_can_be_converted(tmp_path: Path) -> None:
     ceilings = demo.write_demo(tmp_path, 0, SMALL)
     assert demo.demo_ceilings(tmp_path) == ceilings
     source = Source.open(tmp_path, "demo")
@@ -44,7 +46,7 @@ def test_it_walks_the_real_path(tmp_path: Path) -> None:
     assert {len(source.video(video)) for video in split.videos} <= set(range(20, 151))
 
 
-def test_an_existing_demo_is_kept(tmp_path: Path) -> None:
+def test_an_existing_demo_is_not_written_again(tmp_path: Path) -> None:
     demo.write_demo(tmp_path, 0, SMALL)
     before = (tmp_path / "demo" / "moments.jsonl").stat().st_mtime_ns
     demo.write_demo(tmp_path, 0, SMALL)
@@ -56,7 +58,7 @@ def test_an_existing_demo_is_kept(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["demo"]
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(NotWritableError, match=r"/file: cannot be written: Not a directory$"):
         demo.write_demo(tmp_path / "file", 0, SMALL)
@@ -65,7 +67,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_partial_relevance_matters_and_can_be_learned(tmp_path: Path) -> None:
-    """A linear map learned from the train split, matched with the best frame, is far above whatever averages frames."""
+    """A linear map learned from train and matched with the best frame is far better than matching average frames."""
     ceilings = demo.write_demo(tmp_path)
     assert ceilings.chance == 58.0  # 0.5 + 2.5 + 5 + 50
     assert ceilings.chance + 50 < ceilings.mean_pooling < ceilings.perfect - 200
@@ -73,25 +75,25 @@ def test_partial_relevance_matters_and_can_be_learned(tmp_path: Path) -> None:
     (train_videos, train_queries, train_owner), (test_videos, test_queries, test_owner) = train, test
     mean = np.concatenate(train_videos).mean(axis=0)
     targets = np.stack([train_videos[video].mean(axis=0) for video in train_owner]) - mean
-    for _ in range(5):  # which frames a query means is unknown: guess, fit, guess again
+    for _ in range(5):  # the frames that a query describes are unknown: guess them, fit, and repeat
         weights = np.linalg.solve(
             train_queries.T @ train_queries + np.eye(train_queries.shape[1]), train_queries.T @ targets
         )
-        wanted = train_queries @ weights
+        predicted = train_queries @ weights
         frames = [train_videos[video] - mean for video in train_owner]
         targets = np.stack(
-            [rows[np.argsort(rows @ query)[-3:]].mean(axis=0) for rows, query in zip(frames, wanted, strict=True)]
+            [rows[np.argsort(rows @ query)[-3:]].mean(axis=0) for rows, query in zip(frames, predicted, strict=True)]
         )
-    wanted = test_queries @ weights
-    best = np.stack([((rows - mean) @ wanted.T).max(axis=0) for rows in test_videos], axis=1)
-    average = np.stack([(rows.mean(axis=0) - mean) @ wanted.T for rows in test_videos], axis=1)
+    predicted = test_queries @ weights
+    best = np.stack([((rows - mean) @ predicted.T).max(axis=0) for rows in test_videos], axis=1)
+    average = np.stack([(rows.mean(axis=0) - mean) @ predicted.T for rows in test_videos], axis=1)
     learned = demo._sum_recall(best, test_owner)
     assert learned > (ceilings.mean_pooling + ceilings.perfect) / 2
     assert demo._sum_recall(average, test_owner) < ceilings.mean_pooling + 10
 
 
 def _features(source: Source, split: str) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """Unit frame rows of each video, mean tokens (Q, Dt + 1) with a constant, and the owner of each query."""
+    """Return unit frame rows of each video, mean tokens with a constant (Q, Dt + 1), and each query's owner (Q,)."""
     captions = source.splits[split]
     videos = list(dict.fromkeys(caption.video for caption in captions))
     frames = [source.video(video) for video in videos]
@@ -103,7 +105,7 @@ def _features(source: Source, split: str) -> tuple[list[np.ndarray], np.ndarray,
 
 def test_sum_recall() -> None:
     scores = np.array([[3.0, 1, 2], [3, 3, 1], [np.inf, 5, 4]])
-    # Ranks 1, 2 (the tie loses) and 3 of three videos.
+    # Ranks 1, 2 (a tie counts against the query) and 3 of three videos.
     assert demo._sum_recall(scores, np.array([0, 1, 2])) == pytest.approx(100 / 3 + 300, abs=0.1)
 
 
