@@ -7,8 +7,8 @@ CHECKPOINT/test_ranks.json   ranks of the queries' videos at the first one, in t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,70 +18,10 @@ from dreamprvr_ray.data.cache import local_shards
 from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.device import best_device
 from dreamprvr_ray.errors import ObjectStoreError, UserError, first_line
-from dreamprvr_ray.evaluation.metrics import RECALL_RANKS, Retrieval
+from dreamprvr_ray.evaluation.metrics import Evaluation, Reading
 from dreamprvr_ray.evaluation.retrieval import evaluate
 from dreamprvr_ray.storage.files import parse_json
 from dreamprvr_ray.storage.location import Storage
-
-
-@dataclass(frozen=True)
-class Reading:
-    """When and where a checkpoint was evaluated on test."""
-
-    at: str  # ISO 8601, UTC
-    shards: str  # directory
-    number: int  # of this checkpoint's evaluations on test, from 1
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The retrieval of a checkpoint on a split."""
-
-    split: str
-    collection: str
-    protocol: str
-    retrieval: Retrieval
-    reading: Reading | None = None  # of test; None for other splits and for files of the authors' release
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the record in `test.json`, which is also the commands' JSON output."""
-        result = {"split": self.split, "collection": self.collection, "protocol": self.protocol}
-        result |= self.retrieval.to_dict()
-        if self.reading is None:
-            return result
-        return {"at": self.reading.at, "shards": self.reading.shards, **result, "test_reads": self.reading.number}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Evaluation:
-        """Read what `to_dict` wrote."""
-        reading = None
-        if "test_reads" in values:
-            reading = Reading(values["at"], values["shards"], values["test_reads"])
-        return cls(values["split"], values["collection"], values["protocol"], Retrieval.from_dict(values), reading)
-
-    def lines(self) -> list[str]:
-        """Return a summary for people."""
-        retrieval, recall = self.retrieval, self.retrieval.recall
-        percent = " ".join(f"R@{k} {recall.at[k]:.1f}" for k in RECALL_RANKS)
-        lines = [
-            f"{self.split} of {self.collection} (protocol: {self.protocol}):"
-            f" {recall.queries} queries, {retrieval.videos} videos",
-            f"  {percent}  SumR {recall.sumr:.1f}  median rank {retrieval.median_rank:g}",
-        ]
-        for name, group in (retrieval.by_moment or {}).items():
-            if group.queries:
-                lines.append(f"  moment/video {name}: SumR {group.sumr:.1f} ({group.queries} queries)")
-        if retrieval.ties > recall.queries / 100:
-            lines.append(
-                f"  warning: {retrieval.ties} queries score another video exactly as high as their own;"
-                " ties count against them"
-            )
-        if self.reading and self.reading.number > 1:
-            lines.append(
-                f"  note: this model has been evaluated on test {self.reading.number} times; do not use test to"
-                " choose between models"
-            )
-        return lines
 
 
 def evaluate_checkpoint(

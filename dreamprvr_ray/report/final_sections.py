@@ -58,7 +58,7 @@ def moment_section(search: SearchRecord) -> Section | Omission | None:
     rows = []
     for group, results in groups.items():
         sumrs = [_moment_sumr(candidate, group) for candidate in result.candidates]
-        rows.append([escape(cell) for cell in [group, str(results[0]["queries"]), *map(format_sumr, sumrs)]])
+        rows.append([escape(cell) for cell in [group, str(results[0].queries), *map(format_sumr, sumrs)]])
     heads = ["moment / video length", "queries", *(f"SumR, {escape(name)}" for name in names.values())]
     caption = (
         "Test SumR by the share of the video that the moment covers: the mean over the seeds (diamonds) and each seed"
@@ -74,8 +74,8 @@ def _names(search: SearchRecord, result: FinalResult) -> dict[str, str]:
 
 
 def _describe_split(final: FinalRecord) -> str:
-    test = final.result.candidates[0].runs[0].test
-    size = f"{format_count(test['videos'], 'video')}, {format_count(test['queries'], 'query')}"
+    test = final.result.candidates[0].runs[0].test.retrieval
+    size = f"{format_count(test.videos, 'video')}, {format_count(test.recall.queries, 'query')}"
     return f"The {final.split} split of {final.collection}: {size}. {PROTOCOLS.get(final.protocol, '')}"
 
 
@@ -88,8 +88,8 @@ def _result_table(result: FinalResult, names: dict[str, str]) -> str:
             str(len(candidate.runs)),
             format_sumr(None if result.with_val else candidate.val_mean),
             format_sumr(candidate.mean) + deviation,
-            *(format_sumr(candidate.mean_of(f"R@{rank}")) for rank in _RECALL_RANKS),
-            f"{candidate.mean_of('median_rank'):.3g}",
+            *(format_sumr(candidate.mean_recall(rank)) for rank in _RECALL_RANKS),
+            f"{candidate.mean_median_rank:.3g}",
         ]
         rows.append([escape(cell) for cell in cells])
     recall = [f"R@{rank}" for rank in _RECALL_RANKS]
@@ -98,4 +98,4 @@ def _result_table(result: FinalResult, names: dict[str, str]) -> str:
 
 def _moment_sumr(candidate: Candidate, group: str) -> float | None:
     results = candidate.by_moment().get(group, [])
-    return sum(result["SumR"] for result in results) / len(results) if results else None
+    return sum(recall.sumr for recall in results) / len(results) if results else None

@@ -18,6 +18,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from dreamprvr_ray.errors import UserError, first_line, redact_password
+from dreamprvr_ray.evaluation.metrics import Evaluation
 from dreamprvr_ray.report.parameters import searched_parameters
 from dreamprvr_ray.report.search_record import SearchRecord
 from dreamprvr_ray.search.final_result import Candidate, FinalRecord, FinalResult, FinalRun
@@ -132,11 +133,11 @@ def _best_trial_on_test(values: Any) -> FinalRecord | None:
     readings = values.get("readings") if isinstance(values, dict) else None
     if not readings:
         return None
-    test = readings[0]  # only the first one is unbiased
+    test = Evaluation.from_dict(readings[0])  # only the first one is unbiased
     run = FinalRun(seed=None, val_sumr=None, best_epoch=None, checkpoint=None, test=test)
     candidate = Candidate("the best trial", trial=None, values={}, best_epoch=None, runs=(run,))
     result = FinalResult((candidate,), retrained=False)
-    return FinalRecord(test["split"], test["collection"], test["protocol"], result)
+    return FinalRecord(test.split, test.collection, test.protocol, result)
 
 
 def _read_json(path: Path, decode: Callable[[Any], Record]) -> Record | None:

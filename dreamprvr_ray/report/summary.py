@@ -205,7 +205,7 @@ def _describe_chosen(search: SearchRecord, result: FinalResult) -> str:
     val = "" if result.with_val or run.val_sumr is None else f"val SumR {format_sumr(run.val_sumr)}, "
     text = (
         f"The model in best/ is {candidate_name(search, candidate)}, trained with seed {run.seed}:"
-        f" {val}test SumR {format_sumr(run.test['SumR'])}."
+        f" {val}test SumR {format_sumr(run.test.retrieval.recall.sumr)}."
     )
     if len(candidate.runs) == 1:
         return text

@@ -65,6 +65,6 @@ def _evaluate_run(run: Storage, seed: int, shards: str) -> FinalRun:
     latest = latest_result(checkpoints)
     assert latest is not None
     best = checkpoints.at(latest.best_epoch)
-    test = evaluate_test_once(best, shards).to_dict()
+    test = evaluate_test_once(best, shards)
     checkpoints.keep_only(latest.best_epoch)
     return FinalRun(seed, latest.best_sumr, latest.best_epoch, str(best), test)

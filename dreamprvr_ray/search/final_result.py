@@ -7,12 +7,13 @@ Ray, PyTorch or Optuna. SumR is the sum of R@1, R@5, R@10 and R@100 in percent, 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from dreamprvr_ray.evaluation.metrics import Evaluation, Recall, Retrieval
 from dreamprvr_ray.search.layout import trial_name
 
 PAPER = "paper"  # the name of the candidate with the base configuration, which is trial 0
@@ -26,7 +27,7 @@ class FinalRun:
     val_sumr: float | None  # the best of its epochs
     best_epoch: int | None
     checkpoint: str | None  # of the best epoch
-    test: dict[str, Any]  # as `evaluate --json` prints it
+    test: Evaluation
 
     def to_dict(self) -> dict[str, Any]:
         """Return the run's entry in `final.json`."""
@@ -35,7 +36,7 @@ class FinalRun:
             "val_SumR": self.val_sumr,
             "best_epoch": self.best_epoch,
             "checkpoint": self.checkpoint,
-            "test": self.test,
+            "test": self.test.to_dict(),
         }
 
     @classmethod
@@ -46,7 +47,7 @@ class FinalRun:
             val_sumr=entry.get("val_SumR"),
             best_epoch=entry.get("best_epoch"),
             checkpoint=entry.get("checkpoint"),
-            test=dict(entry["test"]),
+            test=Evaluation.from_dict(entry["test"]),
         )
 
 
@@ -69,14 +70,14 @@ class Candidate:
     @property
     def mean(self) -> float:
         """Mean test SumR over the seeds; NaN before any run was tested."""
-        return self.mean_of("SumR") if self.runs else math.nan
+        return self._mean(lambda test: test.recall.sumr) if self.runs else math.nan
 
     @property
     def std(self) -> float | None:
         """Sample standard deviation of test SumR over the seeds, or None for fewer than two."""
         if len(self.runs) < 2:
             return None
-        return float(np.std([run.test["SumR"] for run in self.runs], ddof=1))
+        return float(np.std([run.test.retrieval.recall.sumr for run in self.runs], ddof=1))
 
     @property
     def val_mean(self) -> float | None:
@@ -84,17 +85,25 @@ class Candidate:
         sumrs = [run.val_sumr for run in self.runs if run.val_sumr is not None]
         return float(np.mean(sumrs)) if sumrs else None
 
-    def mean_of(self, metric: str) -> float:
-        """Return the mean of a test metric over the seeds."""
-        return float(np.mean([run.test[metric] for run in self.runs]))
+    def mean_recall(self, rank: int) -> float:
+        """Return the mean test recall at a rank over the seeds, in percent."""
+        return self._mean(lambda test: test.recall.at[rank])
 
-    def by_moment(self) -> dict[str, list[dict[str, Any]]]:
-        """Return the test results by moment length, one for each seed, for the groups that have queries."""
-        groups: dict[str, list[dict[str, Any]]] = {}
+    @property
+    def mean_median_rank(self) -> float:
+        """Mean over the seeds of the median rank on test."""
+        return self._mean(lambda test: test.median_rank)
+
+    def _mean(self, metric: Callable[[Retrieval], float]) -> float:
+        return float(np.mean([metric(run.test.retrieval) for run in self.runs]))
+
+    def by_moment(self) -> dict[str, list[Recall]]:
+        """Return the test recall by moment length, one for each seed, for the groups that have queries."""
+        groups: dict[str, list[Recall]] = {}
         for run in self.runs:
-            for name, group in (run.test.get("by_moment") or {}).items():
-                if group["queries"]:
-                    groups.setdefault(name, []).append(group)
+            for name, recall in (run.test.retrieval.by_moment or {}).items():
+                if recall.queries:
+                    groups.setdefault(name, []).append(recall)
         return groups
 
     def run_name(self, seed: int) -> str:

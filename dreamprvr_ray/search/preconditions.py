@@ -14,7 +14,7 @@ from dreamprvr_ray.data.cache import read_manifest
 from dreamprvr_ray.errors import UserError, first_line, redact
 from dreamprvr_ray.runtime.train_run import check_new
 from dreamprvr_ray.search.layout import SEARCH
-from dreamprvr_ray.search.settings import CHANGEABLE
+from dreamprvr_ray.search.settings import RESUME_MAY_CHANGE
 from dreamprvr_ray.search.space import Search
 from dreamprvr_ray.search.study import open_storage
 from dreamprvr_ray.search.working_copy import WorkingCopy
@@ -50,7 +50,7 @@ def check_directory(storage: Storage, search: Search, *, resume: bool) -> None:
         change
         for part in ("experiment", "search")
         for key in now[part]
-        if key not in CHANGEABLE
+        if key not in RESUME_MAY_CHANGE
         for change in _changes(key, before[part].get(key), now[part][key])
     ]
     if changes:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dreamprvr_ray.checkpoints.checkpoint import METRICS
-from dreamprvr_ray.evaluation.test_record import Evaluation, evaluate_test_once
+from dreamprvr_ray.evaluation.metrics import Evaluation
+from dreamprvr_ray.evaluation.test_record import evaluate_test_once
 from dreamprvr_ray.search.final_evaluation import final_checkpoint
 from dreamprvr_ray.search.final_result import FinalResult
 from dreamprvr_ray.search.layout import BEST, FINAL_RUNS, VALUES
@@ -40,7 +41,7 @@ def publish_final(session: SearchSession, trials: list[TrialRecord], final: Fina
     best = final.candidates[0]
     checkpoint = final_checkpoint(session.storage / FINAL_RUNS, best, final.chosen)
     published = publish(checkpoint, best.values, session.storage)
-    return SearchOutcome(trials, final, published, Evaluation.from_dict(final.chosen.test))
+    return SearchOutcome(trials, final, published, final.chosen.test)
 
 
 def publish(checkpoint: Storage, values: dict[str, Any], search_storage: Storage) -> Storage:

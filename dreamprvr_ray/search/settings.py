@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapV
 
 from dreamprvr_ray.config import Count, NonNegative, Section
 
-CHANGEABLE = ("out", "shards", "source", "trial", "trials", "trackers", "hours", "keep", "final")
+RESUME_MAY_CHANGE = ("out", "shards", "source", "trial", "trials", "trackers", "hours", "keep", "final")
 """Keys that may differ when a search is resumed: they do not decide which trials run or how a trial trains."""
 
 

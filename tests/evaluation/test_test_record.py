@@ -16,10 +16,8 @@ import pytest
 from dreamprvr_ray.config import load_experiment
 from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.errors import NotWritableError, UserError
-from dreamprvr_ray.evaluation.metrics import Recall, Retrieval
+from dreamprvr_ray.evaluation.metrics import Evaluation, Reading, Recall, Retrieval
 from dreamprvr_ray.evaluation.test_record import (
-    Evaluation,
-    Reading,
     evaluate_checkpoint,
     evaluate_test_once,
     recorded_ranks,

@@ -13,6 +13,7 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import TrialState
+from support.experiments import make_test_result
 
 from dreamprvr_ray.search.final_result import Candidate, Comparison, FinalRecord, FinalResult, FinalRun
 from dreamprvr_ray.search.results import STATES, TrialRecord, best_trial, rank_trials
@@ -54,14 +55,14 @@ def test_trials_are_ranked_by_their_best_sumr() -> None:
 
 
 def test_one_seed_has_no_standard_deviation() -> None:
-    candidate = Candidate("trial 1", 1, {}, 3, (FinalRun(0, 250.0, 3, "checkpoint", {"SumR": 200.0}),))
+    candidate = Candidate("trial 1", 1, {}, 3, (FinalRun(0, 250.0, 3, "checkpoint", make_test_result(200.0)),))
     assert candidate.std is None and candidate.mean == 200.0
     entry = candidate.to_dict()
     assert math.isnan(entry["std"]) and Candidate.from_dict(entry) == candidate
 
 
 def test_candidates_and_comparisons_survive_a_round_trip() -> None:
-    runs = tuple(FinalRun(seed, 250.0 + seed, 3, None, {"SumR": 200.0 + seed}) for seed in range(3))
+    runs = tuple(FinalRun(seed, 250.0 + seed, 3, None, make_test_result(200.0 + seed)) for seed in range(3))
     candidates = (
         Candidate("trial 1", 1, {"model.registers": 2}, 3, runs),
         Candidate("trial 1 with the paper's model.registers", 1, {"model.registers": 4}, 3, runs, "model.registers"),

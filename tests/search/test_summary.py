@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from support.experiments import make_test_result
 
 from dreamprvr_ray.search.comparison import compare_on_test
 from dreamprvr_ray.search.final_result import Candidate, FinalResult, FinalRun
@@ -27,7 +28,7 @@ def test_the_table_has_a_row_for_each_trial() -> None:
 
 def test_the_final_result_is_described_in_lines() -> None:
     def run(sumr: float, val: float) -> FinalRun:
-        return FinalRun(0, val, 3, "checkpoint", {"SumR": sumr})
+        return FinalRun(0, val, 3, "checkpoint", make_test_result(sumr))
 
     def candidate(name: str, *vals: float) -> Candidate:
         deviations = np.array([-1, 1]) / np.sqrt(2)  # with a sample standard deviation of 1

@@ -19,6 +19,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from dreamprvr_ray.config import load_experiment
+from dreamprvr_ray.evaluation.metrics import Evaluation
 
 SPACE: dict[str, Any] = {
     "model.registers": {"int": [0, 16]},
@@ -203,12 +204,20 @@ def evaluation(sumr: float, *, moments: bool = True, older: bool = False) -> dic
 
     groups = {"0-0.2": group(292, 4.0), "0.2-0.4": group(119, -3.0), "0.4-1": group(0, 0.0)}
     return recall | {
+        "split": "test",
+        "collection": "synthetic",
+        "protocol": "own splits",
         "median_rank": 5.0,
         "queries": 477,
         "videos": 465,
         "ties": 0,
         "by_moment": groups if moments else None,
     }
+
+
+def make_test_result(sumr: float) -> Evaluation:
+    """Return a typed test result with this SumR."""
+    return Evaluation.from_dict(evaluation(sumr))
 
 
 def add_final(

@@ -20,11 +20,11 @@ def candidate_chart(candidates: Sequence[Candidate], names: Sequence[str]) -> go
     for place, (candidate, name) in enumerate(zip(candidates, names, strict=True)):
         colour = CANDIDATE_COLOURS[place % len(CANDIDATE_COLOURS)]
         figure.add_scatter(
-            x=[run.test["SumR"] for run in candidate.runs],
+            x=[run.test.retrieval.recall.sumr for run in candidate.runs],
             y=[name] * len(candidate.runs),
             mode="markers",
             marker={"color": colour, "size": 9, "symbol": "circle-open", "line": {"width": 2}},
-            text=[f"seed {run.seed}: {format_sumr(run.test['SumR'])}" for run in candidate.runs],
+            text=[f"seed {run.seed}: {format_sumr(run.test.retrieval.recall.sumr)}" for run in candidate.runs],
             hovertemplate="%{text}<extra></extra>",
         )
         figure.add_scatter(
@@ -78,16 +78,16 @@ def moment_chart(candidates: Sequence[Candidate], names: Sequence[str]) -> go.Fi
     """Draw test SumR by moment length: the mean over the seeds, and a circle for each seed."""
     figure = empty_figure(320, xaxis_title="moment length / video length", yaxis_title="test SumR")
     labels = {
-        group: f"{group}<br>{format_count(results[0]['queries'], 'query')}"
+        group: f"{group}<br>{format_count(recalls[0].queries, 'query')}"
         for candidate in candidates
-        for group, results in candidate.by_moment().items()
+        for group, recalls in candidate.by_moment().items()
     }
     for place, (candidate, name) in enumerate(zip(candidates, names, strict=True)):
         colour, groups = CANDIDATE_COLOURS[place % len(CANDIDATE_COLOURS)], candidate.by_moment()
         x = [labels[group] for group in groups]
         figure.add_scatter(
             x=x,
-            y=[float(np.mean([result["SumR"] for result in results])) for results in groups.values()],
+            y=[float(np.mean([recall.sumr for recall in recalls])) for recalls in groups.values()],
             mode="lines+markers",
             name=name,
             line={"color": colour, "width": 2},
@@ -96,7 +96,7 @@ def moment_chart(candidates: Sequence[Candidate], names: Sequence[str]) -> go.Fi
         )
         if len(candidate.runs) > 1:
             seeds = [
-                (label, result["SumR"]) for label, results in zip(x, groups.values(), strict=True) for result in results
+                (label, recall.sumr) for label, recalls in zip(x, groups.values(), strict=True) for recall in recalls
             ]
             figure.add_scatter(
                 x=[label for label, _ in seeds],

@@ -31,7 +31,9 @@ def test_each_candidate_is_a_row_with_its_seeds_and_their_mean(final: FinalResul
     assert low > high  # the first candidate is on top
     for name, candidate, seeds, mean in zip(NAMES, final.candidates, figure.data[::2], figure.data[1::2], strict=True):
         assert list(seeds.y) == [name] * 3 and list(mean.y) == [name]
-        assert list(seeds.x) == [run.test["SumR"] for run in candidate.runs] and list(mean.x) == [candidate.mean]
+        assert list(seeds.x) == [run.test.retrieval.recall.sumr for run in candidate.runs] and list(mean.x) == [
+            candidate.mean
+        ]
         assert mean.error_x.visible and list(mean.error_x.array) == [candidate.std]
 
 
@@ -66,7 +68,7 @@ def test_moment_groups_without_queries_are_left_out(older: bool, tmp_path: Path)
     for name, candidate, means, seeds in zip(NAMES, final.candidates, figure.data[::2], figure.data[1::2], strict=True):
         assert means.name == name and list(means.x) == labels
         assert list(means.y) == pytest.approx([candidate.mean + 4, candidate.mean - 3])
-        sumrs = [run.test["SumR"] for run in candidate.runs]
+        sumrs = [run.test.retrieval.recall.sumr for run in candidate.runs]
         assert list(seeds.y) == pytest.approx([sumr + more for more in (4, -3) for sumr in sumrs])
 
 
