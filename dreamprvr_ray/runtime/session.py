@@ -44,8 +44,8 @@ RAY_ENVIRONMENT = {
 # Environment variables that the C library and OpenMP read when a worker starts.
 WORKER_ENVIRONMENT = RAY_ENVIRONMENT | {
     # Waiting threads spin for about ten microseconds, as long as waking a sleeping thread takes. Spinning for
-    # longer would take cores from threads that have work, and a step would need 8 times the CPU time. OMP_WAIT_POLICY is
-    # for OpenMP runtimes other than GNU's.
+    # longer would take cores from threads that have work, and a step would need 8 times the CPU time.
+    # OMP_WAIT_POLICY is for OpenMP runtimes other than GNU's.
     "GOMP_SPINCOUNT": "1000",
     "OMP_WAIT_POLICY": "passive",
     # glibc returns large blocks to the system at once. Getting them back, page by page, took a third of a training step
