@@ -102,7 +102,7 @@ def test_protocol(tree: Path, converted: Converted, how: str, protocol: str) -> 
         assert sorted(splits["val"].queries + splits["train"].queries) == sorted(caption.query for caption in train)
 
 
-def test_the_dev_split_is_by_seed(tree: Path, converted: Converted, tmp_path: Path) -> None:
+def test_the_dev_split_depends_on_the_seed(tree: Path, converted: Converted, tmp_path: Path) -> None:
     _captions(tree, "test").unlink()
     chosen = {seed: tuple(converted(tree, tmp_path / str(seed), seed=seed).split("val").videos) for seed in range(6)}
     assert len(set(chosen.values())) > 1

@@ -1,4 +1,4 @@
-"""Files and directories are written completely or not at all, and a place that cannot be written is named."""
+"""Atomic writes of files and directories, and errors that name what cannot be written."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def fill(directory: Path, text: str) -> None:
 
 @pytest.fixture(params=["exchange", "two renames"])
 def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways of putting a directory in another's place."""
+    """Both ways of replacing a directory."""
     if request.param == "two renames":
         monkeypatch.setattr(files.ctypes, "CDLL", lambda name: object())
 
 
 @pytest.mark.usefixtures("ways")
-def test_a_new_directory_takes_the_place_of_the_old(tmp_path: Path) -> None:
+def test_a_new_directory_replaces_the_old_one(tmp_path: Path) -> None:
     target = tmp_path / "a" / "best"
     for text in ("first", "second", "third"):
         with replacing(target) as directory:
@@ -51,7 +51,7 @@ def test_a_new_directory_takes_the_place_of_the_old(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("exception", [ValueError, KeyboardInterrupt])
-def test_a_failure_leaves_the_old_directory_and_no_litter(exception: type[BaseException], tmp_path: Path) -> None:
+def test_a_failure_leaves_the_old_directory_and_no_temporary_one(exception: type[BaseException], tmp_path: Path) -> None:
     target = tmp_path / "best"
     for expected in ({}, {"best/file": "first"}):
         with pytest.raises(exception), replacing(target) as directory:
@@ -63,7 +63,7 @@ def test_a_failure_leaves_the_old_directory_and_no_litter(exception: type[BaseEx
             fill(directory, "first")
 
 
-def test_at_no_time_is_there_no_whole_directory(tmp_path: Path) -> None:
+def test_a_complete_directory_exists_at_all_times(tmp_path: Path) -> None:
     target = tmp_path / "best"
     with replacing(target) as directory:
         fill(directory, "first")
@@ -110,7 +110,7 @@ def test_partial_files_of_killed_processes_are_removed(tmp_path: Path) -> None:
     assert listing(tmp_path) == {"file.json": "complete"}
 
 
-def test_a_place_that_cannot_be_written_is_named_and_no_temporary_name(tmp_path: Path) -> None:
+def test_the_error_names_the_destination_and_no_temporary_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path, named, reason in (
         (Path("/proc/x/a.json"), "/proc/x", "No such file or directory"),
