@@ -1,8 +1,8 @@
 """The DreamPRVR network (docs/model.md, section 2).
 
 It encodes a query as one vector, and a video as clip and frame tokens fused with registers. Scores are in `scoring.py`,
-losses in `training/losses.py`, communication between workers in `distributed.py`. An example that runs on a CPU in a
-second:
+losses in `training/losses.py`, communication between workers in `distributed.py`. An example that runs on a CPU in
+seconds:
 
     model = DreamPRVR(load_experiment("demo").model, video_size=24, text_size=16)
     frame_mask = torch.ones(2, 128, dtype=torch.bool)
