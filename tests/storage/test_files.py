@@ -51,7 +51,7 @@ def test_a_new_directory_replaces_the_old_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("exception", [ValueError, KeyboardInterrupt])
-def test_a_failure_leaves_the_old_directory_and_no_temporary_one(exception: type[BaseException], tmp_path: Path) -> None:
+def test_a_failure_keeps_the_old_directory_and_no_temporary_one(exception: type[BaseException], tmp_path: Path) -> None:
     target = tmp_path / "best"
     for expected in ({}, {"best/file": "first"}):
         with pytest.raises(exception), replacing(target) as directory:
