@@ -15,8 +15,8 @@ PACKAGE = "dreamprvr_ray"
 DOCUMENT = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- drawing: begin (make docs) -->\n", "<!-- drawing: end -->\n"
 
-# The rooms from top to bottom. A file may import from lower floors only, and from its own room.
-FLOORS: tuple[tuple[str, ...], ...] = (
+# The components from top to bottom. A file may import from lower layers only, and from its own component.
+LAYERS: tuple[tuple[str, ...], ...] = (
     ("commands",),
     ("api", "command_line"),
     ("report",),
@@ -30,8 +30,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("config",),
     ("errors",),
 )
-# Files that are commands although their name says otherwise, and single files that belong to a room.
-ROOM_OF = {
+# Files that are commands although their name says otherwise, and single files that belong to a component.
+COMPONENT_OF = {
     "report.__main__": "commands",
     "data.demo": "commands",
     "retrieval": "api",
@@ -97,36 +97,36 @@ def own_module(imported: str, known: dict[str, Path]) -> str | None:
     return name or "__init__"
 
 
-def room(module: str) -> str:
-    """Return the room of a module."""
-    if module in ROOM_OF:
-        return ROOM_OF[module]
+def component(module: str) -> str:
+    """Return the component of a module."""
+    if module in COMPONENT_OF:
+        return COMPONENT_OF[module]
     first = module.split(".")[0]
     return "commands" if module in COMMANDS and first != "report" else first
 
 
-def floor(name: str) -> int:
-    """Return a room's floor, counted from the top. Raises `KeyError` for a room that FLOORS does not list."""
-    for number, rooms in enumerate(FLOORS):
-        if name in rooms:
+def layer(name: str) -> int:
+    """Return a component's layer, counted from the top. Raises `KeyError` for a component that LAYERS does not list."""
+    for number, components in enumerate(LAYERS):
+        if name in components:
             return number
     raise KeyError(name)
 
 
 def arrows(root: Path = ROOT / PACKAGE) -> set[tuple[str, str]]:
-    """Return the pairs of rooms of which the first imports from the second."""
+    """Return the pairs of components of which the first imports from the second."""
     known = modules(root)
     found = set()
     for each in all_imports(root):
         target = own_module(each.imported, known)
-        # The version, which every room may read, is in the package's `__init__`.
-        if target is not None and target != "__init__" and room(each.module) != room(target):
-            found.add((room(each.module), room(target)))
+        # The version, which every component may read, is in the package's `__init__`.
+        if target is not None and target != "__init__" and component(each.module) != component(target):
+            found.add((component(each.module), component(target)))
     return found
 
 
 def drawing() -> str:
-    """Return the rooms and their imports as a Mermaid flowchart, without arrows that follow from others."""
+    """Return the components and their imports as a Mermaid flowchart, without arrows that follow from others."""
     found = arrows()
     reachable = {start: _reachable(start, found) for start in {start for start, _ in found}}
     direct = sorted(
@@ -135,8 +135,8 @@ def drawing() -> str:
         if not any(end in reachable.get(middle, ()) for begin, middle in found if begin == start and middle != end)
     )
     lines = ["```mermaid", "flowchart TD"]
-    lines += [f"    {name}" for rooms in FLOORS for name in rooms]
-    lines += [f"    {start} --> {end}" for start, end in sorted(direct, key=lambda pair: (floor(pair[0]), pair))]
+    lines += [f"    {name}" for components in LAYERS for name in components]
+    lines += [f"    {start} --> {end}" for start, end in sorted(direct, key=lambda pair: (layer(pair[0]), pair))]
     return "\n".join([*lines, "```", ""])
 
 

@@ -1,4 +1,4 @@
-"""The package's structure as docs/architecture.md describes it: which room may import which, where Ray is allowed."""
+"""The structure that docs/architecture.md describes: which component may import which, and where Ray is allowed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import sys
 
 import architecture_drawing
 import pytest
-from architecture_drawing import FLOORS, PACKAGE, ROOT, all_imports, floor, imports, modules, own_module, room
+from architecture_drawing import LAYERS, PACKAGE, ROOT, all_imports, layer, imports, modules, own_module, component
 
-RAY_ROOMS = {"commands", "search", "runtime"}
+RAY_COMPONENTS = {"commands", "search", "runtime"}
 # Parts of search/ that `report` and scripts read without Ray.
 WITHOUT_RAY = {"results", "final_result", "layout", "comparison", "space", "conditions", "working_copy"}
 PRIVATE_RAY = ("runtime.ray_internals", "runtime.ray_internals.trainers")
@@ -25,13 +25,13 @@ HEAVY = {"torch", "ray", "numpy", "pyarrow", "yaml", "pydantic", "optuna"}
 MODULES = modules()
 
 
-def breaks_floors(module: str, imported: str) -> str | None:
+def breaks_layers(module: str, imported: str) -> str | None:
     """Why a module may not import a name, or None."""
     target = own_module(imported, MODULES)
     if target is None or target == "__init__":
         return None
-    above, below = room(module), room(target)
-    if above == below or floor(below) > floor(above):
+    above, below = component(module), component(target)
+    if above == below or layer(below) > layer(above):
         return None
     return f"{module} ({above}) must not import {target} ({below})"
 
@@ -45,22 +45,22 @@ def is_private(imported: str) -> bool:
     return imports_ray(imported) and any(part.startswith("_") for part in imported.split("."))
 
 
-def test_every_room_has_a_floor() -> None:
-    assert {room(module) for module in modules()} <= {name for rooms in FLOORS for name in rooms}
+def test_every_component_has_a_layer() -> None:
+    assert {component(module) for module in modules()} <= {name for components in LAYERS for name in components}
 
 
 def test_arrows_point_downwards() -> None:
-    assert [found for each in all_imports() if (found := breaks_floors(each.module, each.imported))] == []
+    assert [found for each in all_imports() if (found := breaks_layers(each.module, each.imported))] == []
 
 
 def test_an_arrow_upwards_is_found() -> None:
     (found,) = imports("storage.files", "def read():\n    from dreamprvr_ray.search.driver import run_search\n")
     message = "storage.files (storage) must not import search.driver (search)"
-    assert breaks_floors(found.module, found.imported) == message
+    assert breaks_layers(found.module, found.imported) == message
     (found,) = imports("data.shards", "from dreamprvr_ray.model import attention")
-    assert breaks_floors(found.module, found.imported)
+    assert breaks_layers(found.module, found.imported)
     (found,) = imports("search.driver", "from dreamprvr_ray.storage.files import write_text")
-    assert breaks_floors(found.module, found.imported) is None
+    assert breaks_layers(found.module, found.imported) is None
 
 
 def test_no_two_modules_import_each_other() -> None:
@@ -97,11 +97,11 @@ def test_ray_is_imported_by_the_commands_search_and_runtime_alone() -> None:
         str(each)
         for each in all_imports()
         if imports_ray(each.imported)
-        and (room(each.module) not in RAY_ROOMS or each.module.removeprefix("search.") in WITHOUT_RAY)
+        and (component(each.module) not in RAY_COMPONENTS or each.module.removeprefix("search.") in WITHOUT_RAY)
     ]
     assert wrong == []
     (found,) = imports("training.loop", "import ray.train")
-    assert imports_ray(found.imported) and room(found.module) not in RAY_ROOMS
+    assert imports_ray(found.imported) and component(found.module) not in RAY_COMPONENTS
 
 
 def test_private_names_of_ray_are_in_one_package() -> None:
