@@ -10,7 +10,7 @@ import sys
 
 import architecture_drawing
 import pytest
-from architecture_drawing import LAYERS, PACKAGE, ROOT, all_imports, layer, imports, modules, own_module, component
+from architecture_drawing import LAYERS, PACKAGE, ROOT, all_imports, component, imports, layer, modules, own_module
 
 RAY_COMPONENTS = {"commands", "search", "runtime"}
 # Parts of search/ that `report` and scripts read without Ray.
