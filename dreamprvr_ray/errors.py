@@ -54,6 +54,9 @@ class Failure(Exception):
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the allowed name closest to `name`, or an empty string if none is close."""
     allowed = list(allowed)
+    folded = {full.casefold().strip(): full for full in allowed}
+    if name.casefold().strip() in folded:  # difflib distinguishes case
+        return f"; did you mean '{folded[name.casefold().strip()]}'?"
     close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.6)
     if not close:  # a key given without its section, as 'registers' for 'model.registers'
         close = [full for full in allowed if full.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]][:1]

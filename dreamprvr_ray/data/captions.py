@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dreamprvr_ray.errors import UserError, first_few
-from dreamprvr_ray.storage.files import read_text
+from dreamprvr_ray.errors import UserError, first_few, first_line
+from dreamprvr_ray.storage.files import BLANKS, read_text, text_lines
 
 
 @dataclass(frozen=True)
@@ -58,28 +60,30 @@ class Query:
 def read_captions(path: Path) -> list[Caption]:
     """Return the captions in a file with lines `<video id>#<anything> <caption>`, in file order.
 
+    Lines end with LF, CR LF or CR; a space or a tab separates id and caption.
+
     Raises:
         UserError: The file is missing, empty or not UTF-8, or has a malformed line or a repeated query id.
     """
     captions: list[Caption] = []
     line_of: dict[str, int] = {}
     mistakes = []
-    # Not str.splitlines: captions contain characters that it treats as line ends.
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
+    for number, line in enumerate(text_lines(read_text(path)), 1):
+        line = line.strip(BLANKS)
+        if not line:
             continue
-        query, _, text = line.rstrip("\r").partition(" ")
+        query, text = (*re.split(r"[ \t]+", line, maxsplit=1), "")[:2]
         video, hash_sign, _ = query.partition("#")
         if not video or not hash_sign:
             mistakes.append(
                 f"{path}, line {number}: must start with a query id <video id>#<...> and a space, not"
-                f" '{line[:40].strip()}'"
+                f" '{line[:40].strip(BLANKS)}'"
             )
         elif query in line_of:
             mistakes.append(f"{path}, line {number}: query id '{query}' already appears in line {line_of[query]}")
         else:
             line_of[query] = number
-            captions.append(Caption(query, video, text.strip()))
+            captions.append(Caption(query, video, text))
     if mistakes:
         raise UserError(*first_few(mistakes))
     if not captions:
@@ -101,7 +105,7 @@ def read_moment_fractions(moments: Path, frame_captions: Path | None = None) -> 
     for where, entry in _json_lines(frame_captions) if frame_captions else ():
         try:
             durations[entry[0]] = float(entry[1])
-        except (KeyError, IndexError, TypeError, ValueError):
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError):
             raise UserError(f"{where}: must be [video, duration in seconds, ...]") from None
     fractions: dict[str, float] = {}
     for where, entry in _json_lines(moments):
@@ -109,7 +113,7 @@ def read_moment_fractions(moments: Path, frame_captions: Path | None = None) -> 
             start, end = float(entry["start"]), float(entry["end"])
             duration = float(entry.get("duration") or durations.get(entry["video"], np.nan))
             query = str(entry["query"])
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
             raise UserError(
                 f'{where}: must be {{"query", "video", "start", "end"}} with times in seconds, and "duration" if known'
             ) from None
@@ -121,20 +125,20 @@ def moment_fraction(start: float, end: float, duration: float, where: str) -> fl
     """Return a moment's length / its video's length, clipped to [0, 1]; NaN if `duration` is NaN. All times in seconds.
 
     Raises:
-        UserError: A time is NaN or `duration` is not positive. The message starts with `where`.
+        UserError: A time is not finite or `duration` is not positive. The message starts with `where`.
     """
     length = abs(end - start)  # annotators sometimes swap start and end, and some moments end after the video
-    if duration <= 0 or length != length:
+    if duration <= 0 or not math.isfinite(length) or math.isinf(duration):
         raise UserError(f"{where}: invalid moment of {length:g} s in a video of {duration:g} s")
     return float(np.clip(length / duration, 0, 1))
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
     """Yield each non-empty line's position, for messages, and its parsed value."""
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if line.strip():
+    for number, line in enumerate(text_lines(read_text(path)), 1):
+        if line.strip(BLANKS):
             where = f"{path}, line {number}"
             try:
                 yield where, json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{where}: not valid JSON: {error}") from None
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{where}: not valid JSON: {first_line(error)}") from None

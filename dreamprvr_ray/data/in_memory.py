@@ -86,15 +86,15 @@ class _ArrayFeatures:
         self.arrays = arrays
         self._kind = kind
 
-    def row_size(self, id: str) -> int:
-        shape = np.shape(self.read(id))
-        return shape[-1] if shape else 0
+    def shape(self, id: str) -> tuple[int, ...]:
+        return self.read(id).shape
 
     def read(self, id: str) -> np.ndarray:
         try:
             # Contiguous, since the order in which rows are summed depends on it.
-            return np.ascontiguousarray(self.arrays[id], dtype=np.float32)
-        except (TypeError, ValueError) as error:
+            with np.errstate(over="ignore"):  # what is too large becomes infinite, which is refused with its place
+                return np.ascontiguousarray(np.asarray(self.arrays[id], dtype=np.float32))
+        except (TypeError, ValueError, OverflowError) as error:
             where = f"{self.origin}: {self._kind} '{id}'"
             raise UserError(f"{where}: must be an array of numbers: {first_line(error)}") from None
 
@@ -136,14 +136,18 @@ class _InMemorySource(Source):
             for name in SPLITS
             if name in splits
         }
-        first = captions["train"][0]
         arrays = _ArrayFeatures(collection, "video", videos)
         tokens = _ArrayFeatures(collection, "query", {id: query.tokens for id, query in queries.items()})
         return _InMemorySource(
             origin=collection,
             collection=collection,
             features=features,
-            raw=RawFeatures(arrays, tokens, first.video, first.query),
+            raw=RawFeatures(
+                arrays,
+                tokens,
+                [caption.video for caption in captions["train"]],
+                [caption.query for caption in captions["train"]],
+            ),
             splits=captions,
             moment_fractions=fractions or None,
             files=(),

@@ -11,6 +11,7 @@ import numpy as np
 
 from dreamprvr_ray.config import CLIPS, FRAMES, QUERY_TOKENS
 
+LARGEST_FLOAT32 = 1e15  # beyond it sums and squares of features are computed in float64: in float32 they may overflow
 NORM_FLOOR = 1e-5  # added to a row's norm, so that a zero row stays zero
 
 PREPROCESSING = {
@@ -23,22 +24,32 @@ PREPROCESSING = {
 
 def clips(features: np.ndarray) -> np.ndarray:
     """Return the clip rows (32, Dv), float32, of a video's raw frames (n, Dv), n >= 1."""
-    return _normalise(_slice_means(_float32(features), CLIPS))
+    return _normalise(_slice_means(_floats(features), CLIPS))
 
 
 def frames(features: np.ndarray) -> np.ndarray:
     """Return the frame rows (min(n, 128), Dv), float32, of a video's raw frames (n, Dv), n >= 1."""
-    features = _float32(features)
+    features = _floats(features)
     return _normalise(features if len(features) <= FRAMES else _slice_means(features, FRAMES))
 
 
 def query_tokens(features: np.ndarray) -> np.ndarray:
     """Return the token rows (min(Lq, 30), Dt), float32, of a query's raw tokens (Lq, Dt)."""
-    return _normalise(_float32(features[:QUERY_TOKENS]))
+    return _normalise(_floats(features[:QUERY_TOKENS]))
 
 
-def _float32(features: np.ndarray) -> np.ndarray:
-    return np.asarray(features, dtype=np.float32)
+def norms(rows: np.ndarray) -> np.ndarray:
+    """Return the L2 norms (len(rows),) of rows, float64."""
+    values = rows.astype(np.float64)
+    lengths: np.ndarray = np.sqrt(np.einsum("ij,ij->i", values, values))
+    return lengths
+
+
+def _floats(features: np.ndarray) -> np.ndarray:
+    """Return features as float32, as the authors compute, or as float64 if float32 might overflow."""
+    features = np.asarray(features, dtype=np.float32)
+    largest = max(features.max(initial=0), -features.min(initial=0))
+    return features.astype(np.float64) if largest > LARGEST_FLOAT32 else features
 
 
 def _slice_means(features: np.ndarray, slices: int) -> np.ndarray:
@@ -49,8 +60,8 @@ def _slice_means(features: np.ndarray, slices: int) -> np.ndarray:
     """
     count = len(features)
     cuts = np.minimum(np.round(np.arange(slices + 1) * count / slices).astype(np.int64), count - 1).tolist()
-    sums = np.empty((slices, features.shape[1]), dtype=np.float32)
-    sizes = np.empty((slices, 1), dtype=np.float32)
+    sums = np.empty((slices, features.shape[1]), dtype=features.dtype)
+    sizes = np.empty((slices, 1), dtype=features.dtype)
     for i, (start, stop) in enumerate(pairwise(cuts)):
         stop = max(stop, start + 1)
         # One reduction per slice: np.add.reduceat over all slices is ten times slower along this axis.
@@ -60,6 +71,6 @@ def _slice_means(features: np.ndarray, slices: int) -> np.ndarray:
 
 
 def _normalise(rows: np.ndarray) -> np.ndarray:
-    norms: np.ndarray = np.sqrt(np.einsum("ij,ij->i", rows, rows))
-    normalised: np.ndarray = rows / (norms + np.float32(NORM_FLOOR))[:, None]
-    return normalised
+    lengths: np.ndarray = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+    normalised: np.ndarray = rows / (lengths + lengths.dtype.type(NORM_FLOOR))[:, None]
+    return normalised.astype(np.float32, copy=False)

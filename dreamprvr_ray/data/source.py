@@ -16,6 +16,7 @@ If a directory holds both, `feature.hdf5` is used. Nothing is written to a sourc
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,14 +25,19 @@ from typing import Any
 import numpy as np
 
 from dreamprvr_ray.data.captions import Caption, read_captions, read_moment_fractions
-from dreamprvr_ray.data.feature_files import HDF5Features, MatrixFeatures, RawFeatures
+from dreamprvr_ray.data.feature_files import RawFeatures
+from dreamprvr_ray.data.hdf5_features import HDF5Features
 from dreamprvr_ray.data.manifest import FileRecord
+from dreamprvr_ray.data.matrix_features import MatrixFeatures
+from dreamprvr_ray.data.near_misses import feature_files, quoted, same_name
+from dreamprvr_ray.data.overlaps import overlap_notes
 from dreamprvr_ray.errors import UserError, did_you_mean, first_few
+from dreamprvr_ray.storage.files import reading
 
 SPLITS = ("train", "val", "test")
 HASHED_BYTES = 64 * 2**20  # larger files are identified by size and modification time: hashing them would take minutes
 _CAPTIONS = ".caption.txt"
-_NAMED_VIDEOS = 3  # how many videos a note names
+_NAMED = 3  # how many ids or files a message names
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,14 +75,19 @@ class Source:
         Raises:
             UserError: Something is missing or malformed, or a caption's video or query has no features.
         """
-        folder = _find_collection(Path(directory), collection)
+        with reading(directory):
+            return Source._open(Path(directory), collection, features)
+
+    @staticmethod
+    def _open(directory: Path, collection: str, features: str | None) -> Source:
+        folder = _find_collection(directory, collection)
         caption_files = _find_captions(folder / "TextData", collection)
         splits = {split: read_captions(path) for split, path in caption_files.items()}
         query_file = _find_query_features(folder / "TextData", collection)
         feature_folder = _find_video_features(folder / "FeatureData", features)
         named_in = {caption.video: path for split, path in caption_files.items() for caption in splits[split]}
         videos: HDF5Features | MatrixFeatures
-        if (feature_folder / "feature.hdf5").is_file():
+        if os.path.lexists(feature_folder / "feature.hdf5"):
             videos = HDF5Features(feature_folder / "feature.hdf5", "video")
             mistakes = _without_features(videos, named_in)
         else:
@@ -87,8 +98,9 @@ class Source:
         mistakes += _without_features(queries, named_in)
         if mistakes:
             raise UserError(*mistakes)
-        moment_files = [path for path in (folder / "moments.jsonl", folder / "frame_captions.jsonl") if path.is_file()]
-        fractions = read_moment_fractions(*moment_files) if (folder / "moments.jsonl").is_file() else None
+        moment_files = [folder / name for name in ("moments.jsonl", "frame_captions.jsonl")]
+        moment_files = [path for path in moment_files if os.path.lexists(path)]
+        fractions = read_moment_fractions(*moment_files) if os.path.lexists(folder / "moments.jsonl") else None
         if fractions and not fractions.keys() & named_in.keys():
             raise UserError(
                 f"{moment_files[0]}: none of its queries has a caption: its ids look like '{next(iter(fractions))}',"
@@ -98,7 +110,12 @@ class Source:
             origin=str(folder / "TextData"),
             collection=collection,
             features=feature_folder.name,
-            raw=RawFeatures(videos, queries, splits["train"][0].video, splits["train"][0].query),
+            raw=RawFeatures(
+                videos,
+                queries,
+                [caption.video for caption in splits["train"]],
+                [caption.query for caption in splits["train"]],
+            ),
             splits=splits,
             moment_fractions=fractions,
             files=(
@@ -107,18 +124,8 @@ class Source:
         )  # fmt: skip
 
     def notes(self) -> list[str]:
-        """Return what is not an error but should be known: videos of val or test that are also in train."""
-        videos = {
-            split: dict.fromkeys(caption.video for caption in captions) for split, captions in self.splits.items()
-        }
-        notes = []
-        for split in ("val", "test"):
-            shared = [video for video in videos.get(split, ()) if video in videos["train"]]
-            if shared:
-                names = ", ".join(f"'{video}'" for video in shared[:_NAMED_VIDEOS])
-                names += ", ..." if len(shared) > _NAMED_VIDEOS else ""
-                notes.append(f"{len(shared):,} of {len(videos[split]):,} {split} videos are also in train: {names}")
-        return notes
+        """Return what is not an error but should be known: videos and queries that two splits share."""
+        return overlap_notes(self.splits)
 
     def fingerprint(self) -> dict[str, dict[str, Any]]:
         """Return size and SHA-256 of each source file by name; for large files, size and modification time."""
@@ -142,6 +149,8 @@ class Source:
 
 
 def _find_collection(directory: Path, collection: str) -> Path:
+    if not collection or "/" in collection or "\0" in collection:
+        raise UserError(f"--collection {quoted(collection)}: must be the name of a collection, such as tvr")
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory")
     folder = directory / collection
@@ -152,20 +161,37 @@ def _find_collection(directory: Path, collection: str) -> Path:
             raise UserError(f"{directory}: no collection '{collection}'{_available(names, collection)}")
     for part in ("TextData", "FeatureData"):
         if not (folder / part).is_dir():
-            raise UserError(f"{folder / part}: no such directory")
+            names = [entry.name for entry in folder.iterdir() if entry.is_dir()]
+            raise UserError(f"{folder / part}: no such directory{did_you_mean(part, names)}")
     return folder
 
 
 def _find_captions(folder: Path, collection: str) -> dict[str, Path]:
-    files = {split: folder / f"{collection}{split}{_CAPTIONS}" for split in SPLITS}
-    files = {split: path for split, path in files.items() if path.is_file()}
+    expected = {split: folder / f"{collection}{split}{_CAPTIONS}" for split in SPLITS}
+    # A file that exists and cannot be read is an error when it is read, not a split that is missing.
+    files = {split: path for split, path in expected.items() if os.path.lexists(path)}
+    names = sorted(entry.name for entry in folder.iterdir())
+    near = {
+        split: next((name for name in names if same_name(name, path.name) and name != path.name), None)
+        for split, path in expected.items()
+        if split not in files
+    }
+    mistakes = [
+        f"{expected[split]}: no such file, but there is {quoted(name)}; rename it"
+        for split, name in near.items()
+        if name
+    ]
+    if mistakes:
+        raise UserError(*mistakes)
     if "train" in files:
         return files
-    stems = [entry.name.removesuffix(_CAPTIONS) for entry in folder.glob(f"*{_CAPTIONS}")]
-    names = sorted({stem.removesuffix(split) for stem in stems for split in SPLITS if stem.endswith(split)})
-    if files or not names or collection in names:
-        raise UserError(f"{folder / f'{collection}train{_CAPTIONS}'}: no such file: the collection has no train split")
-    raise UserError(f"{folder}: no captions of collection '{collection}'{_available(names, collection)}")
+    stems = [name.removesuffix(_CAPTIONS) for name in names if name.endswith(_CAPTIONS)]
+    collections = sorted({stem.removesuffix(split) for stem in stems for split in SPLITS if stem.endswith(split)})
+    if files or not collections or collection in collections:
+        others = [name for name in names if "caption" in name.lower() and folder / name not in files.values()]
+        hint = f"; {folder} holds {', '.join(map(quoted, others[:_NAMED]))}" if others else ""
+        raise UserError(f"{expected['train']}: no such file: the collection has no train split{hint}")
+    raise UserError(f"{folder}: no captions of collection '{collection}'{_available(collections, collection)}")
 
 
 def _find_query_features(folder: Path, collection: str) -> Path:
@@ -174,7 +200,9 @@ def _find_query_features(folder: Path, collection: str) -> Path:
     if len(files) == 1 or len(own) == 1:
         return (own or files)[0]
     if not files:
-        raise UserError(f"{folder}: no query features: there must be a file *query_feat.hdf5")
+        near = feature_files(folder)
+        hint = f"; it holds {', '.join(map(quoted, near[:_NAMED]))}: rename the right one" if near else ""
+        raise UserError(f"{folder}: no query features: there must be a file *query_feat.hdf5{hint}")
     names = ", ".join(path.name for path in own or files)
     raise UserError(f"{folder}: several files of query features; keep only one of {names}")
 
@@ -183,17 +211,26 @@ def _find_video_features(folder: Path, features: str | None) -> Path:
     names = sorted(
         entry.name
         for entry in folder.iterdir()
-        if (entry / "feature.hdf5").is_file() or (entry / "feature.bin").is_file()
+        if os.path.lexists(entry / "feature.hdf5") or os.path.lexists(entry / "feature.bin")
     )
     if features is None and len(names) == 1:
         return folder / names[0]
     if features in names:
         return folder / str(features)
     if not names:
-        raise UserError(f"{folder}: no directory with a feature.hdf5 or feature.bin")
+        raise UserError(f"{folder}: no directory with a feature.hdf5 or feature.bin{_misplaced_features(folder)}")
     if features is None:
         raise UserError(f"{folder}: several features; choose one with --features: {', '.join(names)}")
     raise UserError(f"{folder}: no features '{features}'{_available(names, features)}")
+
+
+def _misplaced_features(folder: Path) -> str:
+    """Return where there are files that may be the features, and where they should be."""
+    for inner in (folder, *sorted(entry for entry in folder.iterdir() if entry.is_dir())):
+        for name in feature_files(inner):
+            place = folder / (Path(name).stem if inner == folder else inner.name) / "feature.hdf5"
+            return f"; there is {inner / name}: if it holds the video features, move it to {place}"
+    return ""
 
 
 def _available(names: list[str], name: str) -> str:
@@ -203,4 +240,9 @@ def _available(names: list[str], name: str) -> str:
 def _without_features(reader: HDF5Features, named_in: Mapping[str, Path]) -> list[str]:
     """Return a mistake for each id that the reader does not have, with the caption file that names it."""
     missing = reader.missing(list(named_in))
-    return first_few([f"{named_in[id]}: {reader.kind} '{id}' has no features in {reader.path}" for id in missing])
+    if not missing:
+        return []
+    ids = reader.ids()
+    mistakes = [f"{named_in[id]}: {reader.kind} {quoted(id)} has no features in {reader.path}" for id in missing]
+    mistakes[:_NAMED] = [mistake + ids.hint(id) for mistake, id in zip(mistakes, missing[:_NAMED], strict=False)]
+    return first_few(mistakes, _NAMED)

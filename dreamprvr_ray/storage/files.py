@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import ctypes
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -27,6 +29,8 @@ _PERMANENT = (
     errno.ENAMETOOLONG,
 )
 
+BLANKS = " \t\r\n"  # what is stripped around a value: Unicode has more blanks, which may be part of a name
+
 _AT_WORKING_DIRECTORY, _RENAME_EXCHANGE = -100, 2  # AT_FDCWD of fcntl.h, RENAME_EXCHANGE of linux/fs.h
 
 
@@ -39,6 +43,19 @@ def writing(destination: Path) -> Iterator[None]:
         if error.errno not in _PERMANENT:
             raise
         raise NotWritableError(error.errno, error.strerror, str(destination)) from error
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Turn an OSError of the block into a `UserError` that names the file that could not be read, else `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{error.filename or path}: cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
+        if "\0" in str(path):  # Python's own message does not name the path
+            raise UserError(f"{str(path)!r}: a path must not hold a NUL character") from error
+        raise
 
 
 @contextmanager
@@ -124,9 +141,20 @@ def read_text(path: Path) -> str:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start}") from None
+        utf16 = error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        hint = ": it is UTF-16; save it as UTF-8" if utf16 else ""
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}{hint}") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def text_lines(text: str) -> list[str]:
+    """Return the lines of a text, whose ends are LF, CR LF or CR, as Linux, Windows and old Mac programs write them.
+
+    Unlike `str.splitlines`, which also splits at form feeds and Unicode separators that are part of a sentence or id.
+    A byte order mark at the start of a line, where files were concatenated, is left out.
+    """
+    return [line.removeprefix("\ufeff") for line in re.split(r"\r\n|\n|\r", text)]
 
 
 def read_json(path: Path) -> dict[str, Any]:

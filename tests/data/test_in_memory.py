@@ -141,7 +141,7 @@ BAD_QUERIES: dict[str, tuple[dict[str, object], str]] = {
     "no tokens": ({"tokens": np.ones((0, 4))}, "mini: query 'train0#0': 0 tokens; at least one is needed"),
     "a different size": (
         {"tokens": np.ones((2, 5))},
-        "mini: query 'train1#0': features of size 4, but the first query of train has size 5",
+        "mini: query 'train1#0': features of size 4, but most queries have size 5",
     ),
     "NaN": ({"tokens": np.full((2, 4), np.nan)}, "mini: query 'train0#0': NaN in row 0 of 2"),
     "words": ({"tokens": [["a"]]}, "mini: query 'train0#0': must be an array of numbers: could not convert"),
@@ -167,7 +167,7 @@ def test_invalid_queries(tmp_path: Path, name: str) -> None:
 def test_invalid_videos(tmp_path: Path) -> None:
     for rows, message in (
         (np.full((3, 6), np.inf), "video 'val0': an infinite value in row 0 of 3"),
-        (np.ones((3, 7)), "video 'val0': features of size 7, but the first video of train has size 6"),
+        (np.ones((3, 7)), "video 'val0': features of size 7, but most videos have size 6"),
         (np.ones((3, 2, 6)), "video 'val0': shape must be (frames, 6), not (3, 2, 6)"),
     ):
         splits = small_splits()

@@ -1,0 +1,148 @@
+"""The reader of HDF5 files with one dataset of rows per id. Imports no torch."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from dreamprvr_ray.data.near_misses import Ids, quoted
+from dreamprvr_ray.errors import UserError, first_line
+
+_LARGEST_BYTES = 2**32  # of one id's rows as float32: a million frames of size 1,024
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # the file system has no locks
+_LFS = b"version https://git-lfs"
+_SHOWN = 3  # members of a group that a message names
+
+
+class HDF5Features:
+    """An HDF5 file with one dataset of rows per id. `kind` says what the ids are: video or query."""
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self.path = path
+        self.files = (path,)
+        self.kind = kind
+        self._file: h5py.File | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_file": None}
+
+    @property
+    def origin(self) -> str:
+        """The file's path."""
+        return str(self.path)
+
+    def subset(self, ids: Sequence[str]) -> HDF5Features:
+        """Return this reader: there is nothing to leave out."""
+        return self
+
+    def ids(self) -> Ids:
+        """Return the names at the top of the file."""
+        return Ids(self._names())
+
+    def missing(self, ids: Sequence[str]) -> list[str]:
+        """Return those of `ids` that the file does not have, neither as a dataset nor as anything else."""
+        # Listing all names at once: looking up each takes seconds. An id with a slash is not among the top-level names.
+        present = set(self._names())
+        return [id for id in ids if id not in present and not ("/" in id and self._has(id))]
+
+    def shape(self, id: str) -> tuple[int, ...]:
+        """Return the shape of the dataset of `id`. Raises `UserError` if there is none."""
+        dataset = self._dataset(id)
+        try:
+            return tuple(map(int, dataset.shape or ()))
+        except (OSError, RuntimeError, TypeError, ValueError) as error:
+            raise self._unreadable(id, error) from None
+
+    def read(self, id: str) -> np.ndarray:
+        """Return the dataset of `id` as float32. Raises `UserError` if it is missing or cannot be read."""
+        dataset, shape = self._dataset(id), self.shape(id)
+        if 4 * np.prod([float(size) for size in shape]) > _LARGEST_BYTES:
+            raise UserError(f"{self.path}: {self.kind} {quoted(id)}: shape {shape} is too large")
+        rows = np.empty(shape, dtype=np.float32)
+        try:
+            if dataset.dtype.kind not in "fiu":
+                raise UserError(f"{self.path}: {self.kind} {quoted(id)}: must hold numbers, not {dataset.dtype}")
+            if rows.size:
+                dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, rows)
+        except (OSError, RuntimeError, TypeError, ValueError, KeyError) as error:
+            raise self._unreadable(id, error) from None
+        return rows
+
+    def _unreadable(self, id: str, error: Exception) -> UserError:
+        return UserError(f"{self.path}: {self.kind} {quoted(id)} cannot be read: {first_line(error)}")
+
+    def _names(self) -> list[str]:
+        file = self._open()
+        try:
+            return list(file)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UserError(f"{self.path}: cannot be read as HDF5 (damaged?): {first_line(error)}") from None
+
+    def _has(self, id: str) -> bool:
+        try:
+            return id in self._open()
+        except (OSError, RuntimeError, ValueError, KeyError):
+            return False
+
+    def _dataset(self, id: str) -> h5py.h5d.DatasetID:
+        # h5py's low-level interface takes a third of the time for small datasets, of which queries are many.
+        try:
+            return h5py.h5d.open(self._open().id, id.encode())
+        except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(f"{self.path}: {self._problem(id, error)}") from None
+
+    def _problem(self, id: str, error: Exception) -> str:
+        """Return why there is no dataset of this id: what there is in its place."""
+        name, file = f"{self.kind} {quoted(id)}", self._open()
+        try:
+            link = file.get(id, getlink=True)
+            found = file.get(id)
+        except (OSError, RuntimeError, TypeError, ValueError, KeyError):
+            return f"{name} cannot be read: {first_line(error)}"
+        if isinstance(found, h5py.Group):
+            members = [*map(quoted, list(found)[:_SHOWN]), *(["..."] if len(found) > _SHOWN else [])]
+            return f"{name} is a group that holds {', '.join(members) or 'nothing'}; it must be a dataset of rows"
+        if found is None and isinstance(link, h5py.ExternalLink):
+            return f"{name} is a link to '{link.path}' in the file '{link.filename}', which cannot be opened"
+        if found is None and isinstance(link, h5py.SoftLink):
+            return f"{name} is a link to '{link.path}', which does not exist in the file"
+        if found is None and link is None:
+            return f"no {name}"
+        return f"{name} cannot be read as a dataset of rows: {first_line(error)}"
+
+    def _open(self) -> h5py.File:
+        if self._file is None:
+            try:
+                self._file = self._open_with_lock()
+            except (OSError, ValueError) as error:
+                raise UserError(f"{self.path}: {self._why_closed(error)}") from None
+        return self._file
+
+    def _open_with_lock(self) -> h5py.File:
+        try:
+            return h5py.File(self.path, "r")
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            return h5py.File(self.path, "r", locking=False)  # reading needs no lock
+
+    def _why_closed(self, error: OSError | ValueError) -> str:
+        if isinstance(error, BlockingIOError):
+            return "is locked by another process that writes to it; wait for it to finish"
+        try:
+            with open(self.path, "rb") as file:
+                start = file.read(len(_LFS))
+        except (OSError, ValueError) as unreadable:
+            return f"cannot be read: {getattr(unreadable, 'strerror', None) or unreadable}"
+        if not start:
+            return "is empty; copy or download it again"
+        if start == _LFS:
+            return "is a Git LFS pointer, not the file itself; run `git lfs pull`"
+        if not h5py.is_hdf5(self.path):
+            return f"is not an HDF5 file: it starts with {start[:8]!r}"
+        return f"cannot be read as HDF5 (truncated?): {first_line(error)}"
