@@ -122,11 +122,12 @@ def _summary(out: Path, conversion: Conversion) -> str:
     counts = ", ".join(
         f"{name} {split.videos:,} videos and {split.queries:,} queries" for name, split in manifest.splits.items()
     )
+    base, _, overlaps = manifest.protocol.partition(", ")
     protocol = {
         "own splits": "val and test as distributed",
         "dev": "val carved from train, test as distributed",
         "paper": "protocol paper: val IS test, as in the authors' release",
-    }[manifest.protocol]
+    }[base] + (f"; {overlaps}: see the notes" if overlaps else "")
     state = "already converted" if conversion.already_converted else "converted"
     return f"{out}: {state}: {counts} ({protocol})"
 

@@ -55,7 +55,7 @@ _log = logging.getLogger(__name__)
 
 def read_manifest(location: str) -> Manifest:
     """Return the manifest of the shards at a path or URI. Raises `UserError` if it is missing or unreachable."""
-    return _RemoteShards.open(location).manifest if is_uri(location) else Manifest.open(Path(location))
+    return _RemoteShards.open(location).manifest if is_uri(location) else ShardSet.open(location).manifest
 
 
 def local_shards(location: str) -> ShardSet:

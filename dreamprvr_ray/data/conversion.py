@@ -21,6 +21,7 @@ import numpy as np
 
 from dreamprvr_ray.data import pooling
 from dreamprvr_ray.data.captions import Caption
+from dreamprvr_ray.data.checked_files import remember_files
 from dreamprvr_ray.data.manifest import (
     MANIFEST,
     SCHEMA_VERSION,
@@ -31,6 +32,7 @@ from dreamprvr_ray.data.manifest import (
     Protocol,
     SplitRecord,
 )
+from dreamprvr_ray.data.overlaps import find_overlaps
 from dreamprvr_ray.data.shard_plan import ConversionSettings, ShardPlan, choose_splits, plan_shards
 from dreamprvr_ray.data.shard_workers import FinishedShard, ShardTask, make_shards
 from dreamprvr_ray.data.source import Source
@@ -116,8 +118,9 @@ def convert(
             preprocessing=pooling.PREPROCESSING,
             conversion=conversion,
             files={name: record for plan in plans for name, record in files[plan.stem].items()},
-        )
+        ).with_overlaps(find_overlaps(splits))
         manifest.write(out)
+        remember_files(out, manifest.files)
         shutil.rmtree(records)
     return Conversion(manifest, False, len(finished), tally.progress())
 

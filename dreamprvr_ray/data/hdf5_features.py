@@ -97,7 +97,7 @@ class HDF5Features:
             raise UserError(f"{self.path}: {self._problem(id, error)}") from None
 
     def _problem(self, id: str, error: Exception) -> str:
-        """Return why there is no dataset of this id: what there is in its place."""
+        """Return why there is no dataset of this id: what is in its place."""
         name, file = f"{self.kind} {quoted(id)}", self._open()
         try:
             link = file.get(id, getlink=True)

@@ -8,19 +8,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from dreamprvr_ray.errors import UserError
-from dreamprvr_ray.storage.files import write_json
+from dreamprvr_ray.data.overlaps import Overlap, protocol_with_overlaps
+from dreamprvr_ray.errors import UserError, first_line
+from dreamprvr_ray.storage.files import reading, write_json
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 UNFINISHED = "conversion"  # subdirectory with the state of an unfinished conversion
 
-Protocol = Literal["own splits", "dev", "paper"]
+Protocol = Literal["own splits", "dev", "paper"]  # how a conversion chose val and test
 FeatureType = Literal["float16", "float32"]
 
 
@@ -59,11 +61,13 @@ class Manifest:
         text_size: Dt, values per query token.
         dtype: Type of the stored features.
         protocol: `own splits` (val and test as distributed), `dev` (val carved from train by video, test as
-            distributed) or `paper` (val is test, as in the authors' release).
+            distributed) or `paper` (val is test, as in the authors' release); followed by what makes results on test
+            less than honest, as in `own splits, val overlaps test`.
         splits: Record of train, val and test. Two splits may name the same shards.
         preprocessing: What conversion did to the features, in words.
         conversion: Settings of the conversion and fingerprint of its source.
         files: Record of each shard file by name.
+        overlaps: What each two splits share, such as `val and test`; None in manifests of earlier versions.
     """
 
     schema_version: int
@@ -72,11 +76,12 @@ class Manifest:
     video_size: int
     text_size: int
     dtype: FeatureType
-    protocol: Protocol
+    protocol: str
     splits: Mapping[str, SplitRecord]
     preprocessing: Mapping[str, str]
     conversion: Mapping[str, Any]
     files: Mapping[str, FileRecord]
+    overlaps: Mapping[str, Overlap] | None = None
 
     @staticmethod
     def open(directory: Path) -> Manifest:
@@ -88,6 +93,11 @@ class Manifest:
             UserError: The directory, the manifest or a file is missing, the conversion is unfinished, or a file's size
                 differs from the manifest's.
         """
+        with reading(directory):
+            return Manifest._open(directory)
+
+    @staticmethod
+    def _open(directory: Path) -> Manifest:
         if not directory.is_dir():
             raise UserError(f"{directory}: no such directory of shards")
         if not (directory / MANIFEST).is_file():
@@ -103,8 +113,11 @@ class Manifest:
         for name, record in manifest.files.items():
             try:
                 size = os.stat(directory / name).st_size
-            except OSError:
+            except FileNotFoundError:
                 mistakes.append(f"{directory / name}: no such file, but the manifest lists it")
+                continue
+            except OSError as error:
+                mistakes.append(f"{directory / name}: cannot be read: {error.strerror}")
                 continue
             if size != record.bytes:
                 mistakes.append(
@@ -118,9 +131,12 @@ class Manifest:
     def read(path: Path) -> Manifest:
         """Return the manifest in a file. Raises `UserError` if it is missing, malformed or of another version."""
         try:
-            return Manifest.parse(path.read_bytes(), str(path))
+            content = path.read_bytes()
         except FileNotFoundError:
             raise UserError(f"{path}: no such file") from None
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        return Manifest.parse(content, str(path))
 
     @staticmethod
     def parse(content: bytes, path: str) -> Manifest:
@@ -128,21 +144,38 @@ class Manifest:
         try:
             values = json.loads(content)
             version = values["schema_version"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f"{path}: not a manifest of shards") from None
-        if version != SCHEMA_VERSION:
-            raise UserError(
-                f"{path}: schema version must be {SCHEMA_VERSION}, not {version}; convert again into another directory"
-            )
+        if version != SCHEMA_VERSION or isinstance(version, bool):
+            required = f"schema version must be {SCHEMA_VERSION}, not {version!r:.40}"
+            raise UserError(f"{path}: {required}; convert again into another directory")
         try:
-            splits = values["splits"].items()
-            values["splits"] = {
-                name: SplitRecord(**record | {"shards": tuple(record["shards"])}) for name, record in splits
-            }
-            values["files"] = {name: FileRecord(**record) for name, record in values["files"].items()}
-            return Manifest(**values)
-        except (AttributeError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: not a manifest of shards: {error}") from None
+            return _decode(values)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: not a manifest of shards: {first_line(error)[:200]}") from None
+
+    def with_overlaps(self, overlaps: Mapping[str, Overlap]) -> Manifest:
+        """Return the manifest with what the splits share, which the protocol then says."""
+        counts = {name: (record.videos, record.queries) for name, record in self.splits.items()}
+        protocol = protocol_with_overlaps(self.protocol.partition(",")[0], overlaps, counts)
+        return replace(self, overlaps=overlaps, protocol=protocol)
+
+    def check_may_train_on(self, split: str, path: Path) -> None:
+        """Raise `UserError` if a split is the test split, or shares videos or queries with it.
+
+        Args:
+            split: Name of the split.
+            path: The directory of the shards, for messages.
+        """
+        if split != "test" and self.splits[split].shards == self.splits["test"].shards:
+            raise UserError(f"{path}: cannot train on {split}: it is the test split (protocol: {self.protocol})")
+        overlap = (self.overlaps or {}).get(f"{split} and test")
+        if overlap is not None and (overlap.videos or overlap.queries):
+            raise UserError(
+                f"{path}: cannot train on {split}: {overlap.videos:,} of its {self.splits[split].videos:,} videos and"
+                f" {overlap.queries:,} of its {self.splits[split].queries:,} queries are also in test (protocol:"
+                f" {self.protocol})"
+            )
 
     @property
     def fingerprint(self) -> str:
@@ -162,3 +195,52 @@ class Manifest:
     def write(self, directory: Path) -> None:
         """Write `manifest.json` into `directory` atomically."""
         write_json(directory / MANIFEST, asdict(self))
+
+
+def _decode(values: dict[str, Any]) -> Manifest:
+    """Return the manifest in the values of a `manifest.json`.
+
+    Raises ValueError, KeyError, TypeError or AttributeError if it is damaged.
+    """
+    unknown = values.keys() - {field.name for field in fields(Manifest)}
+    _require(not unknown, f"unknown key {sorted(unknown)[:1]}")
+    for name in ("collection", "features", "protocol"):
+        _require(isinstance(values[name], str), f"{name} must be a string")
+    for name in ("video_size", "text_size"):
+        _require(_is_count(values[name]) and values[name] > 0, f"{name} must be a positive integer")
+    _require(values["dtype"] in ("float16", "float32"), "dtype must be float16 or float32")
+    for name in ("preprocessing", "conversion", "splits", "files"):
+        _require(isinstance(values[name], dict), f"{name} must be an object")
+    files = {}
+    for name, record in values["files"].items():
+        # The name becomes a path, in the directory and in the cache.
+        _require(
+            re.fullmatch(r"[^/\\.\0][^/\\\0]{0,200}\.arrow", name) is not None,
+            f"{name!r} is not a valid name of a shard file",
+        )
+        files[name] = FileRecord(**record)
+        _require(_is_count(files[name].bytes) and isinstance(files[name].sha256, str), f"{name}: not a file's record")
+    splits = {}
+    for name, record in values["splits"].items():
+        _require(isinstance(record["shards"], list), f"{name}: shards must be a list")
+        splits[name] = SplitRecord(**record | {"shards": tuple(record["shards"])})
+        _require(_is_count(splits[name].videos) and _is_count(splits[name].queries), f"{name}: not a split's record")
+        for stem in splits[name].shards:
+            for kind in ("videos", "queries"):
+                _require(f"{stem}.{kind}.arrow" in files, f"{name}: no file '{stem}.{kind}.arrow' is listed")
+        _require(bool(splits[name].shards), f"{name}: no shards")
+    overlaps = values.get("overlaps")
+    if overlaps is not None:
+        overlaps = {name: Overlap(**record) for name, record in overlaps.items()}
+        for overlap in overlaps.values():
+            _require(_is_count(overlap.videos) and _is_count(overlap.queries), "overlaps must be counts")
+    return Manifest(**values | {"splits": splits, "files": files, "overlaps": overlaps})
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _require(condition: bool, problem: str) -> None:
+    if not condition:
+        raise ValueError(problem)

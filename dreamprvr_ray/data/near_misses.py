@@ -24,7 +24,7 @@ class Ids:
         self._by_form: Mapping[str, str] | None = None
 
     def hint(self, missing: str) -> str:
-        """Return `; it has 'x'`, or what ids look like where none is close to `missing`."""
+        """Return `; it has 'x'`, or what the ids look like if none is close to `missing`."""
         if not self._ids:
             return "; it is empty"
         if self._by_form is None:

@@ -13,7 +13,7 @@ from dreamprvr_ray.data.captions import Caption
 from dreamprvr_ray.data.near_misses import quoted
 from dreamprvr_ray.errors import UserError
 
-MOST = 0.5  # a val that shares more than this with test is no split of its own
+MOST = 0.5  # a val that shares more than this with test is no separate split
 _NAMED = 3  # how many ids a note names
 _FEW_SENTENCES = 20  # a collection with fewer different sentences repeats them in every split
 
@@ -120,7 +120,7 @@ def check_val_is_not_test(val: Sequence[Caption], test: Sequence[Caption], origi
     overlap = find_overlaps({"val": val, "test": test})["val and test"]
     if is_most(overlap, (len(one.videos), len(val)), (len(other.videos), len(test))):
         raise UserError(
-            f"{origin}: val is not a split of its own: {overlap.queries:,} of its {len(val):,} queries and"
+            f"{origin}: val is not a separate split: {overlap.queries:,} of its {len(val):,} queries and"
             f" {overlap.videos:,} of its {len(one.videos):,} videos are also in test ({len(test):,} queries,"
             f" {len(other.videos):,} videos), so choosing by val would be choosing by test; leave val out, to have it"
             " chosen from train, or remove what the two share"

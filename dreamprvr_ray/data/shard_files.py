@@ -29,8 +29,8 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 
-from dreamprvr_ray.config import CLIPS
-from dreamprvr_ray.data.manifest import FileRecord
+from dreamprvr_ray.config import CLIPS, FRAMES, QUERY_TOKENS
+from dreamprvr_ray.data.manifest import FeatureType, FileRecord
 from dreamprvr_ray.errors import UserError, first_line
 from dreamprvr_ray.storage.files import replacing_file
 
@@ -40,6 +40,9 @@ _DTYPES: Mapping[pa.DataType, np.dtype[Any]] = {
     pa.float64(): np.dtype(np.float64),
     pa.int32(): np.dtype(np.int32),
 }
+
+
+_CHECKED_ROWS = 65_536  # rows that are checked at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,10 +103,28 @@ class MappedShard:
         token_offsets: (Q + 1,) int64: the token rows of query q are token_offsets[q]:token_offsets[q + 1].
     """
 
-    def __init__(self, directory: Path, stem: str) -> None:
-        """Map the files of the shard `stem`. Raises `UserError` if one is damaged."""
-        self._videos = _map_batch(directory / f"{stem}.videos.arrow")
-        self._queries = _map_batch(directory / f"{stem}.queries.arrow")
+    def __init__(self, directory: Path, stem: str, dtype: FeatureType, video_size: int, text_size: int) -> None:
+        """Map the files of the shard `stem` and check their format; feature values are not read.
+
+        Raises:
+            UserError: A file is damaged, or its columns are not those of a shard with this dtype and these sizes.
+        """
+        value = pa.float16() if dtype == "float16" else pa.float32()
+        self._videos_path = directory / f"{stem}.videos.arrow"
+        self._queries_path = directory / f"{stem}.queries.arrow"
+        video_columns = {
+            "video": pa.string(),
+            "clips": pa.list_(value, CLIPS * video_size),
+            "frames": pa.list_(pa.list_(value, video_size)),
+        }
+        query_columns = {
+            "query": pa.string(),
+            "text": pa.string(),
+            "video": pa.int32(),
+            "tokens": pa.list_(pa.list_(value, text_size)),
+        }
+        self._videos = _map_batch(self._videos_path, video_columns, {})
+        self._queries = _map_batch(self._queries_path, query_columns, {"moment_fraction": pa.float64()})
         self.video_count: int = self._videos.num_rows
         self.query_count: int = self._queries.num_rows
         frames, tokens = self._videos.column("frames"), self._queries.column("tokens")
@@ -113,6 +134,26 @@ class MappedShard:
         self.clips = clips.reshape(self.video_count, CLIPS, clips.shape[1] // CLIPS)
         self.frames = _rows(frames.flatten())
         self.tokens = _rows(tokens.flatten())
+        _check_counts(self._videos_path, "frames", self.frame_offsets, len(self.frames), FRAMES)
+        _check_counts(self._queries_path, "tokens", self.token_offsets, len(self.tokens), QUERY_TOKENS)
+        owner = self.owner
+        if len(owner) and (owner[0] < 0 or owner[-1] >= self.video_count or (np.diff(owner) < 0).any()):
+            raise _damaged(self._queries_path, "column 'video' must ascend within the shard's videos")
+
+    def check_values(self) -> None:
+        """Read all features and raise `UserError` if a value is not finite."""
+        for path, name, values in (
+            (self._videos_path, "clips", self.clips),
+            (self._videos_path, "frames", self.frames),
+            (self._queries_path, "tokens", self.tokens),
+        ):
+            # The exponent's bits of an infinity or a NaN are all set; numpy's isfinite is slow for float16.
+            half = values.dtype == np.float16
+            exponent = np.uint16(0x7C00) if half else np.uint32(0x7F800000)
+            for start in range(0, len(values), _CHECKED_ROWS):
+                bits: np.ndarray = values[start : start + _CHECKED_ROWS].view(exponent.dtype)
+                if (np.bitwise_and(bits, exponent) == exponent).any():
+                    raise _damaged(path, f"column '{name}' holds NaN or an infinite value")
 
     @property
     def owner(self) -> np.ndarray:
@@ -131,11 +172,45 @@ class MappedShard:
         return cast(list[str], batch.column(column).to_pylist())
 
 
-def _map_batch(path: Path) -> pa.RecordBatch:
+def _map_batch(path: Path, required: Mapping[str, pa.DataType], optional: Mapping[str, pa.DataType]) -> pa.RecordBatch:
+    """Map a file of one record batch and check that its columns have these types and hold no nulls."""
     try:
-        return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: damaged: {first_line(error)}") from None
+        file = pa.ipc.open_file(pa.memory_map(str(path)))
+        if file.num_record_batches != 1:
+            raise _damaged(path, f"must hold 1 record batch, not {file.num_record_batches}")
+        batch = file.get_batch(0)
+        batch.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, IndexError, MemoryError) as error:
+        raise _damaged(path, first_line(error)) from None
+    names = batch.schema.names
+    for name, type_ in required.items():
+        if names.count(name) != 1:
+            raise _damaged(path, f"must have one column '{name}'; it has {', '.join(names) or 'none'}")
+        if batch.column(name).type != type_:
+            raise _damaged(path, f"column '{name}' must be {type_}, not {batch.column(name).type}")
+    for name in names:
+        type_ = required.get(name) or optional.get(name)
+        if type_ is None or names.count(name) > 1 or batch.column(name).type != type_:
+            raise _damaged(path, f"unexpected column '{name}' of type {batch.column(name).type}")
+        if _nulls(batch.column(name)):
+            raise _damaged(path, f"column '{name}' holds nulls")
+    return batch
+
+
+def _nulls(array: pa.Array) -> int:
+    """Return the number of nulls in an array, its rows and their values."""
+    nested = pa.types.is_list(array.type) or pa.types.is_fixed_size_list(array.type)
+    return int(array.null_count) + (_nulls(array.values) if nested else 0)
+
+
+def _check_counts(path: Path, name: str, offsets: np.ndarray, rows: int, most: int) -> None:
+    counts = np.diff(offsets)
+    if len(counts) and (counts.min() < 1 or counts.max() > most or offsets[0] != 0 or offsets[-1] != rows):
+        raise _damaged(path, f"column '{name}' must hold 1 to {most} rows for each entry, without gaps")
+
+
+def _damaged(path: Path, problem: str) -> UserError:
+    return UserError(f"{path}: damaged: {problem}; convert again elsewhere")
 
 
 def _rows(lists: pa.FixedSizeListArray) -> np.ndarray:

@@ -15,6 +15,7 @@ from dreamprvr_ray.config import CLIPS, FRAMES, QUERY_TOKENS
 from dreamprvr_ray.data.captions import Caption
 from dreamprvr_ray.data.feature_files import RawFeatures
 from dreamprvr_ray.data.manifest import FeatureType, Protocol
+from dreamprvr_ray.data.overlaps import check_val_is_not_test
 from dreamprvr_ray.data.source import Source
 from dreamprvr_ray.errors import UserError
 
@@ -73,6 +74,7 @@ def choose_splits(source: Source, settings: ConversionSettings) -> tuple[Protoco
     if val and test and {caption.query for caption in val} != {caption.query for caption in test}:
         if settings.protocol == "paper":
             raise UserError(f"--protocol paper: {source.collection} has separate val and test splits; omit the option")
+        check_val_is_not_test(val, test, source.origin)
         return "own splits", {"train": train, "val": val, "test": test}
     test = test or val
     if not test:

@@ -15,7 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dreamprvr_ray.data.manifest import FileRecord, Manifest
+from dreamprvr_ray.data.captions import Caption
+from dreamprvr_ray.data.checked_files import check_files
+from dreamprvr_ray.data.manifest import MANIFEST, FileRecord, Manifest
+from dreamprvr_ray.data.overlaps import find_overlaps
 from dreamprvr_ray.data.shard_files import MappedShard
 from dreamprvr_ray.errors import UserError, did_you_mean
 
@@ -40,34 +43,66 @@ class ShardSet:
             UserError: The directory, the manifest or a file is missing, the conversion is unfinished, or a file's size
                 differs from the manifest's.
         """
-        directory = Path(directory)
-        return ShardSet(directory, Manifest.open(directory))
+        shards = ShardSet(Path(directory), Manifest.open(Path(directory)))
+        if shards.manifest.overlaps is None and {"val", "test"} <= shards.manifest.splits.keys():
+            # Written by an earlier version, which did not look for overlaps: a fraction of a second.
+            shards.manifest = shards.manifest.with_overlaps(find_overlaps(shards._captions()))
+        return shards
 
     def split(self, name: str) -> Split:
         """Map the shards of the split `name` (train, val or test) into memory.
 
+        The files' checksums are compared with the manifest's when the split is first used on this machine.
+
         Raises:
             UserError: There is no such split, or a file is damaged.
         """
+        shards = self._map(name)
+        if check_files(self.directory, self._files(name)):
+            for shard in shards:
+                shard.check_values()
+        return Split(name, shards)
+
+    def _map(self, name: str) -> list[MappedShard]:
         record = self.manifest.splits.get(name)
         if record is None:
             names = list(self.manifest.splits)
             raise UserError(
                 f"{self.directory}: no split '{name}'; available: {', '.join(names)}{did_you_mean(name, names)}"
             )
-        return Split(name, [MappedShard(self.directory, stem) for stem in record.shards])
+        manifest = self.manifest
+        sizes = (manifest.dtype, manifest.video_size, manifest.text_size)
+        shards = [MappedShard(self.directory, stem, *sizes) for stem in record.shards]
+        counts = (sum(shard.video_count for shard in shards), sum(shard.query_count for shard in shards))
+        if counts != (record.videos, record.queries):
+            raise UserError(
+                f"{self.directory}: damaged: the shards of {name} hold {counts[0]:,} videos and {counts[1]:,} queries,"
+                f" but {MANIFEST} lists {record.videos:,} and {record.queries:,}; convert again elsewhere"
+            )
+        return shards
+
+    def _files(self, name: str) -> dict[str, FileRecord]:
+        stems = self.manifest.splits[name].shards
+        files = [f"{stem}.{kind}.arrow" for stem in stems for kind in ("videos", "queries")]
+        return {file: self.manifest.files[file] for file in files}
+
+    def _captions(self) -> dict[str, list[Caption]]:
+        """Return each split's ids and sentences."""
+        captions = {}
+        for name in self.manifest.splits:
+            split = Split(name, self._map(name))
+            videos = [split.videos[video] for video in split.owner.tolist()]
+            captions[name] = list(map(Caption, split.queries, videos, split.captions))
+        return captions
 
     def joined(self, first: str, second: str) -> Split:
-        """Map two splits as one whose videos are those of `first` followed by those of `second`.
+        """Map two splits as one to train on, whose videos are those of `first` followed by those of `second`.
 
         Raises:
-            UserError: As `split`, or `second` is the test split under another name (protocol `paper`).
+            UserError: As `split`, or `second` is the test split (protocol `paper`) or shares videos or queries with it.
         """
         parts = [self.split(name) for name in (first, second)]
-        if self.manifest.splits[second].shards == self.manifest.splits["test"].shards:
-            raise UserError(
-                f"{self.directory}: cannot train on {second}: it is the test split (protocol: {self.manifest.protocol})"
-            )
+        self.manifest.check_may_train_on(second, self.directory)
         return Split(f"{first} and {second}", [shard for part in parts for shard in part._shards])
 
     def verify_checksums(self) -> None:

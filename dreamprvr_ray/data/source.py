@@ -225,7 +225,7 @@ def _find_video_features(folder: Path, features: str | None) -> Path:
 
 
 def _misplaced_features(folder: Path) -> str:
-    """Return where there are files that may be the features, and where they should be."""
+    """Return the place of files that may be the features, and where they should be."""
     for inner in (folder, *sorted(entry for entry in folder.iterdir() if entry.is_dir())):
         for name in feature_files(inner):
             place = folder / (Path(name).stem if inner == folder else inner.name) / "feature.hdf5"

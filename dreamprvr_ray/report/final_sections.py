@@ -8,7 +8,7 @@ from dreamprvr_ray.report.charts.finals import candidate_chart, difference_chart
 from dreamprvr_ray.report.content import Chart, Omission, Part, Section, paragraph, table
 from dreamprvr_ray.report.formatting import format_count, format_sumr
 from dreamprvr_ray.report.search_record import SearchRecord
-from dreamprvr_ray.report.summary import PROTOCOLS, candidate_title
+from dreamprvr_ray.report.summary import candidate_title, describe_protocol
 from dreamprvr_ray.search.final_result import Candidate, FinalRecord, FinalResult
 
 _RECALL_RANKS = (1, 5, 10, 100)
@@ -76,7 +76,7 @@ def _names(search: SearchRecord, result: FinalResult) -> dict[str, str]:
 def _describe_split(final: FinalRecord) -> str:
     test = final.result.candidates[0].runs[0].test.retrieval
     size = f"{format_count(test.videos, 'video')}, {format_count(test.recall.queries, 'query')}"
-    return f"The {final.split} split of {final.collection}: {size}. {PROTOCOLS.get(final.protocol, '')}"
+    return f"The {final.split} split of {final.collection}: {size}. {describe_protocol(final.protocol)}"
 
 
 def _result_table(result: FinalResult, names: dict[str, str]) -> str:

@@ -26,6 +26,11 @@ PROTOCOLS = {
     "paper": "Val is the test split itself, as in the authors' release: these results were selected on test and are too"
     " optimistic. Compare them only with results obtained in the same way.",
 }
+OVERLAPS = {
+    "val overlaps test": "Val shares videos or queries with test: models were partly selected on test.",
+    "val is mostly test": "Val is mostly test: these results were selected on test and are too optimistic.",
+    "train overlaps test": "Models were trained on some of the test queries: these results are too optimistic.",
+}
 _COUNTED = {  # by state: singular, plural
     "finished": ("finished", "finished"),
     "pruned": ("was pruned", "were pruned"),
@@ -34,6 +39,13 @@ _COUNTED = {  # by state: singular, plural
     "waiting": ("is waiting", "are waiting"),
 }
 _REASON_WIDTH = 90  # characters
+
+
+def describe_protocol(protocol: str) -> str:
+    """Return in sentences how val and test were chosen, and what makes the results less than honest."""
+    base, *overlaps = protocol.split(", ")
+    sentences = [PROTOCOLS.get(base, ""), *(OVERLAPS.get(overlap, f"{overlap}.") for overlap in overlaps)]
+    return " ".join(sentence for sentence in sentences if sentence)
 
 
 def summarize(search: SearchRecord, found: Sequence[Importance]) -> list[str]:

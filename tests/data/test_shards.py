@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from dreamprvr_ray.data.manifest import MANIFEST
+from dreamprvr_ray.data.manifest import MANIFEST, FileRecord
 from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.data.source import Source
 from dreamprvr_ray.errors import UserError
@@ -166,3 +167,174 @@ def test_the_fingerprint_is_of_the_content(tree: Path, converted: Converted, tmp
     (tree / "TextData" / "minitest.caption.txt").unlink()
     splits = {converted(tree, tmp_path / str(seed), seed=seed).manifest.fingerprint for seed in (0, 1)}
     assert len(splits | {first.fingerprint}) == 3
+
+
+def _rewrite_manifest(shards: ShardSet) -> None:
+    """Let the manifest list the files as they are now, so that sizes and checksums are consistent."""
+    files = {name: FileRecord.of(shards.directory / name) for name in shards.manifest.files}
+    replace(shards.manifest, files=files).write(shards.directory)
+
+
+def _batch(path: Path) -> pa.RecordBatch:
+    with pa.OSFile(str(path)) as file:
+        return pa.ipc.open_file(file).get_batch(0)
+
+
+def _write_batches(path: Path, *batches: pa.RecordBatch) -> None:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batches[0].schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+
+
+def _with_column(batch: pa.RecordBatch, name: str, values: pa.Array) -> pa.RecordBatch:
+    columns = {column: batch.column(column) for column in batch.schema.names} | {name: values}
+    return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
+
+
+def _with_value(batch: pa.RecordBatch, value: float) -> pa.RecordBatch:
+    clips = batch.column("clips")
+    values = np.array(clips.values.to_numpy(zero_copy_only=False), np.float16)
+    values[100] = value
+    return _with_column(batch, "clips", pa.FixedSizeListArray.from_arrays(pa.array(values), clips.type.list_size))
+
+
+def _longer(lists: pa.ListArray) -> pa.ListArray:
+    """The lists with all rows in the last one."""
+    offsets = pa.array([0] * len(lists) + [len(lists.values)], pa.int32())
+    return pa.ListArray.from_arrays(offsets, lists.values)
+
+
+WRONG_CONTENT: dict[str, tuple[str, Callable[[pa.RecordBatch], list[pa.RecordBatch]], str]] = {
+    "NaN": ("videos", lambda batch: [_with_value(batch, float("nan"))], "column 'clips' holds NaN"),
+    "infinite": ("videos", lambda batch: [_with_value(batch, float("inf"))], "column 'clips' holds NaN or an infinite"),
+    "a column too few": ("videos", lambda batch: [batch.select(["video", "clips"])], "must have one column 'frames'"),
+    "a column too many": (
+        "queries",
+        lambda batch: [_with_column(batch, "more", batch.column("video"))],
+        "unexpected column 'more'",
+    ),
+    "another type": (
+        "queries",
+        lambda batch: [_with_column(batch, "video", batch.column("video").cast(pa.int64()))],
+        "column 'video' must be int32, not int64",
+    ),
+    "other sizes": (
+        "videos",
+        lambda batch: [_with_column(batch, "clips", pa.array([[0.0]] * len(batch), pa.list_(pa.float16(), 1)))],
+        "column 'clips' must be",
+    ),
+    "nulls": (
+        "videos",
+        lambda batch: [_with_column(batch, "video", pa.array([None] * len(batch), pa.string()))],
+        "column 'video' holds nulls",
+    ),
+    "owners out of range": (
+        "queries",
+        lambda batch: [_with_column(batch, "video", pa.array([99] * len(batch), pa.int32()))],
+        "column 'video' must ascend",
+    ),
+    "too many rows": (
+        "videos",
+        lambda batch: [_with_column(batch, "frames", _longer(batch.column("frames")))],
+        "column 'frames' must hold 1 to 128 rows",
+    ),
+    "fewer videos": ("videos", lambda batch: [batch.slice(0, 2)], "damaged: "),
+    "two batches": ("queries", lambda batch: [batch, batch], "must hold 1 record batch, not 2"),
+    "no batch": ("queries", lambda batch: [], "damaged: "),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_CONTENT)
+def test_files_whose_size_and_checksum_are_right_and_whose_content_is_wrong(
+    tree: Path, converted: Converted, name: str
+) -> None:
+    kind, change, message = WRONG_CONTENT[name]
+    shards = converted(tree)
+    path = shards.directory / f"train-00000.{kind}.arrow"
+    batches = change(_batch(path))
+    if batches:
+        _write_batches(path, *batches)
+    else:
+        path.write_bytes(b"ARROW1\0\0" + bytes(64))
+    _rewrite_manifest(shards)
+    with pytest.raises(UserError) as error:
+        ShardSet.open(shards.directory).split("train")
+    assert message in str(error.value) and str(shards.directory) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+EDITED: dict[str, tuple[dict[str, object], str]] = {
+    "a size": ({"video_size": -3}, "video_size must be a positive integer"),
+    "a size that is text": ({"text_size": "16"}, "text_size must be a positive integer"),
+    "another size": ({"video_size": 25}, "column 'clips' must be"),
+    "another dtype": ({"dtype": "float32"}, "column 'clips' must be"),
+    "an unknown dtype": ({"dtype": "int8"}, "dtype must be float16 or float32"),
+    "counts": (
+        {"splits": {"train": {"videos": 3, "queries": 4, "shards": ["train-00000"]}}},
+        "but manifest.json lists",
+    ),
+    "a stem elsewhere": ({"splits": {"train": {"videos": 1, "queries": 1, "shards": ["../x"]}}}, "no file '../x"),
+    "no shards": ({"splits": {"train": {"videos": 0, "queries": 0, "shards": []}}}, "no shards"),
+    "splits": ({"splits": 7}, "splits must be an object"),
+    "a file elsewhere": ({"files": {"../x.arrow": {"bytes": 1, "sha256": ""}}}, "not a valid name of a shard file"),
+    "bytes": ({"files": {"x.arrow": {"bytes": 1.5, "sha256": ""}}}, "not a file's record"),
+    "an unknown key": ({"more": 1}, "unknown key"),
+    "a version": ({"schema_version": {}}, "schema version must be 1"),
+}
+
+
+@pytest.mark.parametrize("name", EDITED)
+def test_an_edited_manifest(tree: Path, converted: Converted, name: str) -> None:
+    changes, message = EDITED[name]
+    path = converted(tree).directory / MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(UserError) as error:
+        ShardSet.open(path.parent).split("train")
+    assert message in str(error.value) and str(path.parent) in str(error.value)
+
+
+def test_flipped_bits_are_found_and_checks_are_remembered(
+    tree: Path, converted: Converted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = converted(tree)
+    read: list[str] = []
+    read_whole = FileRecord.of
+
+    def record(path: Path) -> FileRecord:
+        read.append(path.name)
+        return read_whole(path)
+
+    monkeypatch.setattr(FileRecord, "of", staticmethod(record))
+    shards.split("train")
+    assert read == []  # `convert` wrote and read the files on this machine
+    path = shards.directory / "train-00000.videos.arrow"
+    content, status = bytearray(path.read_bytes()), path.stat()
+    content[-2000] ^= 4  # in the features, where no format can tell
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # as a copy that keeps times
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"train-00000\.videos\.arrow: damaged: SHA-256 differs"):
+            ShardSet.open(shards.directory).split("train")
+    shards.split("val")
+    content[-2000] ^= 4
+    path.write_bytes(content)
+    read.clear()
+    for _ in range(2):
+        ShardSet.open(shards.directory).split("train")
+    assert read == [path.name]
+
+
+def test_without_a_cache_every_process_checks(
+    tree: Path, converted: Converted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = converted(tree)
+    monkeypatch.setenv("DREAMPRVR_RAY_CACHE", "/proc/nowhere")
+    monkeypatch.setattr("tempfile.tempdir", "/proc/nowhere")
+    monkeypatch.setattr("dreamprvr_ray.data.checked_files._checked_here", {})
+    path = shards.directory / "val-00000.queries.arrow"
+    content = bytearray(path.read_bytes())
+    content[-2000] ^= 4
+    path.write_bytes(content)
+    shards.split("train")
+    with pytest.raises(UserError, match=r"val-00000\.queries\.arrow: damaged"):
+        shards.split("val")
