@@ -8,13 +8,26 @@ import math
 import os
 import signal
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 import dreamprvr_ray
 from dreamprvr_ray.config import Section
 from dreamprvr_ray.config_reference import help_text
-from dreamprvr_ray.errors import Failure, NotWritableError, SearchInterrupted, UserError
+from dreamprvr_ray.errors import (
+    PATH_ERRORS,
+    Failure,
+    NotWritableError,
+    SearchInterrupted,
+    UserError,
+    first_line,
+    one_line,
+    redact,
+)
+
+DEBUG = "DREAMPRVR_RAY_DEBUG"  # environment variable: print the traceback of an unexpected error
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,6 +38,13 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--version", action="version", version=f"dreamprvr_ray {dreamprvr_ray.__version__}")
         self.add_argument("--json", action="store_true", help="end with one line of JSON on stdout")
         self._documented_keys: tuple[tuple[str, type[Section]], ...] = ()
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse the arguments. Raises `UserError` for wrong ones."""
+        wrong = [argument for argument in (args or ()) if "\0" in argument]
+        if wrong:  # Python cannot pass it to the system, whether as a path or as a URI
+            raise UserError(*(f"{argument!r}: an argument must not contain NUL" for argument in wrong))
+        return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
@@ -51,35 +71,80 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
-    """Run a command and exit with its code.
-
-    The code is what `main` returns, else 0; 1 for a `Failure` or any other exception, 2 for a `UserError`, 130 after
-    Ctrl-C or SIGTERM.
-    """
+    """Run a command and exit with its code, as `exit_code` returns it."""
     # `ray job stop` and batch systems send SIGTERM: end as after Ctrl-C.
     sigterm_handler = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        code = main(sys.argv[1:]) or 0
-        sys.stdout.flush()
-    except UserError as error:
-        for mistake in error.mistakes:
-            print(f"error: {mistake}", file=sys.stderr)
-        code = 2
-    except NotWritableError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    except Failure as failure:
-        print(f"failed: {failure}", file=sys.stderr)
-        code = 1
-    except (KeyboardInterrupt, SearchInterrupted):
-        print("interrupted", file=sys.stderr)
-        code = 130
-    except BrokenPipeError:  # the reader of our output has closed it, as in `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's flush at exit would fail again
-        code = 1
+        code = exit_code(main, sys.argv[1:])
     finally:
         signal.signal(signal.SIGTERM, sigterm_handler)
     sys.exit(code)
+
+
+def exit_code(main: Callable[[list[str]], int | None], arguments: list[str]) -> int:
+    """Run a command, print what went wrong as single lines on stderr, and return the exit code.
+
+    The code is what `main` returns, else 0; 2 for a `UserError` or a path that the system refuses; 1 for a `Failure`,
+    for other refusals such as a full disk, and for a bug; 130 after Ctrl-C or SIGTERM. A traceback is never printed,
+    except with DREAMPRVR_RAY_DEBUG=1: that of a bug is written to a file that the line names.
+    """
+    try:
+        code = main(arguments) or 0
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        return _print_error(2, *error.mistakes)
+    except NotWritableError as error:
+        return _print_error(2, str(error))
+    except Failure as failure:
+        return _print_error(1, str(failure))
+    except (KeyboardInterrupt, SearchInterrupted):
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has closed it, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's flush at exit would fail again
+        return 1
+    except MemoryError:
+        return _print_error(1, "out of memory")
+    except OSError as error:
+        return _print_refusal(error)
+    except Exception as error:
+        return _print_error(1, f"bug in dreamprvr_ray: {_describe(error)}{_record_traceback(error)}")
+
+
+def _print_error(code: int, *messages: str) -> int:
+    for message in messages:
+        print(f"{'error' if code == 2 else 'failed'}: {one_line(message)}", file=sys.stderr)
+    return code
+
+
+def _print_refusal(error: OSError) -> int:
+    """Report what the system refused. A wrong path is a mistake of the user; anything else is a failure."""
+    reason = error.strerror or first_line(error)
+    if error.filename is None:  # of a write to a full disk, or of the network: only the traceback knows where
+        return _print_error(1, f"{reason}{_record_traceback(error)}")
+    path = error.filename if isinstance(error.filename, str) else os.fsdecode(error.filename)
+    return _print_error(2 if error.errno in PATH_ERRORS else 1, f"{path}: {reason}")
+
+
+def _describe(error: Exception) -> str:
+    name, message = type(error).__name__, first_line(error)
+    return name if message == name else f"{name}: {message}"
+
+
+def _record_traceback(error: BaseException) -> str:
+    """Write an error's traceback to a new file that only this user can read; return what the message says about it."""
+    text = redact("".join(traceback.format_exception(error)))
+    if os.environ.get(DEBUG):
+        print(text, end="", file=sys.stderr)
+        return ""
+    try:
+        descriptor, path = tempfile.mkstemp(prefix="dreamprvr-ray-traceback-", suffix=".txt")  # mode 0600
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+    except OSError:
+        return f" (set {DEBUG}=1 to see the traceback)"
+    return f" (traceback: {path})"
 
 
 def _interrupt(*_: object) -> None:

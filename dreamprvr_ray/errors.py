@@ -3,9 +3,27 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable, Sequence
 from urllib.parse import urlsplit, urlunsplit
+
+# What the system answers for a path that cannot be used as asked: a mistake of the user, unlike a full disk.
+PATH_ERRORS = (
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.ENOENT,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.ENXIO,
+    errno.EINVAL,
+)
+_LONGEST_LINE = 2000  # characters of a message
+_LONGEST_NAME = 200  # characters of a name for which a similar one is looked up
 
 
 class UserError(Exception):
@@ -57,6 +75,8 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     folded = {full.casefold().strip(): full for full in allowed}
     if name.casefold().strip() in folded:  # difflib distinguishes case
         return f"; did you mean '{folded[name.casefold().strip()]}'?"
+    if len(name) > _LONGEST_NAME:  # comparing takes a time that grows with the square of the length
+        return ""
     close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.6)
     if not close:  # a key given without its section, as 'registers' for 'model.registers'
         close = [full for full in allowed if full.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]][:1]
@@ -65,7 +85,10 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
 
 def redact_password(url: str) -> str:
     """Return a URL with its password replaced by `***`, safe to print and to store."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # not a valid URL, such as s3://[bucket: what it holds is not known
+        return re.sub(r"://.*@", "://***@", url)
     if parts.password is None:
         return url
     return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")))
@@ -84,6 +107,16 @@ def redact(text: str) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the name of its type if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def one_line(text: str) -> str:
+    """Return a message as a terminal shows it in one line: control characters escaped, and not too long."""
+    shown = "".join(character if character.isprintable() else _escaped(character) for character in text)
+    return shown if len(shown) <= _LONGEST_LINE else f"{shown[:_LONGEST_LINE]} ..."
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()
 
 
 def first_few(mistakes: Sequence[str], count: int = 3) -> list[str]:

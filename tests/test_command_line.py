@@ -9,12 +9,13 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 import dreamprvr_ray
-from dreamprvr_ray.command_line import Parser, print_json
+from dreamprvr_ray.command_line import Parser, exit_code, print_json
 from dreamprvr_ray.errors import UserError, did_you_mean
 
 ROOT = Path(__file__).parent.parent
@@ -44,8 +45,6 @@ def run_main(body: str, reader: str = "cat") -> tuple[int, str, str]:
 def test_exit_codes() -> None:
     assert run_main("print(arguments)") == (0, "['one', 'two']\n", "")
     assert run_main("return 1") == (1, "", "")
-    code, _, errors = run_main("raise RuntimeError('broken')")
-    assert code == 1 and errors.startswith("Traceback") and errors.endswith("RuntimeError: broken\n")
     assert run_main("raise KeyboardInterrupt") == (130, "", "interrupted\n")
     assert run_main("import os, signal; os.kill(os.getpid(), signal.SIGTERM); time.sleep(30)") == (
         130,
@@ -64,14 +63,78 @@ def test_a_path_that_cannot_be_written_is_a_one_line_error_that_names_it() -> No
     assert run_main(body) == (2, "", "error: /proc/x: cannot be written: No such file or directory\n")
 
 
-def test_other_file_errors_keep_their_traceback() -> None:
-    full = "from dreamprvr_ray.storage.files import writing\n  with writing('a'): raise OSError(28, 'full')"
-    for body, message in (
-        ("open('/nowhere/at/all')", "FileNotFoundError"),
-        (full, "OSError: [Errno 28] full"),
-    ):  # a bug; a full disk
-        code, _, errors = run_main(body)
-        assert code == 1 and errors.startswith("Traceback") and message in errors.splitlines()[-1]
+def in_process(capsys: pytest.CaptureFixture[str], error: BaseException) -> tuple[int, str]:
+    """Return exit code and stderr of a command that raises `error`."""
+
+    def main(arguments: list[str]) -> None:
+        raise error
+
+    code = exit_code(main, [])
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "line"),
+    [
+        ("open('/nowhere/at/all')", 2, "error: /nowhere/at/all: No such file or directory"),
+        ("open('/tmp/' + 'x' * 300)", 2, f"error: /tmp/{'x' * 300}: File name too long"),
+        ("import pathlib; pathlib.Path('/').write_text('')", 2, "error: /: Is a directory"),
+        ("raise OSError(28, 'No space left on device', 'a')", 1, "failed: a: No space left on device"),
+        ("raise MemoryError", 1, "failed: out of memory"),
+        ("Parser('train', 'Trains.').parse_args(['a\\0b'])", 2, r"error: 'a\x00b': an argument must not contain NUL"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(body: str, code: int, line: str) -> None:
+    assert run_main(body) == (code, "", f"{line}\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "start"),
+    [
+        (RuntimeError("broken"), "failed: bug in dreamprvr_ray: RuntimeError: broken"),
+        (RecursionError(), "failed: bug in dreamprvr_ray: RecursionError"),
+        (OSError(28, "No space left on device"), "failed: No space left on device"),  # `write` does not know the path
+    ],
+)
+def test_a_bug_is_one_line_that_names_the_file_with_its_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, start: str
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert in_process(capsys, error)[0] == 1
+    code, printed = in_process(capsys, error)
+    first, second = sorted(tmp_path.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    assert code == 1 and printed == f"{start} (traceback: {second})\n"
+    assert second.stat().st_mode & 0o777 == 0o600 and second.read_text().startswith("Traceback")
+    assert first != second  # another command's file is never overwritten
+
+
+def test_the_traceback_of_a_bug_holds_no_password(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    in_process(capsys, RuntimeError("cannot reach postgresql://me:canary@host/db"))
+    (path,) = tmp_path.iterdir()
+    assert "canary" not in path.read_text() and "host/db" in path.read_text()
+
+
+def test_the_traceback_of_a_bug_can_be_printed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("DREAMPRVR_RAY_DEBUG", "1")
+    code, printed = in_process(capsys, RuntimeError("broken"))
+    assert code == 1 and printed.startswith("Traceback") and list(tmp_path.iterdir()) == []
+    monkeypatch.delenv("DREAMPRVR_RAY_DEBUG")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    assert in_process(capsys, RuntimeError("broken"))[1] == (
+        "failed: bug in dreamprvr_ray: RuntimeError: broken (set DREAMPRVR_RAY_DEBUG=1 to see the traceback)\n"
+    )
+
+
+def test_a_mistake_is_one_line_of_bounded_length(capsys: pytest.CaptureFixture[str]) -> None:
+    code, printed = in_process(capsys, UserError("key 'a\nb\x1b[2J' is unknown", "x" * 100_000))
+    assert code == 2 and printed.splitlines()[0] == r"error: key 'a\nb\x1b[2J' is unknown"
+    assert len(printed.splitlines()) == 2 and len(printed) < 3000
 
 
 @pytest.mark.parametrize("lines", [1, 100_000])

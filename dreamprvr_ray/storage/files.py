@@ -15,19 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dreamprvr_ray.errors import NotWritableError, UserError, first_line
-
-# Errors that retrying does not help, unlike a full disk.
-_PERMANENT = (
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOTDIR,
-    errno.ENOENT,
-    errno.EISDIR,
-    errno.EEXIST,
-    errno.ENAMETOOLONG,
-)
+from dreamprvr_ray.errors import PATH_ERRORS, NotWritableError, UserError, first_line
 
 BLANKS = " \t\r\n"  # what is stripped around a value: Unicode has more blanks, which may be part of a name
 
@@ -40,7 +28,7 @@ def writing(destination: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _PERMANENT:
+        if error.errno not in PATH_ERRORS:
             raise
         raise NotWritableError(error.errno, error.strerror, str(destination)) from error
 
