@@ -134,25 +134,41 @@ def run_search(
 def load_model(checkpoint: str | Path) -> TrainedModel:
     """Load a checkpoint: its directory or URI, or a checkpoint file of the authors' release. Loading never executes
     code in it."""
-    from dreamprvr_ray.checkpoints.checkpoint import load_model as load
+    from dreamprvr_ray.checkpoints.locate import load_trained_model
     from dreamprvr_ray.storage.location import Storage
 
-    with Storage.of(checkpoint).local_directory() as path:
-        return load(path)
+    return load_trained_model(Storage.of(checkpoint))
 
 
 def evaluate_model(
-    checkpoint: str | Path, shards: str | Path | ShardSet, split: Literal["val", "test"] = "val"
+    checkpoint: str | Path,
+    shards: str | Path | ShardSet,
+    split: Literal["val", "test"] = "val",
+    *,
+    queries: str | Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint's retrieval on a split, as the `evaluate` command does: recall, SumR, median rank, by
     moment length.
 
     Every evaluation on `test` is recorded in the checkpoint's directory; `test_reads` in the result counts them.
+    `queries` names a new file for the result of each query, one line of JSON per query.
     """
+    from dreamprvr_ray.evaluation.query_results import QueryResult, check_new_file, write_query_results
     from dreamprvr_ray.evaluation.test_record import evaluate_checkpoint
     from dreamprvr_ray.storage.location import Storage
 
-    return evaluate_checkpoint(Storage.of(checkpoint), _shard_set(shards), split).to_dict()
+    results: list[QueryResult] = []
+    if queries is not None:
+        check_new_file(Path(queries))
+    evaluation = evaluate_checkpoint(
+        Storage.of(checkpoint),
+        _shard_set(shards),
+        split,
+        on_queries=None if queries is None else results.extend,
+    )
+    if queries is not None:
+        write_query_results(Path(queries), results)
+    return evaluation.to_dict()
 
 
 def score_queries(trained: TrainedModel, split: Split) -> Tensor:
@@ -168,9 +184,11 @@ def export_model(checkpoint: str | Path, out: str | Path) -> Path:
     """Copy a checkpoint, without what only training needs, to the new directory `out`, with a script that retrieves
     with it."""
     from dreamprvr_ray.checkpoints.checkpoint import export_checkpoint
+    from dreamprvr_ray.checkpoints.locate import check_checkpoint
     from dreamprvr_ray.storage.location import Storage
 
-    with Storage.of(checkpoint).local_directory() as path:
+    check_checkpoint(storage := Storage.of(checkpoint))
+    with storage.local_directory() as path:
         export_checkpoint(path, Path(out))
     return Path(out)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from dreamprvr_ray.command_line import Parser, print_json, print_progress, run
 from dreamprvr_ray.data.cache import local_shards
+from dreamprvr_ray.evaluation.query_results import QueryResult, check_new_file, write_query_results
 from dreamprvr_ray.evaluation.test_record import evaluate_checkpoint
 from dreamprvr_ray.storage.location import Storage
 
@@ -19,11 +22,27 @@ def main(arguments: list[str]) -> None:
         "--shards", required=True, help="output of `convert`: a directory or a URI like s3://bucket/shards"
     )
     parser.add_argument("--split", choices=("val", "test"), required=True, help="split to evaluate on")
-    options = parser.parse_args(arguments)
-    evaluation = evaluate_checkpoint(
-        Storage.of(options.checkpoint), local_shards(options.shards), options.split, _warn_unrecorded
+    parser.add_argument(
+        "--queries",
+        type=Path,
+        metavar="FILE.jsonl",
+        help="new file with a line of JSON per query: its id, sentence and video, the rank of the video, and the five"
+        " best videos with their scores",
     )
-    print("\n".join(evaluation.lines()))
+    options = parser.parse_args(arguments)
+    if options.queries is not None:
+        check_new_file(options.queries)
+    results: list[QueryResult] = []
+    evaluation = evaluate_checkpoint(
+        Storage.of(options.checkpoint),
+        local_shards(options.shards),
+        options.split,
+        _warn_unrecorded,
+        on_queries=None if options.queries is None else results.extend,
+    )
+    print("\n".join(evaluation.lines()), flush=True)
+    if options.queries is not None:
+        write_query_results(options.queries, results)
     if options.json:
         print_json(evaluation.to_dict())
 

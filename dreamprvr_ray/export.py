@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dreamprvr_ray.checkpoints.checkpoint import export_checkpoint
+from dreamprvr_ray.checkpoints.locate import check_checkpoint
 from dreamprvr_ray.command_line import Parser, print_json, run
 from dreamprvr_ray.storage.location import Storage, local_folder
 
@@ -17,7 +18,8 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--out", type=local_folder, required=True, help="directory to create")
     options = parser.parse_args(arguments)
-    with Storage.of(options.checkpoint).local_directory() as checkpoint:
+    check_checkpoint(storage := Storage.of(options.checkpoint))
+    with storage.local_directory() as checkpoint:
         metrics = export_checkpoint(checkpoint, options.out)
     script = options.out / "retrieve.py"
     print(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -37,6 +37,7 @@ def test_an_exported_model_evaluates_like_its_checkpoint_and_its_script_retrieve
     assert {path.name for path in out.iterdir()} == {
         "weights.safetensors",
         "experiment.yaml",
+        "checksums.json",
         "metrics.json",
         "retrieve.py",
     }
@@ -47,17 +48,56 @@ def test_an_exported_model_evaluates_like_its_checkpoint_and_its_script_retrieve
     assert results[0] == results[1]
 
     script = out / "retrieve.py"
-    assert len([line for line in script.read_text().splitlines() if line and not line.startswith(('"""', "#"))]) <= 10
-    ran = subprocess.run([sys.executable, script, demo_shards], capture_output=True, text=True, check=True)
-    test = ShardSet.open(demo_shards).split("test")
-    lines = ran.stdout.splitlines()
-    assert [line.split(" -> ")[0] for line in lines] == list(test.captions[:10])
-    for line in lines:
-        found = line.split(" -> ")[1].split(", ")
-        assert len(set(found)) == 5 and set(found) <= set(test.videos)
+    code = script.read_text().split('"""')[2]
+    assert len([line for line in code.splitlines() if line]) <= 15
+    for arguments, name in (((), "val"), (("--split", "val"), "val"), (("--split", "test"), "test")):
+        ran = retrieve(script, demo_shards, *arguments)
+        assert (ran.returncode, ran.stderr) == (0, "")
+        split = ShardSet.open(demo_shards).split(name)
+        lines = ran.stdout.splitlines()
+        assert [line.split(" -> ")[0] for line in lines] == list(split.captions[:10])
+        for line in lines:
+            found = line.split(" -> ")[1].split(", ")
+            assert len(set(found)) == 5 and set(found) <= set(split.videos)
+    assert not (out / "test.json").exists()  # nothing was measured
 
     again = call("export", "--checkpoint", checkpoint, "--out", out)
     assert again.returncode == 2 and "already exists; choose another --out" in again.stderr
+
+
+def retrieve(script: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, script, *map(str, arguments)], capture_output=True, text=True)
+
+
+def test_the_script_refuses_what_it_cannot_do(checkpoint: Path, call: Call, demo_shards: Path, tmp_path: Path) -> None:
+    assert call("export", "--checkpoint", checkpoint, "--out", tmp_path / "model").returncode == 0
+    script = tmp_path / "model" / "retrieve.py"
+    sentence = retrieve(script, demo_shards, "a man opens a door")
+    assert sentence.returncode == 2 and sentence.stdout == ""
+    assert sentence.stderr.startswith("usage: retrieve.py [-h] [--split {val,test}] SHARDS\n")
+    assert sentence.stderr.endswith("error: unrecognized arguments: a man opens a door\n")
+    missing = retrieve(script, tmp_path / "none")
+    assert missing.returncode == 2 and missing.stderr.startswith(f"error: {tmp_path}/none: ")
+    assert missing.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 kB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small file system: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_disk_is_reported_and_leaves_nothing(checkpoint: Path, call: Call, small_disk: Path) -> None:
+    done = call("export", "--checkpoint", checkpoint, "--out", small_disk / "model")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"failed: {small_disk}/model: cannot be written: No space left on device\n"
+    assert not list(small_disk.iterdir())
 
 
 def test_a_checkpoint_in_an_object_store_is_exported(checkpoint: Path, call: Call, s3: S3, tmp_path: Path) -> None:

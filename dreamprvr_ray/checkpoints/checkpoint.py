@@ -1,4 +1,4 @@
-"""Checkpoint directories: `weights.safetensors`, `state.pt`, `experiment.yaml`, `metrics.json`.
+"""Checkpoint directories: `weights.safetensors`, `state.pt`, `experiment.yaml`, `checksums.json`, `metrics.json`.
 
 They hold tensors and plain values only, so loading one never executes code. A directory is written under a temporary
 name and renamed once it is complete, so a directory that exists can be loaded.
@@ -21,8 +21,9 @@ import safetensors
 import safetensors.torch
 import torch
 
+from dreamprvr_ray.checkpoints.checksums import CHECKSUMS, check_file, format_checksums
 from dreamprvr_ray.config import Experiment, load_experiment
-from dreamprvr_ray.errors import UserError, first_line
+from dreamprvr_ray.errors import Failure, NotWritableError, UserError, first_line
 from dreamprvr_ray.model.authors import read_authors_checkpoint
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.storage.files import copy_files, read_json, replacing
@@ -53,13 +54,17 @@ class Checkpoint:
         # Serialise in memory and write here: on a full disk, safetensors and torch raise their own exception types.
         # safetensors requires each tensor to have its own memory, and stacked branches may be views of one tensor.
         weights = {name: tensor.contiguous() for name, tensor in self.weights.items()}
-        _write(directory / WEIGHTS, safetensors.torch.save(weights))
+        files: dict[str, bytes | memoryview] = {WEIGHTS: safetensors.torch.save(weights)}
         if self.state is not None:
             buffer = io.BytesIO()
             torch.save(self.state, buffer)
-            _write(directory / STATE, buffer.getbuffer())
-        _write(directory / EXPERIMENT, self.experiment.to_yaml().encode())
-        _write(directory / METRICS, (json.dumps(self.metrics, indent=1) + "\n").encode())
+            files[STATE] = buffer.getbuffer()
+        files[EXPERIMENT] = self.experiment.to_yaml().encode()
+        metrics = (json.dumps(self.metrics, indent=1) + "\n").encode()
+        files[CHECKSUMS] = format_checksums(files | {METRICS: metrics})
+        files[METRICS] = metrics
+        for name, content in files.items():
+            _write(directory / name, content)
 
 
 def _write(path: Path, data: bytes | memoryview) -> None:
@@ -71,6 +76,7 @@ def _write(path: Path, data: bytes | memoryview) -> None:
 
 def read_state(directory: Path) -> dict[str, Any]:
     """Read what resuming needs besides the weights. Raises `UserError` if it is missing or damaged."""
+    check_file(directory, STATE)
     try:
         state: dict[str, Any] = torch.load(directory / STATE, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -87,13 +93,31 @@ def read_state(directory: Path) -> dict[str, Any]:
 
 
 def read_weights(directory: Path) -> dict[str, torch.Tensor]:
-    """Read the weights of a checkpoint onto the CPU. Raises `UserError` if they are missing or damaged."""
+    """Read the weights of a checkpoint onto the CPU.
+
+    Raises `UserError` if they are missing or damaged, or if a value is NaN or infinite.
+    """
+    check_file(directory, WEIGHTS)
     try:
-        return safetensors.torch.load_file(directory / WEIGHTS)
+        weights = safetensors.torch.load_file(directory / WEIGHTS)
     except FileNotFoundError:
         raise UserError(f"{directory}: not a checkpoint: it has no {WEIGHTS}") from None
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"{directory / WEIGHTS}: damaged: {first_line(error)}") from None
+    _check_finite(weights, directory / WEIGHTS)
+    return weights
+
+
+def read_experiment(directory: Path) -> Experiment:
+    """Read the experiment of a checkpoint. Raises `UserError` if it is missing, damaged or invalid."""
+    check_file(directory, EXPERIMENT)
+    return load_experiment(directory / EXPERIMENT)
+
+
+def read_metrics(directory: Path) -> dict[str, Any]:
+    """Read the metrics of a checkpoint. Raises `UserError` if they are missing or damaged."""
+    check_file(directory, METRICS)
+    return read_json(directory / METRICS)
 
 
 def load_model(path: Path) -> TrainedModel:
@@ -104,42 +128,64 @@ def load_model(path: Path) -> TrainedModel:
     if path.is_file():
         authors = read_authors_checkpoint(path)
         experiment, weights, metrics = authors.experiment, authors.weights, {"epoch": authors.epoch}
+        _check_finite(weights, path)
     elif path.is_dir():
-        weights = read_weights(path)
-        experiment = load_experiment(path / EXPERIMENT)
-        metrics = read_json(path / METRICS)
+        weights, experiment, metrics = read_weights(path), read_experiment(path), read_metrics(path)
     else:
         raise UserError(f"{path}: checkpoint does not exist")
-    # Building the model draws initial weights, which are then replaced: do not advance the caller's generator.
-    with torch.random.fork_rng(devices=[]):
-        data = experiment.data
-        model = DreamPRVR(experiment.model, data.video_size, data.text_size, data.trim_frames)
+    data = experiment.data
     try:
-        model.load_state_dict(weights)
+        with torch.device("meta"):  # shapes only: sizes that the weights do not have must not be allocated
+            shapes = DreamPRVR(experiment.model, data.video_size, data.text_size, data.trim_frames)
+        shapes.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         raise UserError(
             f"{path}: the weights do not match {EXPERIMENT}: {' '.join(str(error).split())[:300]}"
         ) from None
+    # Building the model draws initial weights, which are then replaced: do not advance the caller's generator.
+    with torch.random.fork_rng(devices=[]):
+        model = DreamPRVR(experiment.model, data.video_size, data.text_size, data.trim_frames)
+    model.load_state_dict(weights)
     return TrainedModel(model.eval(), experiment, metrics)
+
+
+def _check_finite(weights: Mapping[str, torch.Tensor], path: Path) -> None:
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{path}: damaged: tensor '{name}' has values that are not finite")
 
 
 def export_checkpoint(source: Path, target: Path) -> dict[str, Any]:
     """Copy what evaluation needs of a checkpoint into a new directory, add a retrieval script, and return the metrics.
 
-    Raises `UserError` if `source` is not a checkpoint that can be loaded, or if `target` exists.
+    Raises `UserError` if `source` is not a checkpoint that can be loaded, or if `target` exists, and `Failure` if the
+    disk is full; `target` is then not created.
     """
-    if target.exists():
+    if target.exists() or target.is_symlink():
         raise UserError(f"{target} already exists; choose another --out")
     if not source.is_dir():
         raise UserError(f"{source}: checkpoint does not exist")
     metrics = load_model(source).metrics
-    with replacing(target) as directory:
-        for path in source.iterdir():
-            if path.is_file() and path.name != STATE:
-                shutil.copy2(path, directory)
-        script = resources.files("dreamprvr_ray") / "retrieve.py.txt"
-        (directory / "retrieve.py").write_text(script.read_text(encoding="utf-8"), encoding="utf-8")
+    script = (resources.files("dreamprvr_ray") / "retrieve.py.txt").read_bytes()
+    try:
+        with replacing(target) as directory:
+            for path in source.iterdir():
+                if path.is_file() and path.name != STATE:
+                    _copy(path, directory / path.name)
+            _write(directory / "retrieve.py", script)
+    except NotWritableError:
+        raise
+    except OSError as error:
+        raise Failure(f"{target}: cannot be written: {error.strerror or first_line(error)}") from None
     return metrics
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file's content, and wait until it is on the disk: a full disk may be reported only then."""
+    with source.open("rb") as content, target.open("wb") as file:
+        shutil.copyfileobj(content, file, 8 * 2**20)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def copy_checkpoint(source: Path, target: Path) -> dict[str, Any]:
@@ -148,4 +194,4 @@ def copy_checkpoint(source: Path, target: Path) -> dict[str, Any]:
         raise UserError(f"{source}: checkpoint does not exist")
     with replacing(target) as directory:
         copy_files(source, directory)
-    return read_json(target / METRICS)
+    return read_metrics(target)

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from dreamprvr_ray.data.batches import collate_queries, collate_videos
 from dreamprvr_ray.data.shards import Split
+from dreamprvr_ray.device import autocast
 from dreamprvr_ray.distributed import Workers
+from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.evaluation.metrics import Recall, Retrieval
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.model.scoring import fused_scores
@@ -23,6 +25,10 @@ from dreamprvr_ray.model.scoring import fused_scores
 MOMENT_BOUNDS = (0.0, 0.2, 0.4, 1.0)  # groups by moment length / video length: each excludes its lower bound
 QUERY_BLOCK = 512  # queries encoded and scored at a time
 VIDEO_BLOCK = 64  # videos encoded and scored at a time
+
+
+class ScoresNotFinite(UserError):
+    """Some scores of a split are NaN or infinite, so that ranks would have no meaning."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +71,15 @@ def summarise(ranks: Ranks, videos: int, moment_fractions: np.ndarray | None = N
 def evaluate(model: DreamPRVR, split: Split, clip_weight: float, workers: Workers | None = None) -> Retrieval:
     """Evaluate the retrieval of all queries of a split among all its videos, scored by `score_split`.
 
-    Every worker gets the whole result.
+    Every worker gets the whole result. Raises `ScoresNotFinite` as `score_split`.
     """
-    scores = score_split(model, split, clip_weight, workers)
-    own = torch.from_numpy(np.array(split.owner)).to(scores.device)
-    return summarise(exact_ranks(scores, own), len(split), split.moment_fractions)
+    ranks = rank_queries(score_split(model, split, clip_weight, workers), split)
+    return summarise(ranks, len(split), split.moment_fractions)
+
+
+def rank_queries(scores: Tensor, split: Split) -> Ranks:
+    """Rank each query's own video among the scores (Q, V) of a split, as `exact_ranks` does."""
+    return exact_ranks(scores, torch.from_numpy(np.array(split.owner)).to(scores.device))
 
 
 @torch.no_grad()
@@ -77,13 +87,21 @@ def score_split(model: DreamPRVR, split: Split, clip_weight: float, workers: Wor
     """Return the fused scores (Q, V) of all queries and videos of a split, on the model's device and on every worker.
 
     The workers divide the videos and the queries among them. The model's training mode is restored afterwards.
+
+    Scores are computed in float32, whatever the precision of the training: autocast is off. Raises `ScoresNotFinite`
+    if any score is NaN or infinite.
     """
-    training = model.training
+    training, device = model.training, next(model.parameters()).device
     model.eval()
     try:
-        return _score_split(model, split, clip_weight, workers or Workers())
+        with autocast(device, "fp32"):
+            scores = _score_split(model, split, clip_weight, workers or Workers())
     finally:
         model.train(training)
+    if not scores.isfinite().all():
+        count = int((~scores.isfinite()).any(1).sum())
+        raise ScoresNotFinite(f"split {split.name}: {count} of {len(scores)} queries have scores that are not finite")
+    return scores
 
 
 def _score_split(model: DreamPRVR, split: Split, clip_weight: float, workers: Workers) -> Tensor:

@@ -1,86 +1,152 @@
 """Evaluation of checkpoints. Every evaluation on test is recorded with the checkpoint.
 
 CHECKPOINT/test.json         one record per evaluation on test
-CHECKPOINT/test_ranks.json   ranks of the queries' videos at the first one, in the split's order
+CHECKPOINT/test_ranks.json   ranks of the queries' videos at an evaluation on test, in the split's order
+
+The record is written first and the ranks after it, so that ranks never exist without the reading that they come from.
+If the program is killed in between, the ranks are missing and the reading is on record: whoever needs the ranks reads
+test once more, as a further recorded reading. Earlier versions wrote the ranks first: ranks without a record are
+counted as a reading.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from dreamprvr_ray.checkpoints.checkpoint import load_model
+from torch import Tensor
+
+from dreamprvr_ray.checkpoints.checkpoint import TrainedModel
 from dreamprvr_ray.checkpoints.layout import TEST_RANKS, TEST_RECORD
+from dreamprvr_ray.checkpoints.locate import load_trained_model
 from dreamprvr_ray.data.cache import local_shards
-from dreamprvr_ray.data.shards import ShardSet
+from dreamprvr_ray.data.finite import find_not_finite
+from dreamprvr_ray.data.shards import ShardSet, Split
 from dreamprvr_ray.device import best_device
 from dreamprvr_ray.errors import ObjectStoreError, UserError, first_line
 from dreamprvr_ray.evaluation.metrics import Evaluation, Reading
-from dreamprvr_ray.evaluation.retrieval import evaluate
+from dreamprvr_ray.evaluation.query_results import QueryResult, query_results
+from dreamprvr_ray.evaluation.retrieval import ScoresNotFinite, rank_queries, score_split, summarise
 from dreamprvr_ray.storage.files import parse_json
 from dreamprvr_ray.storage.location import Storage
 
 
 def evaluate_checkpoint(
-    storage: Storage, shards: ShardSet, split: str, on_unrecorded: Callable[[str], None] | None = None
+    storage: Storage,
+    shards: ShardSet,
+    split: str,
+    on_unrecorded: Callable[[str], None] | None = None,
+    on_queries: Callable[[Iterator[QueryResult]], None] | None = None,
 ) -> Evaluation:
     """Evaluate the checkpoint at `storage` on a split. An evaluation on test is recorded in the checkpoint's directory.
 
     If the record cannot be written, `on_unrecorded` is called with the reason; without it, the error is raised.
-    Raises `UserError` if the checkpoint cannot be loaded or does not fit the shards.
+    `on_queries` receives the result of each query.
+
+    Raises `UserError` if the checkpoint cannot be loaded or does not fit the shards, or if scores are not finite.
     """
-    with storage.local_directory() as path:
-        trained = load_model(path)
-        recordable = path.is_dir()
+    trained = load_trained_model(storage)
+    recordable = storage.directory is None or storage.directory.is_dir()
     sizes, manifest = trained.experiment.data, shards.manifest
     if (sizes.video_size, sizes.text_size) != (manifest.video_size, manifest.text_size):
         raise UserError(
             f"{storage}: trained on features of sizes {sizes.video_size} / {sizes.text_size} (videos / queries), but"
             f" {shards.directory} has {manifest.video_size} / {manifest.text_size}"
         )
-    model = trained.model.to(best_device())
-    retrieval = evaluate(model, shards.split(split), trained.experiment.evaluation.clip_weight)
+    # Before test is read: a damaged record must not lose the count.
+    readings = _Readings.of(storage) if split == "test" and recordable else None
+    data = shards.split(split)
+    scores = _scores(trained, data, storage, shards)
+    ranks = rank_queries(scores, data)
+    retrieval = summarise(ranks, len(data), data.moment_fractions)
     evaluation = Evaluation(split, manifest.collection, manifest.protocol, retrieval)
-    if split != "test" or not recordable:
-        return evaluation
-    records = _read_records(storage)
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    evaluation = replace(evaluation, reading=Reading(now, str(shards.directory), len(records) + 1))
-    try:
-        if not records:
-            assert retrieval.ranks is not None
-            storage.write_text(TEST_RANKS, json.dumps(retrieval.ranks.tolist()) + "\n")
-        records.append(evaluation.to_dict())
-        storage.write_text(TEST_RECORD, json.dumps({"readings": records}, indent=1) + "\n")
-    except (OSError, ObjectStoreError) as error:
-        if on_unrecorded is None:
-            raise
-        on_unrecorded(first_line(error))  # evaluating may have taken minutes: a full disk must not lose the result
+    if readings is not None:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        evaluation = replace(evaluation, reading=Reading(now, str(shards.directory), readings.count + 1))
+        try:
+            readings.add(evaluation, storage)
+        except (OSError, ObjectStoreError) as error:
+            if on_unrecorded is None:
+                raise
+            on_unrecorded(first_line(error))  # evaluating may have taken minutes: a full disk must not lose the result
+    if on_queries is not None:
+        on_queries(query_results(data, scores, ranks))
     return evaluation
 
 
+def _scores(trained: TrainedModel, split: Split, storage: Storage, shards: ShardSet) -> Tensor:
+    """Return the scores (Q, V) of a split. Raises `UserError` naming what is damaged if some are not finite."""
+    try:
+        return score_split(trained.model.to(best_device()), split, trained.experiment.evaluation.clip_weight)
+    except ScoresNotFinite as error:
+        if owner := find_not_finite(split):
+            raise UserError(
+                f"{shards.directory}: the features of {owner} in split {split.name} are not finite; convert again"
+            ) from None
+        reason = "its weights are damaged, or its training diverged"
+        raise UserError(f"{storage}: {first_line(error)}: {reason}") from None
+
+
 def evaluate_test_once(checkpoint: Storage, shards: str) -> Evaluation:
-    """Return the first recorded evaluation on test; evaluate and record now if there is none."""
-    return recorded_test(checkpoint) or evaluate_checkpoint(checkpoint, local_shards(shards), "test")
+    """Return the first recorded evaluation on test; evaluate and record now if there is none, or without its ranks."""
+    recorded = recorded_test(checkpoint)
+    if recorded is not None and checkpoint.exists(TEST_RANKS):
+        return recorded
+    return evaluate_checkpoint(checkpoint, local_shards(shards), "test")
 
 
 def recorded_test(checkpoint: Storage) -> Evaluation | None:
     """Return the first recorded evaluation of a checkpoint on test, or None."""
     records = _read_records(checkpoint)
-    return Evaluation.from_dict(records[0]) if records else None
+    try:
+        return Evaluation.from_dict(records[0]) if records else None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{checkpoint}/{TEST_RECORD}: damaged: {error!r}") from None
 
 
 def recorded_ranks(checkpoint: Storage) -> list[int]:
-    """Return the rank of each query's video (Q,) at the first recorded evaluation on test."""
-    ranks: list[int] = json.loads(checkpoint.read_text(TEST_RANKS))
+    """Return the rank of each query's video (Q,) at a recorded evaluation on test. Raises `UserError` if damaged."""
+    try:
+        ranks = json.loads(checkpoint.read_text(TEST_RANKS))
+    except ValueError as error:
+        raise UserError(f"{checkpoint}/{TEST_RANKS}: damaged: {first_line(error)}") from None
+    if not isinstance(ranks, list) or not all(isinstance(rank, int) for rank in ranks):
+        raise UserError(f"{checkpoint}/{TEST_RANKS}: damaged: must be a list of ranks")
     return ranks
 
 
+@dataclass(frozen=True)
+class _Readings:
+    """The evaluations of a checkpoint on test so far."""
+
+    records: list[dict[str, Any]]  # not decoded, so that records of other versions are written back as they are
+    count: int  # of readings; more than there are records if one could not be recorded
+    ranks_exist: bool
+
+    @classmethod
+    def of(cls, storage: Storage) -> _Readings:
+        records, ranks_exist = _read_records(storage), storage.exists(TEST_RANKS)
+        numbers = [number for record in records if isinstance(number := record.get("test_reads"), int)]
+        return cls(records, max(len(records), *numbers) if records else int(ranks_exist), ranks_exist)
+
+    def add(self, evaluation: Evaluation, storage: Storage) -> None:
+        """Record one more evaluation, then its ranks unless those of the first recorded one exist."""
+        records = [*self.records, evaluation.to_dict()]
+        storage.write_text(TEST_RECORD, json.dumps({"readings": records}, indent=1) + "\n")
+        if not (self.records and self.ranks_exist):
+            assert evaluation.retrieval.ranks is not None
+            storage.write_text(TEST_RANKS, json.dumps(evaluation.retrieval.ranks.tolist()) + "\n")
+
+
 def _read_records(storage: Storage) -> list[dict[str, Any]]:
-    # Not decoded, so that records of other versions are written back as they are.
+    """Return the records of `test.json`, oldest first. Raises `UserError` if the file is damaged."""
     if not storage.exists(TEST_RECORD):
         return []
-    return list(parse_json(storage.read_text(TEST_RECORD), f"{storage}/{TEST_RECORD}")["readings"])
+    path = f"{storage}/{TEST_RECORD}"
+    records = parse_json(storage.read_text(TEST_RECORD), path).get("readings")
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise UserError(f"{path}: damaged: 'readings' must be a list of records")
+    return records

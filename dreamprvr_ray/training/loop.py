@@ -22,19 +22,19 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_map_only
 
-from dreamprvr_ray.checkpoints.checkpoint import EXPERIMENT, Checkpoint, read_state, read_weights
-from dreamprvr_ray.config import CLIPS, FRAMES, Experiment, load_experiment
+from dreamprvr_ray.checkpoints.checkpoint import Checkpoint, read_experiment, read_state, read_weights
+from dreamprvr_ray.config import CLIPS, FRAMES, Experiment
 from dreamprvr_ray.data.batches import Batch, collate, plan_epoch, prefetch
 from dreamprvr_ray.data.manifest import Manifest
 from dreamprvr_ray.data.resident import ResidentSplit
 from dreamprvr_ray.data.shards import ShardSet
-from dreamprvr_ray.device import Precision, autocast, best_device, resolve_precision
+from dreamprvr_ray.device import Precision, best_device, resolve_precision
 from dreamprvr_ray.distributed import Division, Workers, token_traffic
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.evaluation.metrics import Retrieval
-from dreamprvr_ray.evaluation.retrieval import evaluate
+from dreamprvr_ray.evaluation.retrieval import ScoresNotFinite, evaluate
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
-from dreamprvr_ray.training.failure import TrainingDiverged
+from dreamprvr_ray.training.divergence import all_finite, losses_diverged, scores_diverged, weights_diverged
 from dreamprvr_ray.training.flops import specified_gflop
 from dreamprvr_ray.training.gradient_step import GradientPass
 from dreamprvr_ray.training.losses import Losses
@@ -59,7 +59,8 @@ def fit(
     one.
 
     Returns the last epoch's result, or None if that checkpoint is of a finished training. Raises `UserError` if the
-    experiment does not fit the shards or the checkpoint, and `TrainingDiverged` if an epoch's loss is not finite.
+    experiment does not fit the shards or the checkpoint, and `TrainingDiverged` if the loss, the weights or the scores
+    on val are not finite.
     """
     training = Training(experiment, shards, workers or Workers(), device or best_device())
     with reporter.latest_checkpoint() as checkpoint:
@@ -137,7 +138,7 @@ class Training:
         """Build everything at the first step. Raises `UserError` if the experiment does not fit the shards."""
         self.experiment = experiment = with_feature_sizes(experiment, shards.manifest)
         self.progress = Progress()
-        self._workers, self._device, self._manifest = workers, device, shards.manifest
+        self._workers, self._device, self._shards = workers, device, shards
         settings, data = experiment.training, experiment.data
         self._train = shards.joined("train", "val") if settings.with_val else shards.split("train")
         self._val = shards.split("val")
@@ -203,13 +204,13 @@ class Training:
     def train_epoch(self, epoch: int, on_first_step: Callable[[], None] | None = None) -> TrainedEpoch:
         """Train on every video once; `epoch` counts from 0.
 
-        Raises `TrainingDiverged` if the mean loss is not finite.
+        Raises `TrainingDiverged` if the mean loss is not finite, or the weights after the last step.
         """
         settings = self.experiment.training
         plan = plan_epoch(len(self._train), settings.batch_videos, settings.seed, epoch)
         queries_per_video = np.diff(self._train.first_query)
         hard = epoch >= self.experiment.loss.hard_negative_start_epoch
-        totals = torch.zeros(len(LOSS_NAMES), device=self._device)
+        totals, steps = torch.zeros(len(LOSS_NAMES), device=self._device), []
         traffic_before, token_bytes = replace(self._workers.traffic), 0
         started, waited = time.perf_counter(), 0.0
         self._model.train()
@@ -224,13 +225,14 @@ class Training:
             division = self._workers.division(queries_per_video[videos])
             token_bytes += token_traffic(division.videos, CLIPS + FRAMES, self.experiment.model.hidden_size)
             losses = self._step(step, batch, division, hard)
-            totals += torch.stack([getattr(losses, name).detach().float() for name in LOSS_NAMES])
+            steps.append(torch.stack([getattr(losses, name).detach().float() for name in LOSS_NAMES]))
+            totals += steps[-1]
         means = dict(zip(LOSS_NAMES, (totals / len(plan)).tolist(), strict=True))
         if not math.isfinite(means["total"]):
-            terms = ", ".join(name for name in LOSS_NAMES if not math.isfinite(means[name]))
-            raise TrainingDiverged(
-                f"epoch {epoch + 1}: the loss is not finite ({terms}); a lower optimizer.learning_rate may help"
-            )
+            recorded = torch.stack(steps).cpu()
+            raise losses_diverged(epoch + 1, recorded, LOSS_NAMES, self._train, self._shards.directory)
+        if not all_finite(self._model.parameters()):
+            raise weights_diverged(epoch + 1)
         traffic = None
         if self._workers.count > 1:
             sent, megabytes = self._workers.traffic.since(traffic_before), 1e6 * len(plan)
@@ -258,15 +260,20 @@ class Training:
         return losses
 
     def evaluate(self) -> Retrieval:
-        """Evaluate the current weights on val, in the precision of the training."""
-        with autocast(self._device, self._precision):
+        """Evaluate the current weights on val in float32, as the `evaluate` command does.
+
+        Raises `TrainingDiverged` if a score is not finite.
+        """
+        try:
             return evaluate(self._model, self._val, self.experiment.evaluation.clip_weight, self._workers)
+        except ScoresNotFinite:
+            raise scores_diverged(self.progress.epoch + 1, self._val, self._shards.directory) from None
 
     def snapshot(self, result: EpochResult) -> Checkpoint:
         """Copy the state to the CPU's memory, as the checkpoint of the epoch with this result."""
         metrics: dict[str, Any] = result.to_dict() | {
-            "collection": self._manifest.collection,
-            "protocol": self._manifest.protocol,
+            "collection": self._shards.manifest.collection,
+            "protocol": self._shards.manifest.protocol,
         }
         weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self._model.state_dict().items()}
         state = {
@@ -276,7 +283,7 @@ class Training:
         return Checkpoint(weights, state, self.experiment, metrics)
 
     def _load(self, checkpoint: Path) -> None:
-        saved = load_experiment(checkpoint / EXPERIMENT)
+        saved = read_experiment(checkpoint)
         if changes := self.experiment.changes_from(saved):
             raise UserError(*(f"{checkpoint}: belongs to another experiment: {change}" for change in changes))
         try:

@@ -23,6 +23,7 @@ from dreamprvr_ray.checkpoints.checkpoint import (
     load_model,
     read_state,
 )
+from dreamprvr_ray.checkpoints.checksums import CHECKSUMS
 from dreamprvr_ray.config import Experiment, load_experiment
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
@@ -66,7 +67,7 @@ def test_round_trip(tmp_path: Path) -> None:
         "rates": [1e-4, 2],
     }
     model = write(directory, state)
-    assert sorted(path.name for path in directory.iterdir()) == sorted([WEIGHTS, STATE, EXPERIMENT, METRICS])
+    assert sorted(path.name for path in directory.iterdir()) == sorted([WEIGHTS, STATE, EXPERIMENT, CHECKSUMS, METRICS])
     trained = load_model(directory)
     weights = trained.model.state_dict()
     assert weights.keys() == model.state_dict().keys()
@@ -117,6 +118,7 @@ class Malicious:
 def test_a_state_is_never_executed(save: Callable[[object, Path], object], checkpoint: Path, tmp_path: Path) -> None:
     mark = tmp_path / "executed"
     save({"optimizer": Malicious(mark)}, checkpoint / STATE)
+    (checkpoint / CHECKSUMS).unlink()
     line = refused(read_state, checkpoint)
     assert line == f"{checkpoint / STATE}: damaged, or contains objects other than tensors and plain values"
     assert not mark.exists()
@@ -127,6 +129,7 @@ def test_a_state_is_never_executed(save: Callable[[object, Path], object], check
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", None], ids=["empty", "text", "truncated"])
 def test_damaged_files_are_reported(content: bytes | None, checkpoint: Path) -> None:
+    (checkpoint / CHECKSUMS).unlink()  # as in checkpoints of earlier versions
     for name, read in ((WEIGHTS, load_model), (STATE, read_state), (METRICS, load_model)):
         path = checkpoint / name
         whole = path.read_bytes()
@@ -134,6 +137,58 @@ def test_damaged_files_are_reported(content: bytes | None, checkpoint: Path) -> 
         assert refused(read, checkpoint).startswith(f"{path}: damaged"), name
         path.write_bytes(whole)
     load_model(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [(WEIGHTS, load_model), (EXPERIMENT, load_model), (METRICS, load_model), (STATE, read_state)],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_every_changed_byte_is_found(name: str, read: Callable[[Path], object], checkpoint: Path) -> None:
+    """A file whose content is valid but is not what was written, such as one with a bit flipped."""
+    path = checkpoint / name
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    assert refused(read, checkpoint) == (
+        f"{path}: damaged: its SHA-256 differs from the one in {CHECKSUMS}; use another checkpoint"
+    )
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"sha256": 3}'])
+def test_damaged_checksums_are_reported(content: str, checkpoint: Path) -> None:
+    (checkpoint / CHECKSUMS).write_text(content)
+    assert refused(load_model, checkpoint).startswith(f"{checkpoint / CHECKSUMS}: ")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite_are_rejected(value: float, tmp_path: Path) -> None:
+    model = small_models.build().float()
+    next(model.parameters()).data.view(-1)[3] = value
+    name = next(iter(dict(model.named_parameters())))
+    Checkpoint(model.state_dict(), None, experiment(), {}).write(tmp_path)
+    assert refused(load_model, tmp_path) == (
+        f"{tmp_path / WEIGHTS}: damaged: tensor '{name}' has values that are not finite"
+    )
+
+
+def test_sizes_that_the_weights_do_not_have_are_not_allocated(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices: list[str] = []
+    monkeypatch.setattr(DreamPRVR, "load_state_dict", _recording(devices, DreamPRVR.load_state_dict))
+    (checkpoint / CHECKSUMS).unlink()
+    (checkpoint / EXPERIMENT).write_text(experiment(hidden_size=8192, branches=16, denoiser_layers=64).to_yaml())
+    assert "the weights do not match" in refused(load_model, checkpoint)
+    assert devices == ["meta"]
+
+
+def _recording(devices: list[str], load: Callable[..., Any]) -> Callable[..., Any]:
+    def recorded(model: DreamPRVR, *arguments: Any, **named: Any) -> Any:
+        devices.append(next(model.parameters()).device.type)
+        return load(model, *arguments, **named)
+
+    return recorded
 
 
 def test_missing_files_are_reported(checkpoint: Path, tmp_path: Path) -> None:
@@ -147,11 +202,13 @@ def test_missing_files_are_reported(checkpoint: Path, tmp_path: Path) -> None:
 def test_weights_that_do_not_match_the_configuration_are_rejected(checkpoint: Path) -> None:
     for other, named in ((experiment(hidden_size=32), "size mismatch"), (experiment(registers=0), "Unexpected key")):
         (checkpoint / EXPERIMENT).write_text(other.to_yaml())
+        (checkpoint / CHECKSUMS).unlink(missing_ok=True)
         line = refused(load_model, checkpoint)
         assert line.startswith(f"{checkpoint}: the weights do not match {EXPERIMENT}: ") and named in line
 
 
 def test_an_invalid_configuration_is_reported(checkpoint: Path) -> None:
+    (checkpoint / CHECKSUMS).unlink()
     (checkpoint / EXPERIMENT).write_text("preset: demo\nmodel: {registres: 3}\n")
     line = refused(load_model, checkpoint)
     assert line == f"{checkpoint / EXPERIMENT}: unknown key 'model.registres'; did you mean 'model.registers'?"

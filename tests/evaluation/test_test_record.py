@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 import shutil
 import subprocess
 import tarfile
@@ -12,10 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from dreamprvr_ray.config import load_experiment
 from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.errors import NotWritableError, UserError
+from dreamprvr_ray.evaluation import test_record
 from dreamprvr_ray.evaluation.metrics import Evaluation, Reading, Recall, Retrieval
 from dreamprvr_ray.evaluation.test_record import (
     evaluate_checkpoint,
@@ -113,6 +117,163 @@ def test_an_evaluation_on_test_that_cannot_be_recorded_prints_a_warning_and_its_
     assert json.loads(done.stdout.splitlines()[-1])["split"] == "test" and "SumR" in done.stdout.splitlines()[1]
     with pytest.raises(NotWritableError):  # a search must not lose the record
         evaluate_checkpoint(Storage.of(model), ShardSet.open(demo_shards), "test")
+
+
+@pytest.fixture
+def copied(checkpoint: Storage, tmp_path: Path) -> Storage:
+    """A copy of the checkpoint without records of test."""
+    assert checkpoint.directory is not None
+    shutil.copytree(checkpoint.directory, tmp_path / "copy", ignore=shutil.ignore_patterns("test*.json"))
+    return Storage.of(tmp_path / "copy")
+
+
+def test_a_kill_between_record_and_ranks_leaves_the_reading_on_record(
+    copied: Storage, demo_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards, write = ShardSet.open(demo_shards), Storage.write_text
+
+    def write_once(storage: Storage, name: str, text: str) -> None:
+        if written:
+            raise KeyboardInterrupt
+        written.append(name)
+        write(storage, name, text)
+
+    written: list[str] = []
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Storage, "write_text", write_once)
+        evaluate_checkpoint(copied, shards, "test")
+    first = recorded_test(copied)
+    assert first is not None and first.reading is not None and first.reading.number == 1
+    assert not copied.exists("test_ranks.json")
+    again = evaluate_test_once(copied, str(demo_shards))  # its ranks are needed: read again, but not silently
+    assert again.reading is not None and again.reading.number == 2
+    assert "evaluated on test 2 times" in "\n".join(again.lines())
+    assert len(recorded_ranks(copied)) == again.retrieval.recall.queries
+    assert evaluate_test_once(copied, str(demo_shards)) == first  # nothing is missing any more
+    assert len(json.loads(copied.read_text("test.json"))["readings"]) == 2
+
+
+def test_ranks_without_a_record_count_as_a_reading(copied: Storage, demo_shards: Path) -> None:
+    """Earlier versions wrote the ranks first and could be killed before the record."""
+    copied.write_text("test_ranks.json", "[1, 2]\n")
+    for number in (2, 3):
+        evaluation = evaluate_checkpoint(copied, ShardSet.open(demo_shards), "test")
+        assert evaluation.reading is not None and evaluation.reading.number == number
+    assert len(recorded_ranks(copied)) == evaluation.retrieval.recall.queries
+
+
+def test_a_reading_that_cannot_be_recorded_leaves_no_ranks(
+    copied: Storage, demo_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(storage: Storage, name: str, text: str) -> None:
+        if name == "test.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(storage, name, text)
+
+    write = Storage.write_text
+    monkeypatch.setattr(Storage, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        evaluate_checkpoint(copied, ShardSet.open(demo_shards), "test")
+    assert not copied.exists("test_ranks.json")
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"readings": 3}', '{"readings": [3]}', '{"reading": []}'])
+def test_a_damaged_record_is_reported_before_test_is_read(
+    content: str, copied: Storage, demo_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied.write_text("test.json", content)
+    monkeypatch.setattr(test_record, "score_split", lambda *_: pytest.fail("test was read"))
+    for read in (recorded_test, lambda storage: evaluate_checkpoint(storage, ShardSet.open(demo_shards), "test")):
+        with pytest.raises(UserError) as error:
+            read(copied)
+        assert str(error.value).startswith(f"{copied}/test.json: ") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["", "{}", '["1"]', "[1, null]"])
+def test_damaged_ranks_are_reported(content: str, copied: Storage) -> None:
+    copied.write_text("test_ranks.json", content)
+    with pytest.raises(UserError, match=r"test_ranks\.json: damaged: "):
+        recorded_ranks(copied)
+
+
+def test_weights_that_give_no_finite_scores_are_not_evaluated(
+    copied: Storage, demo_shards: Path, call: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """Finite weights of a checkpoint without checksums can be so large that every score is NaN."""
+    assert copied.directory is not None
+    path = copied.directory / "weights.safetensors"
+    save_file({name: tensor * 1e30 for name, tensor in load_file(path).items()}, path)
+    (copied.directory / "checksums.json").unlink()
+    for split in ("val", "test"):
+        done = call("evaluate", "--checkpoint", copied, "--shards", demo_shards, "--split", split)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert re.fullmatch(
+            rf"error: {copied}: split {split}: (\d+) of \1 queries have scores that are not finite: its weights are"
+            r" damaged, or its training diverged\n",
+            done.stderr,
+        )
+    assert not copied.exists("test.json") and not copied.exists("test_ranks.json")
+
+
+def test_overwritten_weights_are_not_evaluated(
+    copied: Storage, demo_shards: Path, call: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    assert copied.directory is not None
+    path = copied.directory / "weights.safetensors"
+    for has_checksums in (True, False):
+        content = bytearray(path.read_bytes())
+        content[-4096:] = b"\xff" * 4096
+        path.write_bytes(content)
+        if not has_checksums:  # as in checkpoints of earlier versions
+            (copied.directory / "checksums.json").unlink()
+        done = call("evaluate", "--checkpoint", copied, "--shards", demo_shards, "--split", "val")
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert done.stderr.startswith(f"error: {path}: damaged: ")
+
+
+def test_features_that_are_not_finite_are_not_evaluated(
+    copied: Storage, demo_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = ShardSet.open(demo_shards)
+    val = shards.split("val")
+    val._frames[0] = val._frames[0].clone()
+    val._frames[0][-1, 0] = float("nan")
+    monkeypatch.setattr(shards, "split", lambda _: val)
+    with pytest.raises(UserError) as error:
+        evaluate_checkpoint(copied, shards, "val")
+    assert str(error.value) == (
+        f"{demo_shards}: the features of video '{val.videos[-1]}' in split val are not finite; convert again"
+    )
+
+
+def test_the_result_of_each_query_is_written(
+    copied: Storage, demo_shards: Path, tmp_path: Path, call: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    path = tmp_path / "queries.jsonl"
+    done = call(
+        "evaluate", "--checkpoint", copied, "--shards", demo_shards, "--split", "test", "--queries", path, "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    split = ShardSet.open(demo_shards).split("test")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["query"] for row in rows] == split.queries and [row["sentence"] for row in rows] == split.captions
+    assert [row["video"] for row in rows] == [split.videos[owner] for owner in split.owner]
+    assert [row["rank"] for row in rows] == recorded_ranks(copied)
+    assert json.loads(done.stdout.splitlines()[-1])["test_reads"] == 1  # it counts like any evaluation on test
+    for row in rows:
+        assert list(row) == ["query", "sentence", "video", "rank", "top"]
+        top = [video["video"] for video in row["top"]]
+        scores = [video["score"] for video in row["top"]]
+        assert len(set(top)) == 5 and scores == sorted(scores, reverse=True)
+        assert (row["video"] in top) == (row["rank"] <= 5)
+        if row["rank"] <= 5:
+            assert top[row["rank"] - 1] == row["video"]
+    again = call("evaluate", "--checkpoint", copied, "--shards", demo_shards, "--split", "test", "--queries", path)
+    assert (again.returncode, again.stderr) == (2, f"error: {path}: already exists; choose another --queries\n")
+    missing = tmp_path / "none" / "queries.jsonl"
+    refused = call("evaluate", "--checkpoint", copied, "--shards", demo_shards, "--split", "test", "--queries", missing)
+    assert refused.returncode == 2 and refused.stderr.startswith(f"error: {missing}: cannot be written: ")
+    assert len(json.loads(copied.read_text("test.json"))["readings"]) == 1  # refused before test was read
 
 
 def test_features_of_other_sizes_are_rejected(checkpoint: Storage) -> None:

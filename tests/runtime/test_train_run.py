@@ -116,7 +116,8 @@ def test_a_run_in_an_object_store_survives_its_worker(
 def test_a_diverged_training_fails_with_one_line(local_ray: None, demo_shards: Path, tmp_path: Path) -> None:
     diverging = experiment(optimizer__learning_rate=1e6)
     with pytest.raises(
-        Failure, match=r"^epoch 1: the loss is not finite \(.*\); a lower optimizer\.learning_rate may help$"
+        Failure,
+        match=r"^epoch 1, step \d+ of \d+: the loss is not finite \(.*\); a lower optimizer\.learning_rate may help$",
     ):
         train(
             diverging,

@@ -12,15 +12,19 @@ import pytest
 import torch
 
 from dreamprvr_ray.checkpoints.checkpoint import STATE, load_model, read_state, read_weights
+from dreamprvr_ray.checkpoints.checksums import CHECKSUMS
 from dreamprvr_ray.config import Experiment, load_experiment
 from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.distributed import Workers
 from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.evaluation import retrieval
 from dreamprvr_ray.evaluation.retrieval import evaluate
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.training import gradient_step
+from dreamprvr_ray.training.divergence import losses_diverged
 from dreamprvr_ray.training.failure import TrainingDiverged
 from dreamprvr_ray.training.loop import Progress, Training, fit, with_feature_sizes
+from dreamprvr_ray.training.optimizer import PartwiseAdam
 from dreamprvr_ray.training.reporter import DirectoryReporter, EpochResult, Snapshot
 
 CPU = torch.device("cpu")
@@ -166,6 +170,7 @@ def test_a_checkpoint_without_progress_is_rejected(
         (reporter.last / path.name).write_bytes(path.read_bytes())
     for state in ({"optimizer": read_state(reporter.last)["optimizer"]}, [1], {"optimizer": {}, "progress": {}}):
         torch.save(state, reporter.last / STATE)
+        (reporter.last / CHECKSUMS).unlink(missing_ok=True)
         with pytest.raises(UserError, match="does not match this experiment"):
             fit(experiment(), shards, reporter, device=CPU)
 
@@ -204,10 +209,88 @@ def test_a_loss_that_is_not_finite_ends_the_training(shards: ShardSet, tmp_path:
     reporter = DirectoryReporter(tmp_path)
     with pytest.raises(
         TrainingDiverged,
-        match=r"^epoch 1: the loss is not finite \(.*total\); a lower optimizer.learning_rate may help$",
+        match=r"^epoch 1, step 3 of 3: the loss is not finite \(every term: the weights are not finite since step 2\);"
+        r" a lower optimizer.learning_rate may help$",
     ):
         fit(experiment(optimizer__learning_rate=1e6), shards, reporter, device=CPU)
     assert reporter.results == [] and not reporter.last.exists()
+
+
+def test_weights_that_are_not_finite_after_the_last_step_end_the_training(
+    shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of every step is finite, but the last update is not."""
+    reporter = DirectoryReporter(tmp_path)
+    step = PartwiseAdam.step
+
+    def overflowing(optimizer: PartwiseAdam, *arguments: Any) -> None:
+        step(optimizer, *arguments)
+        if optimizer.param_groups[0]["step"] == 6:  # the last of the second epoch
+            optimizer.param_groups[0]["params"][0].data.view(-1)[0] = math.inf
+
+    monkeypatch.setattr(PartwiseAdam, "step", overflowing)
+    with pytest.raises(TrainingDiverged, match=r"^epoch 2: the weights are not finite after the last step; a lower"):
+        fit(experiment(), shards, reporter, device=CPU)
+    assert [result.epoch for result in reporter.results] == [1]
+    assert load_model(reporter.last).metrics["epoch"] == 1
+
+
+def test_scores_that_are_not_finite_end_the_training(
+    shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retrieval, "fused_scores", lambda *_: torch.tensor(math.nan))
+    reporter = DirectoryReporter(tmp_path)
+    with pytest.raises(TrainingDiverged, match=r"^epoch 1: the scores on val are not finite, although the weights are"):
+        fit(experiment(), shards, reporter, device=CPU)
+    assert reporter.results == [] and not reporter.last.exists()
+
+
+@pytest.mark.parametrize(("split", "part"), [("train", "clips"), ("train", "tokens"), ("val", "frames")])
+def test_features_that_are_not_finite_are_blamed_before_the_learning_rate(
+    split: str, part: str, shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damaged = ShardSet(shards.directory, shards.manifest)
+    opened = {name: shards.split(name) for name in ("train", "val")}
+    tensors = getattr(opened[split], f"_{part}")
+    tensors[0] = tensors[0].clone()
+    tensors[0].view(-1)[0] = math.inf
+    monkeypatch.setattr(damaged, "split", opened.__getitem__)
+    named = f"query '{opened[split].queries[0]}'" if part == "tokens" else f"video '{opened[split].videos[0]}'"
+    with pytest.raises(TrainingDiverged) as error:
+        fit(experiment(), damaged, DirectoryReporter(tmp_path), device=CPU)
+    assert str(error.value) == (
+        f"epoch 1: the features of {named} in split {split} of {shards.directory} are not finite; convert again"
+    )
+
+
+def test_the_first_term_that_is_not_finite_is_named(shards: ShardSet) -> None:
+    losses = torch.tensor([[1.0, 2.0, 0.0], [1.0, math.nan, 0.0], [math.nan, math.nan, 0.0]])
+    error = losses_diverged(3, losses, ["clip_nce", "total", "denoising"], shards.split("train"), shards.directory)
+    assert str(error) == (
+        "epoch 3, step 2 of 3: the loss is not finite (total); a lower optimizer.learning_rate may help"
+    )
+    losses[1, 0] = math.inf
+    error = losses_diverged(3, losses, ["clip_nce", "total", "denoising"], shards.split("train"), shards.directory)
+    assert "(every term: the weights are not finite since step 1)" in str(error)
+
+
+def test_val_is_scored_in_float32_as_evaluate_does(shards: ShardSet, tmp_path: Path) -> None:
+    """Also in a training in bf16: otherwise the epoch's number would not be that of its checkpoint."""
+    training = Training(experiment(precision="bf16"), shards, Workers(), CPU)
+    training.restore(None)
+    result = training.run_epoch()
+    training.snapshot(result).write(tmp_path)
+    seen: list[bool] = []
+    encode = training._model.encode_videos
+    training._model.encode_videos = lambda *arguments: (  # type: ignore[method-assign]
+        seen.append(torch.is_autocast_enabled("cpu")) or encode(*arguments)
+    )
+    again = training.evaluate()
+    assert seen and not any(seen)
+    evaluated = evaluate(load_model(tmp_path).model, shards.split("val"), 0.5)
+    assert again.ranks is not None and evaluated.ranks is not None
+    assert again.ranks.tolist() == evaluated.ranks.tolist()
+    assert result.sumr == evaluated.recall.sumr
 
 
 @pytest.mark.parametrize(

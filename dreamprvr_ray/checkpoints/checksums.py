@@ -1,0 +1,45 @@
+"""`checksums.json`: the SHA-256 of each file of a checkpoint, written with it and compared when a file is read.
+
+It is a file of its own so that `metrics.json` keeps its content and is covered as well. Checkpoints of earlier versions
+have none and are read without the comparison. Files that are added later, such as `test.json`, are not covered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.storage.files import read_json
+
+CHECKSUMS = "checksums.json"
+
+
+def format_checksums(files: Mapping[str, bytes | memoryview]) -> bytes:
+    """Return the content of `checksums.json` for files of these names and contents."""
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    return (json.dumps({"sha256": digests}, indent=1) + "\n").encode()
+
+
+def check_file(directory: Path, name: str) -> None:
+    """Compare a checkpoint's file with its checksum. A file without one, or that does not exist, is not checked.
+
+    Raises `UserError` if the file's content is not what was written.
+    """
+    path = directory / name
+    if not path.is_file() or not (directory / CHECKSUMS).is_file():
+        return
+    digests = read_json(directory / CHECKSUMS).get("sha256")
+    if not isinstance(digests, dict):
+        raise UserError(f"{directory / CHECKSUMS}: damaged: must hold checksums by file name under 'sha256'")
+    if name not in digests:
+        return
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    if digest != digests[name]:
+        raise UserError(f"{path}: damaged: its SHA-256 differs from the one in {CHECKSUMS}; use another checkpoint")
