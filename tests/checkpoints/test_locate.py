@@ -66,7 +66,7 @@ def test_the_checkpoint_that_was_meant_is_named(name: str, meant: str, run: Path
     load_model(run / meant)
 
 
-def test_nothing_is_named_where_there_is_nothing(tmp_path: Path) -> None:
+def test_without_a_checkpoint_nearby_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert refused(tmp_path / "empty") == "not a checkpoint: it has no weights.safetensors"
     assert refused(tmp_path / "none") == "checkpoint does not exist"
