@@ -27,6 +27,9 @@ QUERY_TOKENS = 30  # longer queries are truncated to this many tokens
 # Environment variable: fp32 or bf16, which is then what `training.precision: auto` stands for.
 AUTO_PRECISION = "DREAMPRVR_RAY_AUTO_PRECISION"
 RESUME_MAY_CHANGE = ("training.max_failures",)  # they do not affect the result of a training
+PAPER_PRESETS = ("tvr", "activitynet", "charades")
+# Keys that are no part of the paper's settings: they belong to the data, to the machine or to a single training.
+NO_SETTINGS = ("data.video_size", "data.text_size", "training.seed", "training.precision", *RESUME_MAY_CHANGE)
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -281,6 +284,24 @@ def load_experiment(name: str | Path, overrides: Mapping[str, Any] | None = None
     if not overrides:
         return build_experiment(values, source)
     return build_experiment(values, source).with_values(overrides)
+
+
+def has_papers_settings(experiment: Experiment) -> bool:
+    """Return whether a configuration has the values of one of the presets that hold the paper's, whatever its name.
+
+    Feature sizes, seed and precision may differ.
+    """
+
+    def settings(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in values.items() if key not in NO_SETTINGS}
+
+    own = settings(experiment.flat())
+    return any(own == settings(load_experiment(preset).flat()) for preset in PAPER_PRESETS)
+
+
+def baseline_name(experiment: Experiment) -> str:
+    """Return what to call a search's configuration, with which its trials are compared."""
+    return "the paper's settings" if has_papers_settings(experiment) else "the configuration's own settings"
 
 
 def build_experiment(values: Mapping[str, Any], source: str) -> Experiment:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from support import reference_model
 
-from benchmarks import opening
+from benchmarks import opening, selection_bias
 from benchmarks.synthetic import random_batch
 from benchmarks.training_steps import FastSteps, ReferenceSteps
 from dreamprvr_ray.config import load_experiment
@@ -49,3 +49,12 @@ def test_a_benchmarks_shards_can_be_opened(tmp_path: Path) -> None:
     opening.write(tmp_path, videos=7, queries_per_video=2, videos_per_shard=3)
     split = ShardSet.open(tmp_path).split("train")
     assert len(split) == 7 and len(split.owner) == 14
+
+
+def test_the_final_stage_does_not_favour_the_trial_that_the_search_selected(tmp_path: Path) -> None:
+    """All settings are equally good; with the seeds of version 0.1.0, the selected one seems 1.4 SumR better."""
+    search = selection_bias.example_search(tmp_path)
+    found = selection_bias.simulate(search, trials=24, searches=250)
+    assert abs(found.test) < 0.5 and 0.4 < found.preferred < 0.6
+    biased = selection_bias.simulate(search, trials=24, searches=250, seeds=range(3))
+    assert biased.test > 0.9 and biased.preferred > 0.7

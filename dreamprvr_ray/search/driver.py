@@ -82,10 +82,10 @@ def _best_trial(session: SearchSession, source: StudyTrials, trials: list[TrialR
 
 
 def _run_finalists(session: SearchSession, trials: list[TrialRecord]) -> FinalResult:
-    """Retrain the best trials' and the paper's settings, evaluate each run once on test, and write `final.json`."""
+    """Retrain the best trials' settings and the configuration's own, test each run once, and write `final.json`."""
     search, final_runs = session.search, session.storage / FINAL_RUNS
     candidates = choose_candidates(search, trials)
-    retrain_candidates(session, candidates)
-    final = session.compute(evaluate_candidates, search, candidates, final_runs, session.shards)
+    runs = retrain_candidates(session, candidates)
+    final = session.compute(evaluate_candidates, search, candidates, runs, trials, final_runs, session.shards)
     write_final_record(final, read_manifest(session.shards), session.copy.path)
     return final

@@ -13,26 +13,35 @@ from dreamprvr_ray.evaluation.test_record import evaluate_test_once, recorded_ra
 from dreamprvr_ray.search.candidates import final_settings
 from dreamprvr_ray.search.comparison import compare_on_test
 from dreamprvr_ray.search.final_result import Candidate, Comparison, FinalResult, FinalRun
+from dreamprvr_ray.search.final_runs import PlannedRun
 from dreamprvr_ray.search.layout import CHECKPOINTS
+from dreamprvr_ray.search.results import TrialRecord
+from dreamprvr_ray.search.seeds import shared_seeds
 from dreamprvr_ray.search.space import Search
 from dreamprvr_ray.storage.location import Storage
 from dreamprvr_ray.training.reporter import latest_result
 
 
 def evaluate_candidates(
-    search: Search, candidates: Sequence[Candidate], final_runs: Storage, shards: str
+    search: Search,
+    candidates: Sequence[Candidate],
+    planned: Sequence[PlannedRun],
+    trials: Sequence[TrialRecord],
+    final_runs: Storage,
+    shards: str,
 ) -> FinalResult:
-    """Evaluate the best checkpoint of every run in `final_runs` on test and compare the candidates.
+    """Evaluate the best checkpoint of every run on test and compare the candidates.
 
-    A checkpoint that was tested before is not tested again: the recorded result is used.
+    `planned` are the runs, whose directories are in `final_runs`; `trials` are those of the search. A checkpoint that
+    was tested before is not tested again: the recorded result is used.
     """
     final = final_settings(search)
     tested: list[Candidate] = []
     ranks: dict[str, np.ndarray] = {}  # by name of the candidate: (seeds, Q)
     for candidate in candidates:
-        runs = tuple(_evaluate_run(final_runs / candidate.run_name(seed), seed, shards) for seed in range(final.seeds))
+        runs = tuple(_evaluate_run(final_runs, run, shards) for run in planned if run.candidate == candidate.name)
         tested.append(replace(candidate, runs=runs))
-        ranks[candidate.name] = np.array([recorded_ranks(final_checkpoint(final_runs, candidate, run)) for run in runs])
+        ranks[candidate.name] = np.array([recorded_ranks(final_checkpoint(final_runs, run)) for run in runs])
     if not final.with_val:  # otherwise val was trained on, and the order of the search stands
         tested.sort(key=lambda candidate: -(candidate.val_mean or 0.0))
     owner = local_shards(shards).split("test").owner
@@ -50,21 +59,25 @@ def evaluate_candidates(
             compare(unablated[candidate.trial], candidate) for candidate in tested if candidate.ablated is not None
         ),
         with_val=final.with_val,
+        shared_seeds=shared_seeds(
+            [run.seed for run in planned], search.experiment.training.seed, [trial.values for trial in trials]
+        ),
     )
 
 
-def final_checkpoint(final_runs: Storage, candidate: Candidate, run: FinalRun) -> Storage:
+def final_checkpoint(final_runs: Storage, run: FinalRun) -> Storage:
     """Return the location of a run's best checkpoint in `final_runs`."""
-    assert run.seed is not None and run.best_epoch is not None
-    return CheckpointStore(final_runs / candidate.run_name(run.seed) / CHECKPOINTS).at(run.best_epoch)
+    assert run.directory is not None and run.best_epoch is not None
+    return CheckpointStore(final_runs / run.directory / CHECKPOINTS).at(run.best_epoch)
 
 
-def _evaluate_run(run: Storage, seed: int, shards: str) -> FinalRun:
+def _evaluate_run(final_runs: Storage, planned: PlannedRun, shards: str) -> FinalRun:
     """Evaluate a run's best checkpoint on test, and delete its others."""
-    checkpoints = CheckpointStore(run / CHECKPOINTS)
+    directory = planned.request.run
+    checkpoints = CheckpointStore(final_runs / directory / CHECKPOINTS)
     latest = latest_result(checkpoints)
     assert latest is not None
     best = checkpoints.at(latest.best_epoch)
     test = evaluate_test_once(best, shards)
     checkpoints.keep_only(latest.best_epoch)
-    return FinalRun(seed, latest.best_sumr, latest.best_epoch, str(best), test)
+    return FinalRun(planned.seed, latest.best_sumr, latest.best_epoch, str(best), test, directory)

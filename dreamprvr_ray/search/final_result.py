@@ -28,6 +28,7 @@ class FinalRun:
     best_epoch: int | None
     checkpoint: str | None  # of the best epoch
     test: Evaluation
+    directory: str | None = None  # its name in `final/`; not recorded by version 0.1.0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the run's entry in `final.json`."""
@@ -37,6 +38,7 @@ class FinalRun:
             "best_epoch": self.best_epoch,
             "checkpoint": self.checkpoint,
             "test": self.test.to_dict(),
+            **({"directory": self.directory} if self.directory else {}),
         }
 
     @classmethod
@@ -48,6 +50,7 @@ class FinalRun:
             best_epoch=entry.get("best_epoch"),
             checkpoint=entry.get("checkpoint"),
             test=Evaluation.from_dict(entry["test"]),
+            directory=entry.get("directory"),
         )
 
 
@@ -60,7 +63,15 @@ class Candidate:
     values: dict[str, Any]
     best_epoch: int | None  # of its trial in the search
     runs: tuple[FinalRun, ...] = ()
-    ablated: str | None = None  # the one key that has the paper's value in place of the trial's
+    ablated: str | None = None  # the one key that has the configuration's own value in place of the trial's
+    title: str | None = None  # what people read in place of `name`; not recorded by version 0.1.0
+    share: int = 1  # how many trials' resources its trial needed; not recorded
+    epochs_with_val: int | None = None  # for how many epochs to train it on train and val; not recorded
+
+    @property
+    def shown_name(self) -> str:
+        """What people read: `paper` in files may be any configuration, not only the paper's settings."""
+        return self.title or self.name
 
     @property
     def is_paper(self) -> bool:
@@ -74,10 +85,11 @@ class Candidate:
 
     @property
     def std(self) -> float | None:
-        """Sample standard deviation of test SumR over the seeds, or None for fewer than two."""
+        """Sample standard deviation of test SumR over the seeds, or None if it cannot be computed: for one seed."""
         if len(self.runs) < 2:
             return None
-        return float(np.std([run.test.retrieval.recall.sumr for run in self.runs], ddof=1))
+        deviation = float(np.std([run.test.retrieval.recall.sumr for run in self.runs], ddof=1))
+        return deviation if math.isfinite(deviation) else None
 
     @property
     def val_mean(self) -> float | None:
@@ -112,16 +124,17 @@ class Candidate:
         return f"{name}{f'-paper_{self.ablated}' if self.ablated else ''}-seed_{seed}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the candidate's entry in `final.json`; the standard deviation of one seed is NaN there."""
+        """Return the candidate's entry in `final.json`; the standard deviation of one seed is null there."""
         return {
             "name": self.name,
             "trial": self.trial,
             "values": self.values,
             "best_epoch": self.best_epoch,
             "runs": [run.to_dict() for run in self.runs],
-            "mean": self.mean,
-            "std": math.nan if self.std is None else self.std,
+            "mean": self.mean if math.isfinite(self.mean) else None,
+            "std": self.std,
             "ablated": self.ablated,
+            **({"title": self.title} if self.title else {}),
         }
 
     @classmethod
@@ -134,12 +147,13 @@ class Candidate:
             best_epoch=entry.get("best_epoch"),
             runs=tuple(FinalRun.from_dict(run) for run in entry["runs"]),
             ablated=entry.get("ablated"),
+            title=entry.get("title"),
         )
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """By how much one candidate's test SumR exceeds another's, with a bootstrap interval over videos and seeds."""
+    """By how much one candidate's test SumR exceeds another's, with an interval: see `search/comparison.py`."""
 
     better: str
     than: str
@@ -147,6 +161,12 @@ class Comparison:
     interval: tuple[float, float]
     confidence: float
     resamples: int
+    seeds: int | None = None  # of each candidate; not recorded by version 0.1.0
+
+    @property
+    def covers_seeds(self) -> bool:
+        """Whether the interval covers the choice of the seeds. With one seed it covers that of the videos only."""
+        return self.seeds != 1
 
     @property
     def low(self) -> float:
@@ -166,7 +186,12 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison's entry in `final.json`."""
-        return asdict(self) | {"interval": list(self.interval)}
+        entry = asdict(self) | {"interval": list(self.interval)}
+        if self.seeds is None:
+            del entry["seeds"]
+        else:
+            entry["covers"] = "videos and seeds" if self.covers_seeds else "videos"
+        return entry
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> Comparison:
@@ -179,6 +204,7 @@ class Comparison:
             interval=(low, high),
             confidence=entry["confidence"],
             resamples=entry["resamples"],
+            seeds=entry.get("seeds"),
         )
 
 
@@ -186,8 +212,9 @@ class Comparison:
 class FinalResult:
     """The tested candidates, the one with the best val SumR first.
 
-    `comparison` compares the best candidate that the search found with the paper's settings; it is None if the search
-    found none. Each of `ablations` compares a trial with itself after one of its values was set back to the paper's.
+    `comparison` compares the best candidate that the search found with the configuration's own settings; it is None if
+    the search found none. Each of `ablations` compares a trial with itself after one of its values was set back to the
+    configuration's own.
     """
 
     candidates: tuple[Candidate, ...]
@@ -195,6 +222,7 @@ class FinalResult:
     ablations: tuple[Comparison, ...] = ()
     with_val: bool = False  # the runs were trained on val too, so that their val SumR means nothing
     retrained: bool = True  # False: only the search's own best checkpoint was tested
+    shared_seeds: tuple[int, ...] = ()  # seeds of runs that trials had too, which favours the selected trial
 
     @property
     def chosen(self) -> FinalRun:
@@ -214,7 +242,7 @@ class FinalResult:
 
     @property
     def comparisons(self) -> tuple[Comparison, ...]:
-        """All comparisons, that with the paper's settings first."""
+        """All comparisons, that with the configuration's own settings first."""
         return (*([self.comparison] if self.comparison else []), *self.ablations)
 
     def to_dict(self) -> dict[str, Any]:
@@ -223,17 +251,27 @@ class FinalResult:
             "candidates": [candidate.to_dict() for candidate in self.candidates],
             "comparison": self.comparison.to_dict() if self.comparison else None,
             "ablations": [comparison.to_dict() for comparison in self.ablations],
+            **({"shared_seeds": list(self.shared_seeds)} if self.shared_seeds else {}),
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], with_val: bool = False) -> FinalResult:
         """Read `final.json`, which does not hold `with_val`. Candidates without runs are left out."""
-        comparison = values.get("comparison")
+        candidates = tuple(Candidate.from_dict(entry) for entry in values["candidates"] if entry["runs"])
+        seeds = {candidate.name: len(candidate.runs) for candidate in candidates}
+
+        def read(entry: Mapping[str, Any]) -> Comparison:
+            comparison = Comparison.from_dict(entry)
+            if comparison.seeds is None and seeds.get(comparison.better) == 1:  # of version 0.1.0
+                return replace(comparison, seeds=1)
+            return comparison
+
         return cls(
-            candidates=tuple(Candidate.from_dict(entry) for entry in values["candidates"] if entry["runs"]),
-            comparison=Comparison.from_dict(comparison) if comparison else None,
-            ablations=tuple(Comparison.from_dict(entry) for entry in values.get("ablations") or ()),
+            candidates=candidates,
+            comparison=read(values["comparison"]) if values.get("comparison") else None,
+            ablations=tuple(read(entry) for entry in values.get("ablations") or ()),
             with_val=with_val,
+            shared_seeds=tuple(values.get("shared_seeds") or ()),
         )
 
 

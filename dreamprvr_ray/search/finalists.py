@@ -1,94 +1,125 @@
 """Retraining the candidates of a finished search with several seeds, by Ray Tune.
 
-The runs are independent of Optuna: Ray Tune starts them in order, as many at a time as trials ran. Each has its own
-directory, such as `OUT/final/trial_005-seed_1`, from which it resumes.
+The runs are independent of Optuna: Ray Tune starts them in order, as many at a time as trials ran. Each has a directory
+of its own, such as `OUT/final/trial_005-seed_1`, from which it resumes.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
-from dreamprvr_ray.checkpoints.store import CheckpointStore
+from dreamprvr_ray.config import baseline_name
 from dreamprvr_ray.errors import Failure, SearchInterrupted
-from dreamprvr_ray.evaluation.test_record import recorded_test
-from dreamprvr_ray.search.candidates import final_settings, run_values, skipped_ablations
+from dreamprvr_ray.search.candidates import final_settings, skipped_ablations
 from dreamprvr_ray.search.final_result import Candidate
-from dreamprvr_ray.search.layout import CHECKPOINTS, FINAL_RUNS
+from dreamprvr_ray.search.final_runs import PlannedRun, is_trained, plan_runs
+from dreamprvr_ray.search.layout import FINAL_PLAN, FINAL_RUNS
 from dreamprvr_ray.search.messages import TrialEpoch, TrialRequest
 from dreamprvr_ray.search.ray_tune import run_trials
 from dreamprvr_ray.search.session import SearchSession
-from dreamprvr_ray.search.space import Search
-from dreamprvr_ray.storage.location import Storage
+from dreamprvr_ray.search.space import WITH_VAL
+from dreamprvr_ray.storage.files import write_text
 from dreamprvr_ray.training.failure import TrialFailure
-from dreamprvr_ray.training.reporter import duration, latest_result
+from dreamprvr_ray.training.reporter import duration
 
 
-def retrain_candidates(session: SearchSession, candidates: Sequence[Candidate]) -> None:
-    """Train every candidate with every seed. Runs that have finished before are not repeated.
+def retrain_candidates(session: SearchSession, candidates: Sequence[Candidate]) -> list[PlannedRun]:
+    """Train every candidate with every seed, and return the runs. Runs that have finished before are not repeated.
 
     Raises `Failure` if a run cannot be trained, and `SearchInterrupted` if one was interrupted.
     """
     search, log = session.search, session.log
     if skipped := skipped_ablations(search, candidates):
-        log(f"final: skipping ablation: the best trial already uses the paper's value of {', '.join(skipped)}")
-    requests = final_requests(search, candidates)
+        owner = baseline_name(search.experiment).removesuffix(" settings")
+        log(f"final: skipping ablation: the best trial already uses {owner} value of {', '.join(skipped)}")
     final_runs = session.storage / FINAL_RUNS
-    waiting = [request for request in requests if not is_trained(final_runs / request.run)]
+    runs = plan_runs(search, candidates, final_runs, log)
+    # For the report, which shows how far the final stage is.
+    names = [run.request.run for run in runs]
+    write_text(session.copy.path / FINAL_PLAN, json.dumps({"runs": names}, indent=1) + "\n")
+    waiting = [run.request for run in runs if not is_trained(final_runs / run.request.run)]
     if not waiting:
-        return
-    names = ", ".join(candidate.name for candidate in candidates)
-    log(f"final: training {names}: {len(waiting)} runs, {session.plan.at_a_time} at a time")
-    queue = RunQueue(waiting, log)
+        return runs
+    listed = ", ".join(candidate.shown_name for candidate in candidates)
+    log(f"final: training {listed}: {len(waiting)} runs, {session.plan.at_a_time} at a time")
+    if final_settings(search).with_val:
+        for candidate in candidates:
+            log(_describe_epochs(candidate))
+    queue = RunQueue(waiting, log, finished=len(runs) - len(waiting), can_have_more=session.plan.can_have_more)
     run_trials(session, queue, FINAL_RUNS)
     if queue.failures:
         failures = "; ".join(f"{name} failed: {reason}" for name, reason in queue.failures.items())
         raise Failure(f"{session.storage}: {failures}")
-    if not all(is_trained(final_runs / request.run) for request in requests):
+    if not all(is_trained(final_runs / run.request.run) for run in runs):
         raise SearchInterrupted(f"{session.storage}: a final run was interrupted")
+    return runs
 
 
-def final_requests(search: Search, candidates: Sequence[Candidate]) -> list[TrialRequest]:
-    """Return a run for each candidate and seed."""
-    requests = []
-    for candidate in candidates:
-        assert candidate.trial is not None
-        for seed in range(final_settings(search).seeds):
-            values = run_values(search, candidate, seed)
-            requests.append(TrialRequest(candidate.trial, 1, candidate.run_name(seed), values))
-    return requests
-
-
-def is_trained(run: Storage) -> bool:
-    """Return whether a run has finished. A run that was tested has, although only its best checkpoint is left."""
-    checkpoints = CheckpointStore(run / CHECKPOINTS)
-    latest = latest_result(checkpoints)
-    return latest is not None and (latest.finished or recorded_test(checkpoints.at(latest.best_epoch)) is not None)
+def _describe_epochs(candidate: Candidate) -> str:
+    epochs = candidate.epochs_with_val
+    if epochs == candidate.best_epoch:
+        reason = "the trial's best epoch"
+    else:
+        reason = f"since trial {candidate.trial} did not train in full and its best epoch is not known"
+    return f"final: {candidate.shown_name}: {epochs} epochs on train and val, {reason}"
 
 
 class RunQueue:
     """The waiting runs in order, as a `TrialSource`; collects why runs failed, by the run's name."""
 
-    def __init__(self, waiting: Iterable[TrialRequest], log: Callable[[str], None]) -> None:
-        self._waiting, self._log = list(waiting), log
+    def __init__(
+        self,
+        waiting: Iterable[TrialRequest],
+        log: Callable[[str], None],
+        finished: int = 0,
+        can_have_more: bool = False,
+    ) -> None:
+        """`finished` counts the runs that need no training any more.
+
+        With `can_have_more`, a run that runs out of memory is repeated with the resources of two.
+        """
+        self._waiting, self._log, self._can_have_more = list(waiting), log, can_have_more
+        self._finished_before, self._planned = finished, finished + len(self._waiting)
+        self._running: set[str] = set()
+        self._finished: set[str] = set()
         self.failures: dict[str, str] = {}
 
     def next_request(self) -> TrialRequest | None:
-        return self._waiting.pop(0) if self._waiting else None
+        if not self._waiting:
+            return None
+        request = self._waiting.pop(0)
+        self._running.add(request.run)
+        return request
 
     def is_exhausted(self) -> bool:
-        return not self._waiting
+        # Not before the running ones have ended: one that runs out of memory waits again.
+        return not self._waiting and not (self._can_have_more and self._running)
 
     def report(self, request: TrialRequest, epoch: TrialEpoch) -> bool:
         result = epoch.result
         if result.finished:
+            self._finished.add(request.run)
+            finished = self._finished_before + len(self._finished)
+            val = f"val SumR {result.best_sumr:.1f} at epoch {result.best_epoch} of {result.epoch}"
+            if request.values.get(WITH_VAL):
+                val = f"{result.epoch} epochs on train and val"
             self._log(
-                f"final: {request.run}: val SumR {result.best_sumr:.1f} at epoch {result.best_epoch} of {result.epoch},"
-                f" {duration(epoch.seconds_total)}"
+                f"final: {request.run}: {val}, {duration(epoch.seconds_total)}"
+                f" ({finished} of {self._planned} runs finished)"
             )
         return False
 
     def finish(self, request: TrialRequest, last: TrialEpoch | None) -> None:
-        pass  # its checkpoints show whether it has finished
+        self._running.discard(request.run)  # its checkpoints show whether it has finished
 
     def fail(self, request: TrialRequest, failure: TrialFailure) -> None:
+        self._running.discard(request.run)
+        if failure.kind == "out_of_memory" and self._can_have_more and request.share == 1:
+            self._log(
+                f"final: {request.run} ran out of memory; retrying with the resources of two runs ({failure.reason})"
+            )
+            self._waiting.insert(0, replace(request, share=2))
+            return
         self.failures[request.run] = failure.reason

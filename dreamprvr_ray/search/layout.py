@@ -17,6 +17,7 @@ RUNS = "runs"  # a directory per trial
 FINAL_RUNS = "final"  # a directory per final run
 EPOCHS = "epochs.jsonl"  # in a run's directory: the metrics of each epoch, one line per epoch
 LEADERBOARD = "leaderboard.json"  # all trials, best first
+FINAL_PLAN = "final_runs.json"  # the names of the final runs, written when the final stage begins
 FINAL = "final.json"  # the final runs and their comparisons
 VALUES = "values.json"  # in `best`: the values of the selected checkpoint
 
@@ -33,3 +34,9 @@ def read_epochs(directory: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def has_finished(directory: Path) -> bool:
+    """Return whether the last logged epoch of a run ended its training."""
+    epochs = read_epochs(directory)
+    return bool(epochs and epochs[-1].get("finished"))

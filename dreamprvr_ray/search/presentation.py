@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dreamprvr_ray.config import baseline_name
 from dreamprvr_ray.errors import redact
 from dreamprvr_ray.search.plan import TrialPlan
 from dreamprvr_ray.search.publication import SearchOutcome
@@ -48,7 +49,7 @@ def outcome_lines(search: Search, outcome: SearchOutcome) -> list[str]:
     best = outcome.trials[0]
     model = f"trial {best.number}"
     if outcome.final:
-        model = f"{outcome.final.candidates[0].name}, seed {outcome.final.chosen.seed}"
+        model = f"{outcome.final.candidates[0].shown_name}, seed {outcome.final.chosen.seed}"
     return [
         *format_table(outcome.trials, [parameter.key for parameter in search.parameters]),
         *(f"trial {trial.number} failed: {trial.error}" for trial in outcome.trials if trial.error),
@@ -101,7 +102,9 @@ def _describe_final(search: Search) -> str:
         return "evaluate the best trial's checkpoint once on test"
     best = "the best trial's" if final.top == 1 else f"the best {final.top} trials'"
     data = " on train and val" if final.with_val else ""
-    return f"retrain {best} and the paper's settings with {final.seeds} seeds each{data}, evaluate each once on test"
+    settings = f"{best} and {baseline_name(search.experiment)}"
+    seeds = "1 seed" if final.seeds == 1 else f"{final.seeds} seeds"
+    return f"retrain {settings} with {seeds} each{data}, evaluate each once on test"
 
 
 def _number(value: object) -> str:

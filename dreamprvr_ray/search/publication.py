@@ -39,7 +39,7 @@ def publish_best_trial(
 def publish_final(session: SearchSession, trials: list[TrialRecord], final: FinalResult) -> SearchOutcome:
     """Publish the best checkpoint of the best candidate, which has been evaluated on test."""
     best = final.candidates[0]
-    checkpoint = final_checkpoint(session.storage / FINAL_RUNS, best, final.chosen)
+    checkpoint = final_checkpoint(session.storage / FINAL_RUNS, final.chosen)
     published = publish(checkpoint, best.values, session.storage)
     return SearchOutcome(trials, final, published, final.chosen.test)
 

@@ -42,6 +42,7 @@ class TrialRecord:
     cost: float | None = None  # the value of the second objective
     seconds: float | None = None  # of training
     infeasible: bool = False  # breaks a constraint: proposed, but never trained
+    share: int = 1  # how many trials' resources it needed
 
     @property
     def is_trained(self) -> bool:
@@ -81,6 +82,7 @@ class TrialRecord:
             cost=_finite(objectives[1]) if len(objectives) > 1 else None,
             seconds=_finite(attributes.get("seconds")),
             infeasible=bool(attributes.get("infeasible")),
+            share=attributes.get("share", 1),
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -102,7 +102,11 @@ class FinalSettings(Section):
     top: Count = Field(
         default=1, description="Number of best trials to retrain in addition to the paper's settings, at least 1."
     )
-    seeds: Count = Field(default=3, description="Training seeds per retrained setting, at least 1.")
+    seeds: Count = Field(
+        default=3,
+        description="Training seeds per retrained setting, at least 1. They are the smallest that no trial has, the "
+        "same for all settings: with a trial's own seed, the luck for which it was selected would count as a result.",
+    )
     ablate: tuple[str, ...] = Field(
         default=(),
         strict=False,
@@ -112,7 +116,8 @@ class FinalSettings(Section):
     with_val: bool = Field(
         default=False,
         description="Whether to retrain on train and val together, for as many epochs as the trial's best one. "
-        "Nothing is left to choose an epoch by then.",
+        "Nothing is left to choose an epoch by then. The best epoch of a trial that was pruned or failed is not known: "
+        "its settings are trained for the median of the finished trials' best epochs, or all epochs if none did.",
     )
 
 

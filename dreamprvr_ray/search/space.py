@@ -36,10 +36,12 @@ from dreamprvr_ray.search.parameters import (
     parse_condition,
     parse_parameter,
 )
+from dreamprvr_ray.search.seeds import SEED, final_seeds
 from dreamprvr_ray.search.settings import FinalSettings, SearchSettings, search_keys
 from dreamprvr_ray.storage.location import is_uri
 from dreamprvr_ray.yaml_files import read_yaml
 
+WITH_VAL = "training.with_val"
 NOT_SEARCHABLE = ("data.video_size", "data.text_size", "training.epochs")  # keys that all trials of a search share
 
 
@@ -62,6 +64,12 @@ class Search:
             for parameter in self.parameters
             if parameter.when is None or parameter.when.holds(flat)
         }
+
+    @property
+    def final_seeds(self) -> tuple[int, ...]:
+        """The seeds of the final trainings, which no trial has; none if nothing is retrained."""
+        final = self.settings.final
+        return final_seeds(self.experiment, self.parameters, final.seeds) if final else ()
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
         """Ask an Optuna trial for every searched key whose condition holds; return the values by dotted key."""
@@ -120,6 +128,8 @@ def load_search(path: Path, overrides: Mapping[str, Any] | None = None) -> Searc
     mistakes += [mistake for parameter in parameters for mistake in parameter_mistakes(parameter, experiment, where)]
     constraints, constraint_mistakes = _read_constraints(settings.constraints, where)
     mistakes += constraint_mistakes + _ablation_mistakes(settings.final, parameters, where)
+    mistakes += _final_seeds_mistakes(settings.final, parameters, experiment, where)
+    mistakes += _with_val_mistakes(parameters, experiment, where)
     if not parameters and not mistakes:
         mistakes.append(f"{where}: space: nothing to search: every key has a fixed value")
     if mistakes:
@@ -192,8 +202,40 @@ def _read_constraints(texts: tuple[str, ...], where: str) -> tuple[list[Conditio
 
 def _ablation_mistakes(final: FinalSettings | None, parameters: list[Parameter], where: str) -> list[str]:
     searched = [parameter.key for parameter in parameters]
-    unknown = [key for key in (final.ablate if final else ()) if key not in searched]
-    return [f"{where}: final: ablate: '{key}' is not a searched key{did_you_mean(key, searched)}" for key in unknown]
+    keys = final.ablate if final else ()
+    mistakes = [
+        f"{where}: final: ablate: '{key}' is not a searched key{did_you_mean(key, searched)}"
+        for key in keys
+        if key not in searched
+    ]
+    if SEED in keys:
+        mistakes.append(f"{where}: final: ablate: {SEED} has no effect: final trainings have seeds of their own")
+    return mistakes
+
+
+def _final_seeds_mistakes(
+    final: FinalSettings | None, parameters: list[Parameter], experiment: Experiment, where: str
+) -> list[str]:
+    is_valid = all(
+        isinstance(value, int) for parameter in parameters if parameter.key == SEED for value in parameter.extremes()
+    )
+    if final is None or not is_valid:  # the latter is reported with the parameter's mistakes
+        return []
+    try:
+        final_seeds(experiment, parameters, final.seeds)
+    except ValueError as error:
+        return [f"{where}: space: {error}"]
+    return []
+
+
+def _with_val_mistakes(parameters: list[Parameter], experiment: Experiment, where: str) -> list[str]:
+    searched = any(parameter.key == WITH_VAL for parameter in parameters)
+    if not searched and not experiment.training.with_val:
+        return []
+    return [
+        f"{where}: {WITH_VAL} must be false in a search: val chooses among the trials, so they must not learn from it;"
+        " set final.with_val to train the selected settings on train and val"
+    ]
 
 
 def _check_first_trial(search: Search, where: str) -> None:

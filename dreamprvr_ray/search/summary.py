@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dreamprvr_ray.search.final_result import PAPER, FinalResult
+from dreamprvr_ray.search.final_result import Comparison, FinalResult
 from dreamprvr_ray.search.results import TrialRecord
 
 
@@ -31,21 +31,43 @@ def format_table(trials: Sequence[TrialRecord], keys: Sequence[str]) -> list[str
 def describe_final(result: FinalResult) -> list[str]:
     """Return a line for each candidate and each comparison."""
     lines = []
+    names = {candidate.name: candidate.shown_name for candidate in result.candidates}
     for candidate in result.candidates:
         val = "trained on val too" if result.with_val else f"val {_format_sumr(candidate.val_mean)}"
-        seeds = "1 seed"
+        seeds = "1 seed" if len(candidate.runs) == 1 else f"{len(candidate.runs)} seeds"
         if candidate.std is not None:
-            seeds = f"standard deviation {candidate.std:.1f}, {len(candidate.runs)} seeds"
-        lines.append(f"{candidate.name}: test SumR {candidate.mean:.1f} ({seeds}), {val}")
+            seeds = f"standard deviation {candidate.std:.1f}, {seeds}"
+        lines.append(f"{candidate.shown_name}: test SumR {candidate.mean:.1f} ({seeds}), {val}")
     for comparison in result.comparisons:
+        better, than = (names.get(name, name) for name in (comparison.better, comparison.than))
         lines.append(
-            f"{comparison.better} against {comparison.than}: {comparison.difference:+.1f} test SumR"
+            f"{better} against {than}: {comparison.difference:+.1f} test SumR"
             f" ({comparison.confidence:.0%} interval {comparison.low:+.1f} to {comparison.high:+.1f},"
-            " paired bootstrap over videos and seeds)"
+            f" {describe_coverage(comparison)})"
         )
-    if result.candidates[0].name == PAPER and not result.with_val:
-        lines.append("the paper's settings have a higher val SumR than every retrained trial")
+    if result.shared_seeds:
+        lines.append(describe_shared_seeds(result.shared_seeds))
+    if result.candidates[0].is_paper and not result.with_val:
+        name = result.candidates[0].shown_name
+        verb = "have" if name.endswith("settings") else "has"
+        lines.append(f"{name} {verb} a higher val SumR than every retrained trial")
     return lines
+
+
+def describe_coverage(comparison: Comparison) -> str:
+    """Return what the interval of a comparison covers."""
+    if comparison.covers_seeds:
+        return "over videos and seeds"
+    return "over videos only: with one seed, how much other seeds would change is not known"
+
+
+def describe_shared_seeds(seeds: Sequence[int]) -> str:
+    """Return why final runs with seeds of the search's trials are biased."""
+    listed = ", ".join(map(str, seeds))
+    return (
+        f"seed {listed} was also a seed of the search: these results favour the trial that the search selected;"
+        " retrain with other seeds for an unbiased comparison"
+    )
 
 
 def _format_sumr(value: float | None) -> str:

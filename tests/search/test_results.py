@@ -58,7 +58,25 @@ def test_one_seed_has_no_standard_deviation() -> None:
     candidate = Candidate("trial 1", 1, {}, 3, (FinalRun(0, 250.0, 3, "checkpoint", make_test_result(200.0)),))
     assert candidate.std is None and candidate.mean == 200.0
     entry = candidate.to_dict()
-    assert math.isnan(entry["std"]) and Candidate.from_dict(entry) == candidate
+    assert entry["std"] is None and Candidate.from_dict(entry) == candidate
+    assert Candidate.from_dict(entry | {"std": math.nan}) == candidate  # as version 0.1.0 wrote it
+    untested = Candidate("trial 1", 1, {}, 3)
+    json.dumps([entry, untested.to_dict()], allow_nan=False)
+
+
+def test_the_interval_of_one_seed_covers_videos_only_in_files_of_every_version() -> None:
+    run = {"seed": 0, "test": {"SumR": 200.0}}
+    comparison = {"better": "trial 1", "than": "paper", "difference": 1.0, "interval": [0.5, 1.5]}
+    entries = [{"name": name, "runs": [run]} for name in ("trial 1", "paper")]
+    earlier = {"candidates": entries, "comparison": comparison | {"confidence": 0.95, "resamples": 100}}
+    result = FinalResult.from_dict(earlier)
+    assert result.comparison is not None and not result.comparison.covers_seeds
+    written = result.to_dict()["comparison"]
+    assert written["seeds"] == 1 and written["covers"] == "videos"
+    entries[0]["runs"] = entries[1]["runs"] = [run, run]
+    two = FinalResult.from_dict(earlier).comparison
+    assert two is not None and two.covers_seeds and "covers" not in two.to_dict()
+    assert Comparison.from_dict(two.to_dict() | {"seeds": 2}).to_dict()["covers"] == "videos and seeds"
 
 
 def test_candidates_and_comparisons_survive_a_round_trip() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from support.experiments import make_test_result
 
 from dreamprvr_ray.search.comparison import compare_on_test
-from dreamprvr_ray.search.final_result import Candidate, FinalResult, FinalRun
+from dreamprvr_ray.search.final_result import Candidate, Comparison, FinalResult, FinalRun
 from dreamprvr_ray.search.results import TrialRecord, rank_trials
 from dreamprvr_ray.search.summary import describe_final, format_table
 
@@ -26,23 +26,46 @@ def test_the_table_has_a_row_for_each_trial() -> None:
     assert lines[4].split() == ["1", "failed", "0", "-", "-", "-", "8"]
 
 
+def candidate(name: str, *vals: float, title: str | None = None) -> Candidate:
+    """A candidate with a run for each val SumR, and a standard deviation of 1 if there are two."""
+    deviations = np.array([-1, 1]) / np.sqrt(2) if len(vals) > 1 else [0.0]
+    runs = tuple(
+        FinalRun(1, val, 3, "checkpoint", make_test_result(200.0 + deviation))
+        for deviation, val in zip(deviations, vals, strict=True)
+    )
+    return Candidate(name, 0, {}, 3, runs, title=title)
+
+
+def compare(seeds: int) -> Comparison:
+    return compare_on_test("trial 5", np.ones((seeds, 3)), "paper", np.full((seeds, 3), 7), np.arange(3))
+
+
 def test_the_final_result_is_described_in_lines() -> None:
-    def run(sumr: float, val: float) -> FinalRun:
-        return FinalRun(0, val, 3, "checkpoint", make_test_result(sumr))
-
-    def candidate(name: str, *vals: float) -> Candidate:
-        deviations = np.array([-1, 1]) / np.sqrt(2)  # with a sample standard deviation of 1
-        runs = tuple(run(200.0 + deviation, val) for deviation, val in zip(deviations, vals, strict=True))
-        return Candidate(name, 0, {}, 3, runs)
-
-    comparison = compare_on_test("trial 5", np.ones((1, 3)), "paper", np.full((1, 3), 7), np.arange(3))
-    found = FinalResult((candidate("trial 5", 250.0, 250.0), candidate("paper", 240.0, 240.0)), comparison)
+    own = "the configuration's own settings"
+    found = FinalResult(
+        (candidate("trial 5", 250.0, 250.0), candidate("paper", 240.0, 240.0, title=own)), compare(seeds=2)
+    )
     assert describe_final(found)[0] == "trial 5: test SumR 200.0 (standard deviation 1.0, 2 seeds), val 250.0"
+    assert describe_final(found)[1].startswith(f"{own}: test SumR 200.0")
     assert describe_final(found)[2] == (
-        "trial 5 against paper: +200.0 test SumR"
-        " (95% interval +200.0 to +200.0, paired bootstrap over videos and seeds)"
+        f"trial 5 against {own}: +200.0 test SumR (95% interval +200.0 to +200.0, over videos and seeds)"
     )
     assert FinalResult((candidate("a", 3.0, 5.0),)).chosen.val_sumr == 5.0
     assert FinalResult((candidate("a", 3.0, 5.0),), with_val=True).chosen.val_sumr == 3.0
-    other = FinalResult(found.candidates[::-1], comparison)
-    assert describe_final(other)[-1] == "the paper's settings have a higher val SumR than every retrained trial"
+    other = FinalResult(found.candidates[::-1], found.comparison)
+    assert describe_final(other)[-1] == f"{own} have a higher val SumR than every retrained trial"
+
+
+def test_one_seed_claims_nothing_about_others() -> None:
+    lines = describe_final(FinalResult((candidate("trial 5", 250.0), candidate("paper", 240.0)), compare(seeds=1)))
+    assert lines[0] == "trial 5: test SumR 200.0 (1 seed), val 250.0"
+    assert lines[2] == (
+        "trial 5 against paper: +200.0 test SumR (95% interval +200.0 to +200.0, over videos only: with one seed,"
+        " how much other seeds would change is not known)"
+    )
+    assert "nan" not in " ".join(lines) and "and seeds" not in " ".join(lines)
+
+
+def test_runs_with_a_seed_of_the_search_are_called_biased() -> None:
+    result = FinalResult((candidate("trial 5", 250.0, 250.0),), shared_seeds=(0,))
+    assert any("seed 0 was also a seed of the search: these results favour" in line for line in describe_final(result))
