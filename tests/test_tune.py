@@ -183,11 +183,10 @@ def test_the_best_trials_and_the_papers_settings_are_retrained_and_compared(
     out = space.parent / "out"
     final = json.loads((out / "final.json").read_text())
     found, paper = sorted(final["candidates"], key=lambda candidate: candidate["name"] == "paper")
-    assert paper["name"] == "paper" and [run["seed"] for run in paper["runs"]] == [0, 1] == [
+    assert paper["name"] == "paper" and [run["seed"] for run in paper["runs"]] == [1, 2] == [
         run["seed"] for run in found["runs"]
-    ]
-    # Seed 0 of the paper's setting repeats the first trial.
-    assert paper["runs"][0]["val_SumR"] == leaderboard(out)[0]["best_sumr"]
+    ]  # the trials have seed 0
+    assert paper["runs"][0]["val_SumR"] != leaderboard(out)[0]["best_sumr"] and "shared_seeds" not in final
     for candidate in (found, paper):
         tests = [run["test"] for run in candidate["runs"]]
         assert candidate["mean"] == pytest.approx(sum(test["SumR"] for test in tests) / 2) and all(
@@ -199,7 +198,10 @@ def test_the_best_trials_and_the_papers_settings_are_retrained_and_compared(
     assert (comparison["better"], comparison["than"]) == (found["name"], "paper")
     assert comparison["difference"] == pytest.approx(found["mean"] - paper["mean"])
     assert comparison["interval"][0] <= comparison["difference"] <= comparison["interval"][1]
-    assert f"{found['name']} against paper" in done.stdout and "interval" in done.stdout
+    assert (comparison["seeds"], comparison["covers"]) == (2, "videos and seeds")
+    own = "the configuration's own settings"  # the preset is the demo's
+    assert f"{found['name']} against {own}" in done.stdout and "over videos and seeds" in done.stdout
+    assert paper["title"] == own and "the paper's" not in done.stdout + done.stderr
     chosen = max(final["candidates"][0]["runs"], key=lambda run: run["val_SumR"])
     assert (
         json.loads((out / "best" / "test.json").read_text())["readings"][0]["SumR"]
@@ -215,7 +217,7 @@ def test_the_best_trials_and_the_papers_settings_are_retrained_and_compared(
         metrics["SumR"],
         metrics["epoch"],
     )
-    assert f"best ({final['candidates'][0]['name']}, seed {chosen['seed']})" in done.stdout
+    assert f"best ({final['candidates'][0]['title']}, seed {chosen['seed']})" in done.stdout
 
 
 def test_a_finished_search_is_left_as_it_is(
@@ -258,7 +260,10 @@ def test_an_ablation_retrains_the_best_trial_with_one_of_the_papers_values(
         "--json",
     )
     last_json(done)
-    assert "skipping ablation: the best trial already uses the paper's value of optimizer.learning_rate" in done.stderr
+    assert (
+        "skipping ablation: the best trial already uses the configuration's own value of optimizer.learning_rate"
+        in done.stderr
+    )
     assert before == {path: path.stat().st_mtime_ns for path in before}  # finished runs are left as they are
     final = json.loads((out / "final.json").read_text())
     by_name = {candidate["name"]: candidate for candidate in final["candidates"]}
@@ -271,7 +276,34 @@ def test_an_ablation_retrains_the_best_trial_with_one_of_the_papers_values(
     (comparison,) = final["ablations"]
     assert (comparison["better"], comparison["than"]) == (found["name"], ablated["name"])
     assert comparison["difference"] == pytest.approx(found["mean"] - ablated["mean"])
-    assert f"{found['name']} against {ablated['name']}: " in done.stdout
+    assert f"{found['name']} against {ablated['title']}: " in done.stdout
+    assert ablated["title"] == f"{found['name']} with the configuration's own model.registers"
+
+
+def test_training_on_val_too_retrains_what_was_trained_without(
+    searched: tuple[Path, subprocess.CompletedProcess[str]], call: Call
+) -> None:
+    """A finished run is not recognized by its directory's name alone."""
+    space = searched[0]
+    out = space.parent / "out"
+    before = {path: path.stat().st_mtime_ns for path in (out / "final").rglob("*") if path.is_file()}
+    done = call("tune", "--space", space, "--resume", "--set", "final.with_val=true", "final.seeds=1", "--json")
+    last_json(done)
+    assert before == {path: path.stat().st_mtime_ns for path in before}  # nothing is overwritten
+    final = json.loads((out / "final.json").read_text())
+    for candidate in final["candidates"]:
+        (run,) = candidate["runs"]
+        experiment = yaml.safe_load((Path(run["checkpoint"]) / "experiment.yaml").read_text())
+        assert experiment["training"]["with_val"] and experiment["training"]["seed"] == 1 == run["seed"]
+        assert run["directory"].endswith("-seed_1-version_2") and candidate["std"] is None
+    assert final["comparison"]["covers"] == "videos" and "over videos only: with one seed" in done.stdout
+    again = call("tune", "--space", space, "--resume", "--json")
+    last_json(again)
+    assert "final: training" not in again.stderr  # the runs without val are those of before
+    runs = [
+        run for candidate in json.loads((out / "final.json").read_text())["candidates"] for run in candidate["runs"]
+    ]
+    assert all("version" not in run["directory"] for run in runs)
 
 
 @pytest.fixture(scope="module")

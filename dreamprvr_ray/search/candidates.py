@@ -53,7 +53,7 @@ def choose_candidates(search: Search, trials: Sequence[TrialRecord]) -> list[Can
 
 
 def epochs_with_val(trial: TrialRecord, trials: Sequence[TrialRecord], planned: int) -> int:
-    """Return for how many epochs to train a trial's settings on train and val, where nothing can choose an epoch.
+    """Return for how many epochs to train a trial's settings on train and val, since no split is left to choose one.
 
     It is the trial's best epoch if that is known from a full training. A trial that was pruned or failed shows only how
     far it got: after two of nine epochs, the second is the best of two. Its settings are trained for as long as is

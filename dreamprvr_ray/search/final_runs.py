@@ -2,8 +2,8 @@
 
 A run's directory is named after its candidate and seed, such as `OUT/final/trial_005-seed_1`. That a directory exists
 says nothing about how its model was trained: `final.with_val`, for example, is not part of the name. A run is therefore
-recognized by the configuration that its checkpoint records. If the directory holds another training, the run gets a
-directory of its own beside it, such as `trial_005-seed_1-version_2`; nothing is overwritten.
+recognized by the configuration that its checkpoint records. If the directory holds another training, the run gets its
+own directory, such as `trial_005-seed_1-version_2`; nothing is overwritten.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Retraining the candidates of a finished search with several seeds, by Ray Tune.
 
-The runs are independent of Optuna: Ray Tune starts them in order, as many at a time as trials ran. Each has a directory
-of its own, such as `OUT/final/trial_005-seed_1`, from which it resumes.
+The runs are independent of Optuna: Ray Tune starts them in order, as many at a time as trials ran. Each has its own
+directory, such as `OUT/final/trial_005-seed_1`, from which it resumes.
 """
 
 from __future__ import annotations

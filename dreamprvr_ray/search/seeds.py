@@ -59,7 +59,7 @@ def shared_seeds(
 
 
 def _outside(ranges: Sequence[tuple[int, int]]) -> Iterator[int]:
-    """Yield all seeds that lie in none of the ranges, ascending."""
+    """Yield all seeds that are in no range, ascending."""
     seed = 0
     for low, high in sorted(ranges):
         yield from range(seed, low)

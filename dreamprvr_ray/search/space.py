@@ -209,7 +209,7 @@ def _ablation_mistakes(final: FinalSettings | None, parameters: list[Parameter],
         if key not in searched
     ]
     if SEED in keys:
-        mistakes.append(f"{where}: final: ablate: {SEED} has no effect: final trainings have seeds of their own")
+        mistakes.append(f"{where}: final: ablate: {SEED} has no effect: final trainings have their own seeds")
     return mistakes
 
 

@@ -137,7 +137,7 @@ def test_a_finished_run_is_recognized_by_what_was_trained_and_not_by_its_name(tm
         {"training.precision": "bf16"},
     ],
 )
-def test_any_difference_gives_a_run_a_directory_of_its_own(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_any_difference_gives_a_run_its_own_directory(tmp_path: Path, changes: dict[str, Any]) -> None:
     search, (first, *others) = planned(tmp_path)
     directory = train(search, first, **changes)
     before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
@@ -163,7 +163,7 @@ def test_how_often_a_training_may_fail_is_no_difference(tmp_path: Path) -> None:
 
 
 def earlier_runs(folder: Path, seeds: range) -> list[PlannedRun]:
-    """Write runs as version 0.1.0 did: with the seeds from 0 on, whatever that of the search."""
+    """Write runs as version 0.1.0 did: with the seeds 0, 1, ..., whatever that of the search."""
     search, runs = planned(folder)
     for run in runs[::2]:
         for seed in seeds:
