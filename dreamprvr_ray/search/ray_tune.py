@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import ray.tune
@@ -17,7 +18,6 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from dreamprvr_ray.errors import ObjectStoreError
 from dreamprvr_ray.search.epoch_log import EpochLog
 from dreamprvr_ray.search.messages import TrialEpoch, TrialRequest, decode_report
 from dreamprvr_ray.search.plan import TrialPlan
@@ -186,12 +186,11 @@ class SourceScheduler(FIFOScheduler):
 
 
 def lost_trial_failure(trial: Trial) -> TrialFailure:
-    """Return why Ray Tune gave a trial up after its retries."""
-    cause = getattr(trial.get_pickled_error(), "cause", None)
-    if isinstance(cause, ObjectStoreError):
-        return TrialFailure.from_error(cause)
-    traceback = str(trial.get_error() or "unknown").strip().splitlines()
-    return TrialFailure("error", traceback[-1])
+    """Return why Ray Tune gave a trial up after its retries: the last line of the error that it recorded."""
+    # Not `trial.get_error()`, which reads a copy that does not exist yet when the scheduler is called.
+    path = None if trial.error_file is None else Path(trial.error_file)
+    text = path.read_text(encoding="utf-8").strip() if path is not None and path.exists() else ""
+    return TrialFailure("error", text.splitlines()[-1] if text else "unknown")
 
 
 class StartCallback(Callback):

@@ -7,6 +7,7 @@ nested Ray Train run and waits for it.
 from __future__ import annotations
 
 import gc
+import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +34,8 @@ from dreamprvr_ray.training.failure import TrialFailure, is_out_of_memory
 from dreamprvr_ray.training.loop import fit
 from dreamprvr_ray.training.reporter import EpochResult, Snapshot, latest_result
 
+STORE_RETRY_SECONDS = 5.0  # before a trial is retried after a failed object-store request
+
 
 @dataclass(frozen=True)
 class TrialJob:
@@ -52,9 +55,7 @@ def run_trial(config: dict[str, Any], job: TrialJob) -> None:
     A failure that a retry would not fix is reported. Any other is raised, so that Ray Tune retries the trial.
     """
     try:
-        _train(TrialRequest.from_config(config), job)
-    except ObjectStoreError:
-        raise
+        _train_with_retries(TrialRequest.from_config(config), job)
     except (UserError, Failure) as error:
         tune.report(TrialFailure.from_error(error).to_dict())
     except (RuntimeError, MemoryError) as error:
@@ -63,7 +64,22 @@ def run_trial(config: dict[str, Any], job: TrialJob) -> None:
         tune.report(TrialFailure.from_error(error).to_dict())
 
 
-def _train(request: TrialRequest, job: TrialJob) -> None:
+def _train_with_retries(request: TrialRequest, job: TrialJob) -> None:
+    """Train, and retry after failed object-store requests: as often as Ray Tune retries after other errors.
+
+    Ray Tune would deliver the last error as text only, without its type.
+    """
+    for _ in range(job.experiment.training.max_failures):
+        try:
+            return train_trial(request, job)
+        except ObjectStoreError as error:
+            print(f"{error}; retrying in {STORE_RETRY_SECONDS:g} s", flush=True)
+            time.sleep(STORE_RETRY_SECONDS)
+    return train_trial(request, job)
+
+
+def train_trial(request: TrialRequest, job: TrialJob) -> None:
+    """Train a trial once, from its checkpoint if it has one, and report its epochs to Ray Tune."""
     search_storage = Storage(job.search_location)
     search_storage.check_visible(SEARCH)
     experiment = job.experiment.with_values(request.values, request.run)

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 from typing import Any
 
 from optuna.trial import TrialState
-from ray.exceptions import RayTaskError
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 from support.searches import make_search, make_session, trial_epoch
@@ -27,9 +26,10 @@ def study_trials(folder: Path) -> StudyTrials:
     return StudyTrials(make_session(search), SearchStudy(search, folder / "out"))
 
 
-def lost_trial(error: Exception | None, text: str) -> Trial:
+def lost_trial(folder: Path, text: str) -> Trial:
     """Return what Ray Tune knows of a trial that it gave up."""
-    trial: Any = SimpleNamespace(get_pickled_error=lambda: error, get_error=lambda: text)
+    (folder / "error.txt").write_text(text)
+    trial: Any = SimpleNamespace(error_file=str(folder / "error.txt"))
     return trial
 
 
@@ -38,9 +38,8 @@ def test_a_failing_object_store_ends_the_search_and_fails_no_trial(tmp_path: Pat
     searcher = SourceSearcher(source)
     searcher.suggest("first")
     searcher.suggest("second")
-    error = RayTaskError("train", "Traceback", ObjectStoreError(STORE_FAILURE))
-    searcher.lost["first"] = lost_trial_failure(lost_trial(error, "Traceback\nray.exceptions.RayTaskError"))
-    searcher.on_trial_complete("first", error=True)
+    failure = TrialFailure.from_error(ObjectStoreError(STORE_FAILURE))
+    searcher.on_trial_complete("first", failure.to_dict())
     assert source.store_failure == STORE_FAILURE
     assert searcher.suggest("third") == Searcher.FINISHED
     searcher.on_trial_complete("second", trial_epoch(9, 50.0, finished=True).to_dict())
@@ -53,7 +52,7 @@ def test_a_trial_that_is_lost_for_another_reason_has_failed(tmp_path: Path) -> N
     source = study_trials(tmp_path)
     searcher = SourceSearcher(source)
     searcher.suggest("first")
-    searcher.lost["first"] = lost_trial_failure(lost_trial(None, "Traceback\nRuntimeError: broken"))
+    searcher.lost["first"] = lost_trial_failure(lost_trial(tmp_path, "Failure # 1\nTraceback\nRuntimeError: broken\n"))
     searcher.on_trial_complete("first", error=True)
     assert source.store_failure is None and source.study.trials()[0].state == TrialState.FAIL
     assert source.study.trials()[0].user_attrs["reason"] == "RuntimeError: broken"
