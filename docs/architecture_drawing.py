@@ -37,6 +37,7 @@ COMPONENT_OF = {
     "retrieval": "api",
     "config_reference": "config",
     "yaml_files": "config",
+    "user_files": "config",
     "__init__": "api",
 }
 COMMANDS = ("convert", "train", "tune", "report", "evaluate", "export", "verify")
