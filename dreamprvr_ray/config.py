@@ -34,7 +34,13 @@ NO_SETTINGS = ("data.video_size", "data.text_size", "training.seed", "training.p
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+# Sizes beyond these bounds are typing errors: they would exhaust the memory, or take for ever.
+MAX_COUNT = 1_000_000
+MAX_WIDTH = 8192  # of the model; the paper's is 384
+MAX_FEATURE_SIZE = 65_536  # of one row of features; the largest that benchmarks distribute is a few thousand
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+CountOrZero = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+FeatureSize = Annotated[int, Field(ge=1, le=MAX_FEATURE_SIZE)]
 
 
 class Section(BaseModel):
@@ -64,9 +70,10 @@ class ModelConfig(Section):
     hidden_size: int = Field(
         default=384,
         ge=8,
+        le=MAX_WIDTH,
         description="Width of every token and embedding, D in the paper. Must be even and divisible by `model.heads`.",
     )
-    heads: Count = Field(default=4, description="Attention heads per block, H in the paper.")
+    heads: int = Field(default=4, ge=1, le=256, description="Attention heads per block, H in the paper.")
     branches: int = Field(
         default=8,
         ge=1,
@@ -74,7 +81,7 @@ class ModelConfig(Section):
         description="Parallel attention branches in each fusion block, N in the paper. One branch has no Gaussian "
         "width; the others have widths 1/4, 1/2, 1, 2, ...",
     )
-    denoiser_layers: Count = Field(default=2, description="Residual layers of the denoiser.")
+    denoiser_layers: int = Field(default=2, ge=1, le=64, description="Residual layers of the denoiser.")
     dropout: Fraction = Field(
         description="Dropout in the attention blocks, the fusion blocks and the registers' input layer."
     )
@@ -136,9 +143,8 @@ class LossConfig(Section):
         description="Exponent lambda of the diversity loss: higher values concentrate it on the most similar pairs."
     )
     similarity_temperature: Positive = Field(description="Temperature tau of the query similarity loss.")
-    hard_negative_start_epoch: int = Field(
+    hard_negative_start_epoch: CountOrZero = Field(
         default=20,
-        ge=0,
         description="Number of epochs before the triplet losses switch from uniform to hard negatives. The loss jumps"
         " there.",
     )
@@ -169,11 +175,11 @@ TrimFrames = Literal["exact", "batch"]
 class DataConfig(Section):
     """Feature sizes, and how videos with fewer than 128 frames are padded."""
 
-    video_size: Count = Field(
+    video_size: FeatureSize = Field(
         description="Size of one video feature vector, Dv. Training reads it from the shards' manifest; this value is"
         " used by `--dry-run` only."
     )
-    text_size: Count = Field(
+    text_size: FeatureSize = Field(
         description="Size of one query token's feature vector, Dt. Training reads it from the shards' manifest; this "
         "value is used by `--dry-run` only."
     )
@@ -190,8 +196,8 @@ class TrainingConfig(Section):
     """Epochs, batch, seed, precision and fault tolerance."""
 
     epochs: Count = Field(description="Maximum number of epochs. The learning rate schedule always spans all of them.")
-    patience: int = Field(
-        ge=0, description="Training stops once more than this many epochs in a row have not improved the best val SumR."
+    patience: CountOrZero = Field(
+        description="Training stops once more than this many epochs in a row have not improved the best val SumR."
     )
     batch_videos: Count = Field(
         default=128,
@@ -213,9 +219,8 @@ class TrainingConfig(Section):
         description="Train on the val split as well. No split is then left to select an epoch, so the last epoch "
         "counts as the best.",
     )
-    max_failures: int = Field(
+    max_failures: CountOrZero = Field(
         default=3,
-        ge=0,
         description="How many times training restarts automatically after losing a worker or a node. It resumes from "
         "the latest checkpoint.",
     )

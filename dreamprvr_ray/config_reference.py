@@ -94,11 +94,15 @@ def _allowed(schema: dict[str, Any]) -> str:
     low, above = schema.get("minimum"), schema.get("exclusiveMinimum")
     high, below = schema.get("maximum"), schema.get("exclusiveMaximum")
     if low is not None and high is not None:
-        return f"{names[schema['type']]}, {low:g} to {high:g}"
+        return f"{names[schema['type']]}, {_bound(low)} to {_bound(high)}"
     bounds = [
-        *([f"at least {low:g}"] if low is not None else []),
-        *([f"above {above:g}"] if above is not None else []),
-        *([f"at most {high:g}"] if high is not None else []),
+        *([f"at least {_bound(low)}"] if low is not None else []),
+        *([f"above {_bound(above)}"] if above is not None else []),
+        *([f"at most {_bound(high)}"] if high is not None else []),
         *([f"below {below}"] if below is not None else []),
     ]
     return ", ".join([names[schema["type"]], *bounds])
+
+
+def _bound(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"

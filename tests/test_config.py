@@ -349,8 +349,38 @@ def test_reference_describes_types_and_bounds() -> None:
     assert allowed["model.dropout"] == ("number, at least 0, below 1", None)
     assert allowed["optimizer.weight_decay"] == ("number, at least 0", "0.01")
     assert allowed["training.precision"] == ("auto, fp32 or bf16", "auto")
-    assert allowed["trial.workers"] == ("integer, at least 1 or auto", "1")
+    assert allowed["trial.workers"] == ("integer, 1 to 1000000 or auto", "1")
     assert allowed["final.ablate"] == ("list of strings", "[]")
+
+
+@pytest.mark.parametrize("section", [Experiment, SearchSettings])
+def test_every_integer_has_an_upper_bound(section: type[Section]) -> None:
+    """A size without one hangs or exhausts the memory, as would `denoiser_layers: 1000000000`."""
+    unbounded = [
+        key.name for key in document_keys(section) if "integer" in key.allowed and not re.search(r" to |below", key.allowed)
+    ]
+    assert not unbounded
+
+
+@pytest.mark.parametrize(
+    ("key", "bound"),
+    [
+        ("model.denoiser_layers", 64),
+        ("model.hidden_size", 8192),
+        ("model.branches", 16),
+        ("model.diffusion_steps", 1000),
+        ("data.video_size", 65536),
+        ("training.epochs", 1000000),
+        ("training.batch_videos", 1000000),
+    ],
+)
+def test_a_size_beyond_its_bound_is_reported(key: str, bound: int) -> None:
+    for size in (bound + 2, 10**9, 10**400):
+        with pytest.raises(UserError) as error:
+            load_experiment("tvr", {key: size})
+        (line,) = error.value.mistakes
+        assert line == f"--set: {key} = {size}: must be less than or equal to {bound}"
+    assert load_experiment("tvr", {key: bound}).flat()[key] == bound
 
 
 @pytest.mark.parametrize(("command", "sections"), [("train", [Experiment]), ("tune", [SearchSettings, Experiment])])

@@ -20,9 +20,10 @@ from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.evaluation import retrieval
 from dreamprvr_ray.evaluation.retrieval import evaluate
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
-from dreamprvr_ray.training import gradient_step
+from dreamprvr_ray.training import gradient_step, loop
 from dreamprvr_ray.training.divergence import losses_diverged
 from dreamprvr_ray.training.failure import TrainingDiverged
+from dreamprvr_ray.training.flops import specified_gflop
 from dreamprvr_ray.training.loop import Progress, Training, fit, with_feature_sizes
 from dreamprvr_ray.training.optimizer import PartwiseAdam
 from dreamprvr_ray.training.reporter import DirectoryReporter, EpochResult, Snapshot
@@ -355,7 +356,8 @@ def test_losses_of_an_epoch_are_means_over_its_batches(
 def test_only_long_trainings_are_compiled_for(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[bool] = []
     monkeypatch.setattr(DreamPRVR, "compile_chains", lambda model, compiled_: compiled.append(compiled_))
-    for epochs in (30, 10**11):
+    monkeypatch.setattr(loop, "WORTH_COMPILING", 24 * 1000 * specified_gflop(experiment()))  # of 24 videos
+    for epochs in (999, 1001):
         Training(experiment(epochs=epochs), shards, Workers(), CPU)
     assert compiled == [False, True]
 
