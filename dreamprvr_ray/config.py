@@ -34,7 +34,7 @@ NO_SETTINGS = ("data.video_size", "data.text_size", "training.seed", "training.p
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-# Sizes beyond these bounds are typing errors: they would exhaust the memory, or take for ever.
+# Sizes beyond these bounds are typing errors: they would exhaust the memory, or never end.
 MAX_COUNT = 1_000_000
 MAX_WIDTH = 8192  # of the model; the paper's is 384
 MAX_FEATURE_SIZE = 65_536  # of one row of features; the largest that benchmarks distribute is a few thousand

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -357,7 +358,9 @@ def test_reference_describes_types_and_bounds() -> None:
 def test_every_integer_has_an_upper_bound(section: type[Section]) -> None:
     """A size without one hangs or exhausts the memory, as would `denoiser_layers: 1000000000`."""
     unbounded = [
-        key.name for key in document_keys(section) if "integer" in key.allowed and not re.search(r" to |below", key.allowed)
+        key.name
+        for key in document_keys(section)
+        if "integer" in key.allowed and not re.search(r" to |below", key.allowed)
     ]
     assert not unbounded
 

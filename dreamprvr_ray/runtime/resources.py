@@ -16,6 +16,7 @@ from typing import Any
 import ray
 
 from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.runtime.gpu_shares import refuse_gpus
 from dreamprvr_ray.yaml_files import read_yaml
 
 # The environment variable with the path of the cluster file that `ray up` copied to the head:
@@ -34,7 +35,7 @@ class WorkerCount:
     @classmethod
     def parse(cls, text: str) -> WorkerCount:
         """Parse `4` (four workers) or `2:8` (two to eight workers). Raises `UserError` for anything else."""
-        match = re.fullmatch(r"(?:(\d+):)?(\d+)", text)
+        match = re.fullmatch(r"(?:(\d{1,6}):)?(\d{1,6})", text)
         if match:
             maximum, minimum = int(match[2]), int(match[1]) if match[1] else None
             if maximum >= 1 and (minimum is None or 1 <= minimum <= maximum):
@@ -147,6 +148,8 @@ def plan_group(
     cluster = current_cluster()
     required = min_workers or workers
     gpus = (1.0 if cluster.gpus >= required else 0.0) if gpus_per_worker is None else gpus_per_worker
+    if reason := refuse_gpus(workers, gpus):
+        raise UserError(reason)
     cpus = cpus_per_worker
     if cpus is None:
         cpus = cluster.cpus_per_process(workers, gpus)

@@ -8,9 +8,17 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator, field_validator
+from pydantic import (
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 
-from dreamprvr_ray.config import Count, NonNegative, Section
+from dreamprvr_ray.config import MAX_COUNT, Count, CountOrZero, NonNegative, Section
+from dreamprvr_ray.runtime.gpu_shares import refuse_gpus
 
 RESUME_MAY_CHANGE = ("out", "shards", "source", "trial", "trials", "trackers", "hours", "keep", "final")
 """Keys that may differ when a search is resumed: they do not decide which trials run or how a trial trains."""
@@ -50,6 +58,13 @@ class TrialResources(Section):
         "sampler that proposes more at a time knows too few results.",
     )
 
+    @model_validator(mode="after")
+    def _check_shared_gpus(self) -> TrialResources:
+        gpus = self.gpus_per_worker
+        if isinstance(gpus, float) and isinstance(self.workers, int) and (reason := refuse_gpus(self.workers, gpus)):
+            raise ValueError(reason)
+        return self
+
 
 class Pruning(Section):
     """Successive halving on val SumR.
@@ -66,7 +81,7 @@ class Pruning(Section):
         description="Epochs before the first comparison, at least 1. Choose it beyond "
         "`loss.hard_negative_start_epoch`.",
     )
-    reduction_factor: Annotated[int, Field(ge=2)] = Field(
+    reduction_factor: Annotated[int, Field(ge=2, le=MAX_COUNT)] = Field(
         default=3, description="The best 1 / `reduction_factor` of the trials continue at each comparison; at least 2."
     )
 
@@ -89,7 +104,7 @@ class SamplerSettings(Section):
         default=0,
         description="Seed of the sampler, from 0 to 2147483647. With one trial at a time it determines all proposals.",
     )
-    startup_trials: Annotated[int, Field(ge=0)] = Field(
+    startup_trials: CountOrZero = Field(
         default=10,
         description="Random trials before the sampler starts to model the results, at least 0. The first trial, "
         "which uses the configuration's own values, is not one of them.",

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dreamprvr_ray.config import validated
 from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.runtime import resources
 from dreamprvr_ray.runtime.resources import (
     CLUSTER_FILE,
     Cluster,
@@ -15,7 +17,9 @@ from dreamprvr_ray.runtime.resources import (
     WorkerCount,
     autoscaled_nodes,
     current_cluster,
+    plan_group,
 )
+from dreamprvr_ray.search.settings import TrialResources
 
 
 def test_a_process_never_spans_two_nodes() -> None:
@@ -65,6 +69,24 @@ def test_the_cluster_file_replaces_the_current_nodes(tmp_path: Path, monkeypatch
     assert current_cluster().gpus == 2 and current_cluster().cpus == 16
 
 
+@pytest.mark.parametrize(("workers", "gpus"), [(2, 0.5), (4, 0.25), (3, 0.9999), (2, 1.5), (1, 2.5)])
+def test_workers_of_a_training_do_not_share_a_gpu(workers: int, gpus: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "current_cluster", lambda: Cluster((Node(32, 8),)))
+    for minimum in (None, 1):
+        with pytest.raises(UserError, match=rf"^gpus_per_worker {gpus:g}: ") as error:
+            plan_group(workers, 1, gpus, minimum)
+        assert len(error.value.mistakes) == 1
+    with pytest.raises(UserError, match=rf"^search: .*gpus_per_worker {gpus:g}: "):
+        validated(TrialResources, {"workers": workers, "gpus_per_worker": gpus}, "search")
+
+
+@pytest.mark.parametrize(("workers", "gpus"), [(1, 0.5), (1, 1.0), (2, 1.0), (2, 0.0), (2, 2.0)])
+def test_other_shares_of_gpus_are_allowed(workers: int, gpus: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "current_cluster", lambda: Cluster((Node(32, 8),)))
+    assert plan_group(workers, 1, gpus).gpus_per_worker == gpus
+    assert TrialResources(workers=workers, gpus_per_worker=gpus).workers == workers
+
+
 @pytest.mark.parametrize(
     ("text", "count"),
     [("1", WorkerCount(1)), ("4", WorkerCount(4)), ("2:8", WorkerCount(8, 2)), ("3:3", WorkerCount(3, 3))],
@@ -73,7 +95,7 @@ def test_worker_counts(text: str, count: WorkerCount) -> None:
     assert WorkerCount.parse(text) == count
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "x", "", "8:2", "0:2", "2:", ":2", "1.5", "2:3:4"])
+@pytest.mark.parametrize("text", ["0", "-1", "x", "", "8:2", "0:2", "2:", ":2", "1.5", "2:3:4", "9" * 5000])
 def test_an_invalid_worker_count_is_a_user_error(text: str) -> None:
     with pytest.raises(UserError, match=r"^--workers .*: must be a positive integer or MIN:MAX, as in 2:8$"):
         WorkerCount.parse(text)
