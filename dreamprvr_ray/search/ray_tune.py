@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +27,8 @@ from dreamprvr_ray.search.trackers import create_trackers
 from dreamprvr_ray.search.trial import TrialJob, run_trial
 from dreamprvr_ray.search.working_copy import WorkingCopy
 from dreamprvr_ray.training.failure import TrialFailure
+
+MAX_REASON = 200  # characters of a lost trial's error: Ray lists all common causes of a process's death
 
 
 class TrialSource(Protocol):
@@ -190,7 +193,8 @@ def lost_trial_failure(trial: Trial) -> TrialFailure:
     # Not `trial.get_error()`, which reads a copy that does not exist yet when the scheduler is called.
     path = None if trial.error_file is None else Path(trial.error_file)
     text = path.read_text(encoding="utf-8").strip() if path is not None and path.exists() else ""
-    return TrialFailure("error", text.splitlines()[-1] if text else "unknown")
+    reason = text.splitlines()[-1] if text else "unknown"
+    return TrialFailure("error", textwrap.shorten(reason, MAX_REASON, placeholder=" ..."))
 
 
 class StartCallback(Callback):
