@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,12 @@ import optuna
 from dreamprvr_ray.config import Experiment, known_keys
 from dreamprvr_ray.errors import UserError, did_you_mean
 from dreamprvr_ray.search.conditions import Condition
+from dreamprvr_ray.yaml_files import describe
+
+FEW = 32
+MAX_CHOICES = 1000
+MAX_STEPS = 10**6  # between the ends of a range
+MAX_BOUND = 10**15
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,21 @@ class Parameter:
         """Return the values to check against the configuration's own bounds."""
         return list(self.choices) if self.choices is not None else [self.low, self.high]
 
+    def sample(self) -> list[Any]:
+        """Return values for which to check conditions: all of a few choices or integers, else the ends, the middle, 0.
+
+        Numbers are not rounded to steps.
+        """
+        if self.choices is not None:
+            return list(self.choices[:FEW])
+        assert self.low is not None and self.high is not None
+        if isinstance(self.low, int) and isinstance(self.high, int):
+            values = list(range(self.low, self.high + 1, int(self.step or 1))[:FEW])
+            middle: float = (self.low + self.high) // 2
+        else:
+            values, middle = [], (self.low + self.high) / 2
+        return list(dict.fromkeys([*values, self.low, self.high, middle, *([0] if self.low <= 0 <= self.high else [])]))
+
     def __str__(self) -> str:
         when = f", when {self.when}" if self.when else ""
         if self.choices is not None:
@@ -63,7 +85,7 @@ def parse_parameter(key: str, description: dict[str, Any]) -> Parameter:
     Raises `ValueError` with the reason if the description is invalid.
     """
     words = ("int", "float", "choice", "log", "step", "when")
-    unknown = next((str(word) for word in description if word not in words), None)
+    unknown = next((describe(word).strip("'") for word in description if word not in words), None)
     if unknown is not None:
         raise ValueError(
             f"unknown word '{unknown}'; use int, float or choice, optionally with log, step or when"
@@ -76,7 +98,7 @@ def parse_parameter(key: str, description: dict[str, Any]) -> Parameter:
     if kinds == ["choice"]:
         return Parameter(key, choices=_parse_choices(description), when=when)
     low, high = _parse_bounds(kinds[0], description[kinds[0]])
-    step, log = _parse_scale(kinds[0], low, description)
+    step, log = _parse_scale(kinds[0], low, high, description)
     return Parameter(key, low, high, step, log, when=when)
 
 
@@ -84,8 +106,14 @@ def _parse_choices(description: dict[str, Any]) -> tuple[Any, ...]:
     choices = description["choice"]
     if not isinstance(choices, list) or not choices or "log" in description or "step" in description:
         raise ValueError("choice takes a list of values and allows neither log nor step")
+    if len(choices) > MAX_CHOICES:
+        raise ValueError(f"choice takes at most {MAX_CHOICES} values, not {len(choices)}")
     if not all(isinstance(choice, (bool, int, float, str)) for choice in choices):
         raise ValueError("choice takes a list of numbers, strings, true or false")
+    if any(isinstance(choice, float) and not math.isfinite(choice) for choice in choices):
+        raise ValueError("choice takes finite numbers")
+    if len({(type(choice), choice) for choice in choices}) < len(choices):
+        raise ValueError("choice takes each value once")
     return tuple(choices)
 
 
@@ -96,32 +124,45 @@ def _parse_bounds(kind: str, bounds: Any) -> tuple[float, float]:
         or len(bounds) != 2
         or any(isinstance(bound, bool) or not isinstance(bound, types) for bound in bounds)
     ):
-        raise ValueError(f"{kind} takes [low, high], two {'integers' if kind == 'int' else 'numbers'}, not {bounds!r}")
+        raise ValueError(
+            f"{kind} takes [low, high], two {'integers' if kind == 'int' else 'numbers'}, not {_shown(bounds)}"
+        )
+    if not all(abs(bound) <= MAX_BOUND for bound in bounds):  # also of NaN
+        raise ValueError(f"{kind} takes bounds from {-MAX_BOUND:g} to {MAX_BOUND:g}, not {_shown(bounds)}")
     low, high = bounds if kind == "int" else map(float, bounds)
     if low >= high:
         raise ValueError(f"low {low:g} must be below high {high:g}")
     return low, high
 
 
-def _parse_scale(kind: str, low: float, description: dict[str, Any]) -> tuple[float | None, bool]:
+def _shown(value: Any) -> str:
+    """Return a value as a message shows it: a short list in full."""
+    return f"[{', '.join(map(describe, value))}]" if isinstance(value, list) and len(value) <= 3 else describe(value)
+
+
+def _parse_scale(kind: str, low: float, high: float, description: dict[str, Any]) -> tuple[float | None, bool]:
     """Return the step and whether the scale is logarithmic."""
     types = (int,) if kind == "int" else (int, float)
     step, log = description.get("step"), description.get("log", False)
     if not isinstance(log, bool):
-        raise ValueError(f"log must be true or false, not {log!r}")
+        raise ValueError(f"log must be true or false, not {_shown(log)}")
     if log and low <= 0:
         raise ValueError(f"a log scale requires low above 0, not {low:g}")
     if log and step is not None:
         raise ValueError("log and step cannot be combined")
-    if step is not None and (isinstance(step, bool) or not isinstance(step, types) or step <= 0):
-        raise ValueError(f"step must be {'an integer' if kind == 'int' else 'a number'} above 0, not {step!r}")
+    if step is not None and (isinstance(step, bool) or not isinstance(step, types) or not 0 < step < math.inf):
+        raise ValueError(f"step must be {'an integer' if kind == 'int' else 'a number'} above 0, not {_shown(step)}")
+    if step is not None and step > high - low:
+        raise ValueError(f"step {step:g} must be at most the distance of the bounds, {high - low:g}")
+    if step is not None and (high - low) / step > MAX_STEPS:
+        raise ValueError(f"step {step:g} is too small: it must divide the range into at most {MAX_STEPS:,} steps")
     return step, log
 
 
 def parse_condition(text: Any) -> Condition:
     """Return the condition in a search file's text. Raises `ValueError` if it is invalid or names an unknown key."""
     if not isinstance(text, str):
-        raise ValueError(f"a condition must be a string, such as 'model.registers > 0', not {text!r}")
+        raise ValueError(f"a condition must be a string, such as 'model.registers > 0', not {_shown(text)}")
     condition = Condition.parse(text)
     for key in condition.keys:
         if key not in known_keys():

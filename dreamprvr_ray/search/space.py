@@ -17,6 +17,7 @@ constraints:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,7 @@ from dreamprvr_ray.yaml_files import read_yaml
 
 WITH_VAL = "training.with_val"
 NOT_SEARCHABLE = ("data.video_size", "data.text_size", "training.epochs")  # keys that all trials of a search share
+MAX_POINTS = 500  # values of the searched keys for which each condition is evaluated when a file is loaded
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Search:
         return {
             parameter.key: flat[parameter.key]
             for parameter in self.parameters
-            if parameter.when is None or parameter.when.holds(flat)
+            if parameter.when is None or _holds(parameter.when, flat)
         }
 
     @property
@@ -76,14 +78,24 @@ class Search:
         values: dict[str, Any] = {}
         flat = self.experiment.flat()
         for parameter in self.parameters:
-            if parameter.when is None or parameter.when.holds(flat | values):
+            if parameter.when is None or _holds(parameter.when, flat | values):
                 values[parameter.key] = parameter.suggest(trial)
         return values
 
-    def violated_constraint(self, values: Mapping[str, Any]) -> Condition | None:
-        """Return the first constraint that these values of the searched keys violate."""
+    def reason_to_reject(self, values: Mapping[str, Any]) -> str | None:
+        """Return why these values of the searched keys must not be trained: the first constraint that they violate.
+
+        A condition that cannot be evaluated for them, such as a division by zero, counts as violated.
+        """
         flat = self.experiment.flat() | dict(values)
-        return next((constraint for constraint in self.constraints if not constraint.holds(flat)), None)
+        try:
+            for parameter in self.parameters:
+                if parameter.when is not None:
+                    parameter.when.holds(flat)
+            violated = next((constraint for constraint in self.constraints if not constraint.holds(flat)), None)
+        except ValueError as error:
+            return str(error)
+        return f"violates {violated}" if violated else None
 
     def check_shards(self) -> None:
         """Raise `UserError`, naming the command that creates them, if there are no shards. A URI is not checked."""
@@ -135,7 +147,7 @@ def load_search(path: Path, overrides: Mapping[str, Any] | None = None) -> Searc
     if mistakes:
         raise UserError(*mistakes)
     search = Search(path.stem, experiment, tuple(parameters), tuple(constraints), settings)
-    _check_first_trial(search, where)
+    _check_conditions(search, where)
     return search
 
 
@@ -238,14 +250,40 @@ def _with_val_mistakes(parameters: list[Parameter], experiment: Experiment, wher
     ]
 
 
-def _check_first_trial(search: Search, where: str) -> None:
-    """Raise `UserError` if the first trial violates a constraint, or a condition cannot be evaluated."""
-    try:
-        violated = search.violated_constraint(search.paper_setting)
-    except ValueError as error:
-        raise UserError(f"{where}: {error}") from None
-    if violated:
+def _check_conditions(search: Search, where: str) -> None:
+    """Raise `UserError` if the first trial violates a constraint, or a condition cannot be evaluated.
+
+    Conditions are evaluated for the ends and choices of their parameters, and all values of short ranges of integers.
+    Whether one can be evaluated for a value in between shows only when that value is proposed.
+    """
+    values = search.paper_setting
+    if reason := search.reason_to_reject(values):
+        if not reason.startswith("violates "):
+            raise UserError(f"{where}: {reason}")
         raise UserError(
-            f"{where}: constraints: '{violated}' does not hold for the configuration's own values,"
-            " which the first trial uses"
+            f"{where}: constraints: '{reason.removeprefix('violates ')}' does not hold for the configuration's own"
+            " values, which the first trial uses"
         )
+    # A constraint is evaluated only for proposals that satisfy those before it.
+    groups: list[tuple[Condition, ...]] = [(parameter.when,) for parameter in search.parameters if parameter.when]
+    groups += [search.constraints[: last + 1] for last in range(len(search.constraints))]
+    flat = search.experiment.flat()
+    for conditions in groups:
+        keys = {key for condition in conditions for key in condition.keys}
+        searched = [parameter for parameter in search.parameters if parameter.key in keys]
+        points = itertools.product(*(parameter.sample() for parameter in searched))
+        for point in itertools.islice(points, MAX_POINTS):
+            values = {parameter.key: value for parameter, value in zip(searched, point, strict=True)}
+            try:
+                all(condition.holds(flat | values) for condition in conditions)
+            except ValueError as error:
+                at = ", ".join(f"{key} = {values[key]}" for key in conditions[-1].keys if key in values)
+                raise UserError(f"{where}: {error}{f' for {at}' if at else ''}") from None
+
+
+def _holds(condition: Condition, values: Mapping[str, Any]) -> bool:
+    """Return whether a condition holds; one that cannot be evaluated does not."""
+    try:
+        return condition.holds(values)
+    except ValueError:
+        return False

@@ -104,9 +104,9 @@ class SearchStudy:
         """Return a trial with its values, or None if they are rejected. Samples values that a killed driver did not."""
         trial = optuna.Trial(self.study, _storage_id(self._trial(number)))
         values = self.search.suggest(trial)
-        if violated := self.search.violated_constraint(values):
+        if reason := self.search.reason_to_reject(values):
             trial.set_user_attr("infeasible", True)
-            trial.set_user_attr("reason", f"rejected: violates {violated}")
+            trial.set_user_attr("reason", f"rejected: {reason}")
             self.study.tell(number, state=TrialState.FAIL)
             return None
         trial.set_user_attr("out", self.owner)

@@ -172,3 +172,57 @@ def test_optuna_samples_within_the_parameters_bounds() -> None:
         "numbers from 0.0001 to 0.1, log scale",
         "4 | 8",
     ]
+
+
+@pytest.mark.parametrize(
+    ("description", "reason"),
+    [
+        ({"float": [0.0, 0.5], "step": float("nan")}, "step must be a number above 0, not nan"),
+        ({"float": [0.0, 0.5], "step": float("inf")}, "step must be a number above 0, not inf"),
+        ({"float": [0.0, 0.5], "step": 1e-300}, "step 1e-300 is too small"),
+        ({"float": [0.0, 0.5], "step": 2}, "step 2 must be at most the distance of the bounds, 0.5"),
+        ({"float": [float("nan"), 0.5]}, "bounds from -1e+15 to 1e+15, not [nan, 0.5]"),
+        ({"float": [0.0, float("inf")]}, "bounds from -1e+15 to 1e+15, not [0.0, inf]"),
+        ({"float": [0.0, 1e300]}, "bounds from -1e+15 to 1e+15"),
+        ({"int": [0, 10**17]}, "bounds from -1e+15 to 1e+15"),
+        ({"int": [{}, []]}, "two integers, not [a mapping, a list]"),
+        ({"int": "0, 1"}, "two integers, not '0, 1'"),
+        ({"choice": [0.1, float("nan")]}, "choice takes finite numbers"),
+        ({"choice": [0.1, 0.1]}, "choice takes each value once"),
+        ({"choice": list(range(1001))}, "choice takes at most 1000 values, not 1001"),
+        ({"float": [0.0, 0.5], "when": "'a' * 99999999999 == 'a'"}, "names no key"),
+    ],
+)
+def test_ranges_that_cannot_be_searched_are_one_line(tmp_path: Path, description: object, reason: str) -> None:
+    (line,) = mistakes(write(tmp_path, {"model.dropout": description}))
+    assert reason in line and "\n" not in line and len(line) < 500
+
+
+def test_a_condition_that_fails_for_some_values_is_found_when_the_file_is_loaded(tmp_path: Path) -> None:
+    registers, dropout = {"int": [0, 8]}, {"float": [0.0, 0.5]}
+    fails = "1 / model.registers < 5"
+    (line,) = mistakes(write(tmp_path, {"model.registers": registers}, constraints=[fails]))
+    assert line.endswith(f"'{fails}' cannot be evaluated: division by zero for model.registers = 0")
+    (line,) = mistakes(
+        write(
+            tmp_path, {"model.registers": registers, "model.dropout": dropout | {"when": "1 % (model.registers - 3)"}}
+        )
+    )
+    assert line.endswith("modulo by zero for model.registers = 3")
+    for constraints in (["model.registers == 0 or 1 / model.registers < 5"], ["model.registers > 0", fails]):
+        load_search(write(tmp_path, {"model.registers": registers}, constraints=constraints))
+
+
+def test_a_proposal_whose_conditions_cannot_be_evaluated_is_rejected(tmp_path: Path) -> None:
+    """Between the values that are checked when the file is loaded, a division by zero is still possible."""
+    fails = "1 / (model.dropout - 0.3) < 99"
+    space = {"model.dropout": {"float": [0.0, 0.5]}, "loss.margin": {"float": [0.1, 0.4], "when": fails}}
+    search = load_search(write(tmp_path, space))
+    trial = optuna.trial.FixedTrial({"model.dropout": 0.3, "loss.margin": 0.2})
+    values = search.suggest(trial)
+    assert values == {"model.dropout": 0.3}
+    assert search.reason_to_reject(values) == f"'{fails}' cannot be evaluated: float division by zero"
+    search = load_search(write(tmp_path, {"model.dropout": space["model.dropout"]}, constraints=[fails]))
+    assert "cannot be evaluated" in str(search.reason_to_reject({"model.dropout": 0.3}))
+    assert search.reason_to_reject({"model.dropout": 0.305}) == f"violates {fails}"
+    assert search.reason_to_reject({"model.dropout": 0.1}) is None
