@@ -14,9 +14,11 @@ from pathlib import Path
 
 from dreamprvr_ray import command_line
 from dreamprvr_ray.cpus import allowed_cpus
-from dreamprvr_ray.data.conversion import Conversion, ConversionSettings, Progress, convert, has_finished_shards
+from dreamprvr_ray.data.conversion import Conversion, ConversionSettings, Progress, convert
+from dreamprvr_ray.data.conversion_records import has_records
 from dreamprvr_ray.data.source import Source
-from dreamprvr_ray.errors import NotWritableError, UserError
+from dreamprvr_ray.errors import Failure, NotWritableError, UserError
+from dreamprvr_ray.storage.files import reason
 from dreamprvr_ray.storage.location import local_folder
 
 LINE_SECONDS = 5.0  # between two lines of progress if stderr is not a terminal
@@ -41,10 +43,13 @@ def main(arguments: list[str]) -> None:
         )
         raise
     except OSError as error:
-        reason = str(error) if isinstance(error, NotWritableError) else f"{options.out}: {error.strerror or error}"
-        finished = has_finished_shards(options.out)
+        problem = str(error) if isinstance(error, NotWritableError) else f"{options.out}: {reason(error)}"
+        finished = has_records(options.out)
         hint = "; finished shards remain: run the same command again to resume" if finished else ""
-        raise UserError(reason + hint) from None
+        # Other than a path that cannot be written, a full disk is no mistake of the command line.
+        raise (UserError if isinstance(error, NotWritableError) else Failure)(problem + hint) from None
+    for note in conversion.notes:
+        command_line.print_progress(f"note: {note}")
     print(_summary(options.out, conversion))
     if options.json:
         command_line.print_json(_values(options.out, conversion))

@@ -15,7 +15,7 @@ from dreamprvr_ray import convert
 from dreamprvr_ray.data import shard_plan, shard_workers
 from dreamprvr_ray.data.conversion import Progress
 from dreamprvr_ray.data.shards import ShardSet
-from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.errors import Failure, UserError
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "data"
@@ -105,10 +105,11 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     make_shard = shard_workers.make_shard
     monkeypatch.setattr(shard_workers, "make_shard", fail_at_first_and_third)
-    with pytest.raises(UserError, match=r"out: No space left on device$"):
+    with pytest.raises(Failure, match=r"out: No space left on device$"):
         convert.main(_arguments(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
     with pytest.raises(
-        UserError, match=r"out: No space left on device; finished shards remain: run the same command again to resume$"
+        Failure, match=r"out: No space left on device; finished shards remain: run the same command again to resume$"
     ):
         convert.main(_arguments(tmp_path / "out"))
 

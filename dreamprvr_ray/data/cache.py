@@ -183,7 +183,7 @@ def _download(remote: _RemoteShards, folder: Path) -> None:
     """Complete the directory: keep the files that an earlier download finished and fetch the others."""
     folder.mkdir(exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
-    remove_partial_files(folder)
+    remove_partial_files(folder, [*remote.manifest.files, MANIFEST])
     missing = {
         name: record for name, record in remote.manifest.files.items() if not _is_complete(folder / name, record)
     }
@@ -228,9 +228,18 @@ def _make_room(remote: _RemoteShards, folder: Path, missing: int) -> None:
         while idle and (needed + sum(sizes.values()) > limit or missing > shutil.disk_usage(cache).free):
             oldest = idle.pop(0)
             _log.info("%s: removed to make room", oldest)
-            (oldest / MANIFEST).unlink(missing_ok=True)  # first, so that a kill leaves an incomplete set
-            shutil.rmtree(oldest)
+            _remove_set(oldest)
             del sizes[oldest]
+
+
+def _remove_set(folder: Path) -> None:
+    """Remove the files that a download has written, and the directory if nothing else is in it."""
+    (folder / MANIFEST).unlink(missing_ok=True)  # first, so that a kill leaves an incomplete set
+    for path in folder.iterdir():
+        if re.fullmatch(r"\.?[^/]+\.arrow(\.partial-[0-9]+)?", path.name) and not path.is_dir():
+            path.unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
 
 
 @contextmanager

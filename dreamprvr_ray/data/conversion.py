@@ -1,18 +1,14 @@
 """Conversion of a source into a directory of shards, in parallel and resumable after a kill.
 
 While it runs, SHARDS/conversion/ holds `settings.json` and, for every finished shard, a record of its files' sizes and
-checksums. Files are renamed into place once they are complete; at the end the manifest is written and that directory
-removed. A shard's bytes depend on the source and settings only. Imports no torch.
+checksums (`conversion_records`). Files are renamed into place once they are complete; at the end the manifest is
+written and that directory removed. A shard's bytes depend on the source and settings only. Imports no torch.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,24 +18,33 @@ import numpy as np
 from dreamprvr_ray.data import pooling
 from dreamprvr_ray.data.captions import Caption
 from dreamprvr_ray.data.checked_files import remember_files
+from dreamprvr_ray.data.conversion_records import (
+    ShardRecord,
+    describe_differences,
+    discard,
+    has_records,
+    lock_records,
+    open_records,
+    read_record,
+    remove_partial_shards,
+    remove_records,
+)
 from dreamprvr_ray.data.manifest import (
     MANIFEST,
     SCHEMA_VERSION,
-    UNFINISHED,
     FeatureType,
-    FileRecord,
     Manifest,
     Protocol,
     SplitRecord,
 )
+from dreamprvr_ray.data.near_misses import quoted
 from dreamprvr_ray.data.overlaps import find_overlaps
 from dreamprvr_ray.data.shard_plan import ConversionSettings, ShardPlan, choose_splits, plan_shards
 from dreamprvr_ray.data.shard_workers import FinishedShard, ShardTask, make_shards
 from dreamprvr_ray.data.source import Source
 from dreamprvr_ray.errors import UserError
-from dreamprvr_ray.storage.files import remove_partial_files, write_json, writing
 
-_SETTINGS = "settings.json"  # in the directory of an unfinished conversion
+_NAMED = 3  # how many ids a note names
 
 
 @dataclass(frozen=True)
@@ -65,12 +70,14 @@ class Conversion:
         already_converted: An earlier run had finished; nothing was done.
         kept_shards: Number of shards that earlier runs had finished.
         progress: Final progress.
+        notes: What is odd in the features and no error, a line each.
     """
 
     manifest: Manifest
     already_converted: bool
     kept_shards: int
     progress: Progress
+    notes: tuple[str, ...]
 
 
 def convert(
@@ -93,18 +100,24 @@ def convert(
     if (out / MANIFEST).is_file():
         return _already_converted(out, conversion)
     plans, stems = plan_shards(splits, source.raw, settings.dtype)
-    records = _open_records(out, conversion)
-    with _lock(records):
-        files = _finished_files(out, records, plans)
-        finished = [plan for plan in plans if plan.stem in files]
-        tasks = [_task(plan, source, settings.dtype, out) for plan in plans if plan.stem not in files]
+    open_records(out, conversion)
+    names = [plan.stem for plan in plans]
+    with lock_records(out):
+        remove_partial_shards(out, names)
+        records = {stem: record for stem in names if (record := read_record(out, stem)) is not None}
+        finished = [plan for plan in plans if plan.stem in records]
+        tasks = [_task(plan, source, settings.dtype, out) for plan in plans if plan.stem not in records]
         tally = _Tally(plans, finished, report)
         try:
             for shard in make_shards(tasks, workers):
-                files[shard.stem] = shard.files
+                records[shard.stem] = shard.record
                 tally.add(shard)
         except UserError:
-            _discard(out, plans)
+            discard(out, names)
+            raise
+        except OSError:  # a full disk
+            if not has_records(out):
+                discard(out, names)
             raise
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
@@ -117,17 +130,12 @@ def convert(
             splits={split: _split_record(captions, stems[split]) for split, captions in splits.items()},
             preprocessing=pooling.PREPROCESSING,
             conversion=conversion,
-            files={name: record for plan in plans for name, record in files[plan.stem].items()},
+            files={name: record for stem in names for name, record in records[stem].files.items()},
         ).with_overlaps(find_overlaps(splits))
         manifest.write(out)
         remember_files(out, manifest.files)
-        shutil.rmtree(records)
-    return Conversion(manifest, False, len(finished), tally.progress())
-
-
-def has_finished_shards(out: Path) -> bool:
-    """Return whether an unfinished conversion has left shards in `out` that running it again will keep."""
-    return any(path.name != _SETTINGS for path in (out / UNFINISHED).glob("*.json"))
+        remove_records(out, names)
+    return Conversion(manifest, False, len(finished), tally.progress(), tuple(_notes(source, plans, records)))
 
 
 def _relevant_settings(protocol: Protocol, settings: ConversionSettings) -> dict[str, Any]:
@@ -142,83 +150,14 @@ def _split_record(captions: Sequence[Caption], stems: tuple[str, ...]) -> SplitR
 
 def _already_converted(out: Path, conversion: Mapping[str, Any]) -> Conversion:
     manifest = Manifest.open(out)
-    differences = _differences(manifest.conversion, conversion)
+    differences = describe_differences(manifest.conversion, conversion)
     if differences:
         raise UserError(
             f"{out}: already holds shards of another conversion ({differences}); choose another directory or remove it"
         )
-    shutil.rmtree(out / UNFINISHED, ignore_errors=True)  # of a run killed just after it wrote the manifest
-    shards = {stem for record in manifest.splits.values() for stem in record.shards}
-    return Conversion(manifest, True, len(shards), Progress(0, 0, 0, 0, 0.0))
-
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Return in words how two conversions differ; an empty string if they do not."""
-    parts = []
-    for part in ("settings", "source"):
-        for key in dict.fromkeys([*now[part], *before[part]]):
-            old, new = before[part].get(key), now[part].get(key)
-            if old != new:
-                parts.append(f"{key}: {old} before, {new} now" if part == "settings" else f"{key} changed")
-    return "; ".join(parts)
-
-
-def _open_records(out: Path, conversion: Mapping[str, Any]) -> Path:
-    """Return the directory of records in `out`, new or of an earlier run of the same conversion."""
-    records = out / UNFINISHED
-    settings_path = records / _SETTINGS
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file; must be a directory")
-    if settings_path.is_file():
-        differences = _differences(json.loads(settings_path.read_text(encoding="utf-8")), conversion)
-        if differences:
-            raise UserError(
-                f"{out}: holds another, unfinished conversion ({differences}); choose another directory or remove it"
-            )
-    elif out.is_dir() and [entry for entry in out.iterdir() if entry != records]:
-        raise UserError(f"{out}: holds other files; choose another directory")
-    with writing(out):
-        records.mkdir(parents=True, exist_ok=True)
-        write_json(settings_path, conversion)
-    return records
-
-
-@contextmanager
-def _lock(records: Path) -> Iterator[None]:
-    with open(records / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"{records.parent}: another conversion is using this directory; wait for it to finish"
-            ) from None
-        yield
-
-
-def _finished_files(out: Path, records: Path, plans: Sequence[ShardPlan]) -> dict[str, dict[str, FileRecord]]:
-    """Return the files of each shard that an earlier run finished and whose checksums are right, by shard."""
-    remove_partial_files(out)
-    finished = {}
-    for plan in plans:
-        try:
-            values = json.loads((records / f"{plan.stem}.json").read_text(encoding="utf-8"))
-            files = {name: FileRecord(**record) for name, record in values.items()}
-            if all(FileRecord.of(out / name) == record for name, record in files.items()):
-                finished[plan.stem] = files
-        except (OSError, ValueError, TypeError):
-            continue
-    return finished
-
-
-def _discard(out: Path, plans: Sequence[ShardPlan]) -> None:
-    """Remove what a conversion has written, and `out` if nothing else is in it."""
-    for plan in plans:
-        for kind in ("videos", "queries"):
-            (out / f"{plan.stem}.{kind}.arrow").unlink(missing_ok=True)
-    remove_partial_files(out)
-    shutil.rmtree(out / UNFINISHED, ignore_errors=True)
-    with suppress(OSError):
-        out.rmdir()
+    shards = sorted({stem for record in manifest.splits.values() for stem in record.shards})
+    remove_records(out, shards)  # of a run killed just after it wrote the manifest
+    return Conversion(manifest, True, len(shards), Progress(0, 0, 0, 0, 0.0), ())
 
 
 def _task(plan: ShardPlan, source: Source, dtype: FeatureType, out: Path) -> ShardTask:
@@ -227,6 +166,26 @@ def _task(plan: ShardPlan, source: Source, dtype: FeatureType, out: Path) -> Sha
         known = source.moment_fractions
         fractions = np.array([known.get(caption.query, np.nan) for _, own in plan.captions for caption in own])
     return ShardTask(plan, source.raw.subset([video for video, _ in plan.captions]), fractions, dtype, out)
+
+
+def _notes(source: Source, plans: Sequence[ShardPlan], records: Mapping[str, ShardRecord]) -> Iterator[str]:
+    """Yield a line for each kind of odd features: zero, too short to be normalised, or huge."""
+    videos = sum(len(plan.captions) for plan in plans)
+    queries = sum(len(own) for plan in plans for _, own in plan.captions)
+    for name, problem in (
+        ("zero", "are all zeros: were they missing?"),
+        ("short", f"have rows of almost no length ({pooling.SHORT:g} or less), which normalising leaves short: is the"
+         " scale right?"),
+        ("huge", f"hold values above {pooling.LARGEST_FLOAT32:g}: are they damaged?"),
+    ):  # fmt: skip
+        ids = list(dict.fromkeys(id for plan in plans for id in getattr(records[plan.stem].rows, name)))
+        for kind, count, own in (
+            ("videos", videos, [id.removeprefix("video ") for id in ids if id.startswith("video ")]),
+            ("queries", queries, [id.removeprefix("query ") for id in ids if id.startswith("query ")]),
+        ):
+            if own:
+                named = ", ".join(map(quoted, own[:_NAMED])) + (", ..." if len(own) > _NAMED else "")
+                yield f"{source.origin}: features of {len(own):,} of {count:,} {kind} {problem} {named}"
 
 
 class _Tally:

@@ -12,11 +12,12 @@ relevance. `demo.json`, next to the data, records what three matchers without tr
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,8 +26,8 @@ import numpy as np
 from dreamprvr_ray import command_line
 from dreamprvr_ray.data.captions import Moment, Query
 from dreamprvr_ray.data.source_writer import SourceVideo, write_source_tree
-from dreamprvr_ray.errors import UserError
-from dreamprvr_ray.storage.files import write_json, writing
+from dreamprvr_ray.errors import Failure, NotWritableError, UserError, first_line
+from dreamprvr_ray.storage.files import read_json, reason, write_json, writing
 from dreamprvr_ray.storage.location import local_folder
 
 COLLECTION = "demo"
@@ -152,35 +153,45 @@ def write_demo(directory: Path, seed: int = 0, videos: Mapping[str, int] = VIDEO
     """
     folder = directory / COLLECTION
     settings = {"seed": seed, "videos": dict(videos)}
-    if folder.exists():
-        described = folder / "demo.json"
-        if described.is_file() and json.loads(described.read_text(encoding="utf-8"))["settings"] == settings:
-            return demo_ceilings(directory)
+    if os.path.lexists(folder):
+        with suppress(UserError, KeyError):
+            if read_json(folder / "demo.json")["settings"] == settings:
+                return demo_ceilings(directory)
         raise UserError(f"{folder}: already exists and is not this demo; choose another --out or remove it")
     world = _World(seed)
     splits = {
         split: [world.video(f"{split}{number:04d}") for number in range(count)] for split, count in videos.items()
     }
     ceilings = _measure_ceilings(world, splits["train"], splits["test"])
-    partial = directory / f".{COLLECTION}.partial-{os.getpid()}"
+    created = [path for path in (directory, *directory.parents) if not path.exists()]
+    partial = None
     try:
         with writing(directory):
+            if not directory.exists():
+                directory.mkdir(parents=True)
+            partial = Path(tempfile.mkdtemp(prefix=f".{COLLECTION}-", dir=directory))
             sources = {split: map(_source_video, own) for split, own in splits.items()}
-            write_source_tree(partial, COLLECTION, "planted", sources)
-            write_json(partial / "demo.json", {"settings": settings, "test_sum_recall": asdict(ceilings)})
-            os.replace(partial, folder)
+            write_source_tree(partial / COLLECTION, COLLECTION, "planted", sources)
+            write_json(partial / COLLECTION / "demo.json", {"settings": settings, "test_sum_recall": asdict(ceilings)})
+            os.rename(partial / COLLECTION, folder)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+        for path in created:
+            with suppress(OSError):  # it holds the demo
+                path.rmdir()
     return ceilings
 
 
 def demo_ceilings(directory: Path) -> DemoCeilings:
     """Return what `write_demo` recorded in the source tree `directory`/demo. Raises `UserError` if there is none."""
     path = directory / COLLECTION / "demo.json"
+    if not path.exists():
+        raise UserError(f"{path}: no such file: the directory does not contain a demo")
     try:
-        return DemoCeilings(**json.loads(path.read_text(encoding="utf-8"))["test_sum_recall"])
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file: the directory does not contain a demo") from None
+        return DemoCeilings(**read_json(path)["test_sum_recall"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged: {first_line(error)}") from None
 
 
 def _source_video(video: _Video) -> SourceVideo:
@@ -240,7 +251,14 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the data (default: 0)")
     options = parser.parse_args(arguments)
-    ceilings = write_demo(options.out, options.seed)
+    if options.seed < 0:
+        raise UserError(f"--seed {options.seed}: must be 0 or more")
+    try:
+        ceilings = write_demo(options.out, options.seed)
+    except NotWritableError:
+        raise
+    except OSError as error:
+        raise Failure(f"{options.out}: {reason(error)}; nothing was written") from None
     references = f"chance {ceilings.chance}, mean pooling {ceilings.mean_pooling}, perfect {ceilings.perfect}"
     print(f"{options.out / COLLECTION}: SumR on test without training: {references}", file=sys.stderr)
     if options.json:

@@ -12,6 +12,7 @@ import numpy as np
 from dreamprvr_ray.config import CLIPS, FRAMES, QUERY_TOKENS
 
 LARGEST_FLOAT32 = 1e15  # beyond it sums and squares of features are computed in float64: in float32 they may overflow
+SHORT = 0.01  # a raw row with a smaller norm keeps less than 0.999 of length 1, because of the floor
 NORM_FLOOR = 1e-5  # added to a row's norm, so that a zero row stays zero
 
 PREPROCESSING = {

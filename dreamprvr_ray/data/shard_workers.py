@@ -14,19 +14,21 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from dreamprvr_ray.config import CLIPS, FRAMES, QUERY_TOKENS
 from dreamprvr_ray.data import pooling
+from dreamprvr_ray.data.conversion_records import PooledRows, ShardRecord, write_record
 from dreamprvr_ray.data.feature_files import RawFeatures
-from dreamprvr_ray.data.manifest import UNFINISHED, FeatureType, FileRecord
+from dreamprvr_ray.data.manifest import FeatureType
 from dreamprvr_ray.data.shard_files import ShardContent, write_shard
 from dreamprvr_ray.data.shard_plan import ShardPlan
-from dreamprvr_ray.storage.files import write_json
+from dreamprvr_ray.errors import UserError
 
+NORM_TOLERANCE = 1e-3  # by which the norm of a pooled row that is not zero may differ from 1
 PROCESS_BYTES = 256 * 2**20  # size of features that justifies starting another process
 
 
@@ -43,10 +45,10 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class FinishedShard:
-    """A written shard: its name, its files' records by name, and the bytes of raw features that were read for it."""
+    """A written shard: its name, its record, and the bytes of raw features that were read for it."""
 
     stem: str
-    files: dict[str, FileRecord]
+    record: ShardRecord
     raw_bytes: int
 
 
@@ -90,16 +92,40 @@ def _follow_parent() -> None:
 
 def make_shard(task: ShardTask) -> FinishedShard:
     """Read, pool, normalise and write one shard, then its record, which marks it as finished."""
-    content, raw_bytes = _pool(task)
-    files = write_shard(task.out, task.plan.stem, content)
-    records = {name: asdict(record) for name, record in files.items()}
-    write_json(task.out / UNFINISHED / f"{task.plan.stem}.json", records)
-    return FinishedShard(task.plan.stem, files, raw_bytes)
+    content, rows, raw_bytes = _pool(task)
+    record = ShardRecord(write_shard(task.out, task.plan.stem, content), rows)
+    write_record(task.out, task.plan.stem, record)
+    return FinishedShard(task.plan.stem, record, raw_bytes)
 
 
-def _pool(task: ShardTask) -> tuple[ShardContent, int]:
-    """Return a shard's content and the number of bytes of raw features read for it."""
-    raw = task.raw
+class _RowChecks:
+    """Checks rows after pooling, and collects the ids of odd ones."""
+
+    def __init__(self) -> None:
+        self._odd: dict[str, dict[str, None]] = {"zero": {}, "short": {}, "huge": {}}
+
+    def check(self, id: str, features: np.ndarray, *pooled: np.ndarray) -> None:
+        """Check the pooled rows of a video or query, whose raw features are given.
+
+        Raises `UserError` if a row is not finite or longer than 1.
+        """
+        norms = np.concatenate([pooling.norms(rows) for rows in pooled])
+        if not np.isfinite(norms).all() or (norms > 1 + NORM_TOLERANCE).any():
+            raise UserError(f"{id}: features that cannot be normalised: values up to {np.abs(features).max():g}")
+        if not norms.any():
+            self._odd["zero" if not features.any() else "short"][id] = None
+        elif ((norms > 0) & (norms < 1 - NORM_TOLERANCE)).any():
+            self._odd["short"][id] = None
+        if np.abs(features).max() > pooling.LARGEST_FLOAT32:
+            self._odd["huge"][id] = None
+
+    def found(self) -> PooledRows:
+        return PooledRows(**{name: tuple(ids) for name, ids in self._odd.items()})
+
+
+def _pool(task: ShardTask) -> tuple[ShardContent, PooledRows, int]:
+    """Return a shard's content, what is odd in it, and the number of bytes of raw features read for it."""
+    raw, checks = task.raw, _RowChecks()
     videos = [video for video, _ in task.plan.captions]
     captions = [caption for _, own in task.plan.captions for caption in own]
     clips = np.empty((len(videos), CLIPS, raw.video_size), dtype=task.dtype)
@@ -111,8 +137,10 @@ def _pool(task: ShardTask) -> tuple[ShardContent, int]:
     for row, video in enumerate(videos):
         features = raw.video(video)
         raw_bytes += features.nbytes
-        clips[row] = pooling.clips(features)
+        pooled = pooling.clips(features)
         rows = pooling.frames(features)
+        checks.check(f"video {video}", features, pooled, rows)
+        clips[row] = pooled
         frames[end : end + len(rows)] = rows
         frame_counts.append(len(rows))
         end += len(rows)
@@ -122,6 +150,7 @@ def _pool(task: ShardTask) -> tuple[ShardContent, int]:
         features = raw.query(caption.query)
         raw_bytes += features.nbytes
         rows = pooling.query_tokens(features)
+        checks.check(f"query {caption.query}", features[: len(rows)], rows)
         tokens[end : end + len(rows)] = rows
         token_counts.append(len(rows))
         end += len(rows)
@@ -137,4 +166,4 @@ def _pool(task: ShardTask) -> tuple[ShardContent, int]:
         token_counts=np.array(token_counts),
         moment_fractions=task.moment_fractions,
     )
-    return content, raw_bytes
+    return content, checks.found(), raw_bytes

@@ -131,12 +131,13 @@ class Source:
         """Return size and SHA-256 of each source file by name; for large files, size and modification time."""
         fingerprint: dict[str, dict[str, Any]] = {}
         for path in self.files:
-            status = path.stat()
-            fingerprint[f"{path.parent.name}/{path.name}"] = (
-                asdict(FileRecord.of(path))
-                if status.st_size <= HASHED_BYTES
-                else {"bytes": status.st_size, "modified_ns": status.st_mtime_ns}
-            )
+            with reading(path):
+                status = path.stat()
+                fingerprint[f"{path.parent.name}/{path.name}"] = (
+                    asdict(FileRecord.of(path))
+                    if status.st_size <= HASHED_BYTES
+                    else {"bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+                )
         return fingerprint
 
     def video(self, id: str) -> np.ndarray:

@@ -7,7 +7,8 @@ Shapes: n frames of a video, Lq tokens of a query; Dv and Dt values per frame an
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,12 +45,14 @@ def write_source_tree(
     text_folder.mkdir(parents=True)
     moments = []
     with (
-        h5py.File(feature_folder / "feature.hdf5", "w") as frames,
-        h5py.File(text_folder / f"{collection}_query_feat.hdf5", "w") as tokens,
+        _new_hdf5(feature_folder / "feature.hdf5") as (frames, frames_file),
+        _new_hdf5(text_folder / f"{collection}_query_feat.hdf5") as (tokens, tokens_file),
     ):
         for split, videos in splits.items():
             captions = []
             for video in videos:
+                frames_file.check()
+                tokens_file.check()
                 frames[video.id] = video.frames
                 for query in video.queries:
                     tokens[query.id] = query.tokens
@@ -62,6 +65,66 @@ def write_source_tree(
     if moments:
         lines = "".join(json.dumps(moment) + "\n" for moment in moments)
         (folder / "moments.jsonl").write_text(lines, encoding="utf-8")
+
+
+class _HDF5Target:
+    """A file for HDF5 to write to, which keeps the first error for `check` instead of raising it.
+
+    HDF5 that cannot write, as to a full disk, tries again when the file is closed and when the process ends, and
+    crashes it. It must therefore be able to close the file; what is written after an error is lost.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._file = path, open(path, "w+b", buffering=0)  # noqa: SIM115 - `close` closes it
+        self._error: OSError | None = None
+        self.seek, self.tell = self._file.seek, self._file.tell
+        self.read, self.readinto = self._file.read, self._file.readinto
+
+    def write(self, content: memoryview) -> int:
+        def write_all() -> None:
+            done = 0
+            while done < len(content):
+                done += self._file.write(content[done:])
+
+        self._attempt(write_all)
+        return len(content)
+
+    def truncate(self, size: int) -> int:
+        self._attempt(lambda: self._file.truncate(size))
+        return size
+
+    def flush(self) -> None:
+        self._attempt(self._file.flush)
+
+    def close(self) -> None:
+        self._attempt(self._file.close)
+
+    def check(self) -> None:
+        """Raise the first OSError of a write, with the file's path."""
+        if self._error is not None:
+            raise OSError(self._error.errno, self._error.strerror, str(self._path))
+
+    def _attempt(self, action: Callable[[], object]) -> None:
+        if self._error is None:
+            try:
+                action()
+            except OSError as error:
+                self._error = error
+
+
+@contextmanager
+def _new_hdf5(path: Path) -> Iterator[tuple[h5py.File, _HDF5Target]]:
+    """Yield a new HDF5 file and what it is written to. Raises OSError if the disk is full."""
+    target = _HDF5Target(path)
+    try:
+        with h5py.File(target, "w") as file:
+            yield file, target
+    except (OSError, RuntimeError, SystemError):  # HDF5's error does not say why
+        target.check()
+        raise
+    finally:
+        target.close()
+    target.check()
 
 
 def write_random_source_tree(

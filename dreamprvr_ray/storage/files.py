@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,13 +33,18 @@ def writing(destination: Path) -> Iterator[None]:
         raise NotWritableError(error.errno, error.strerror, str(destination)) from error
 
 
+def reason(error: OSError) -> str:
+    """Return why the system refused something, in its words. pyarrow's errors carry it in their text only."""
+    return os.strerror(error.errno) if error.errno else first_line(error)
+
+
 @contextmanager
 def reading(path: str | Path) -> Iterator[None]:
     """Turn an OSError of the block into a `UserError` that names the file that could not be read, else `path`."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"{error.filename or path}: cannot be read: {error.strerror or error}") from None
+        raise UserError(f"{error.filename or path}: cannot be read: {reason(error)}") from None
     except ValueError as error:
         if "\0" in str(path):  # Python's own message does not name the path
             raise UserError(f"{str(path)!r}: a path must not hold a NUL character") from error
@@ -87,10 +92,13 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial-{os.getpid()}")
 
 
-def remove_partial_files(directory: Path) -> None:
-    """Remove the temporary files of `partial_path` that killed processes left in `directory`."""
+def remove_partial_files(directory: Path, names: Iterable[str]) -> None:
+    """Remove the temporary files of `partial_path` for files of these names that killed processes left."""
+    own = {f".{name}" for name in names}
     for path in directory.glob(".*.partial-*"):
-        path.unlink(missing_ok=True)
+        name, _, process = path.name.rpartition(".partial-")
+        if name in own and process.isdecimal() and not path.is_dir():
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -272,3 +273,124 @@ def test_a_real_collection(shared: Path, tmp_path: Path) -> None:
     fractions = shards.split("train").moment_fractions
     assert fractions is not None
     assert not np.isnan(fractions).any()
+
+
+def test_a_directory_called_conversion_is_not_deleted(tree: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    notes = out / UNFINISHED / "notes.txt"
+    notes.parent.mkdir(parents=True)
+    with pytest.raises(UserError, match="out: holds other files, such as conversion"):
+        _convert(tree, out)
+    notes.write_text("mine")
+    (notes.parent / "settings.json").write_text('{"mine": true}')
+    with pytest.raises(UserError, match="out: holds other files, such as conversion"):
+        _convert(tree, out)
+    assert notes.read_text() == "mine"
+    # Also next to shards that were converted before.
+    shutil.move(notes.parent, tmp_path / "mine")
+    out.rmdir()
+    _convert(tree, out)
+    shutil.move(tmp_path / "mine", out / UNFINISHED)
+    assert _convert(tree, out).already_converted
+    assert sorted(path.name for path in notes.parent.iterdir()) == ["notes.txt", "settings.json"]
+
+
+@pytest.mark.usefixtures("many_shards")
+@pytest.mark.parametrize("ends", ["finished", "invalid"])
+def test_files_of_others_in_an_unfinished_conversion_are_not_deleted(tree: Path, tmp_path: Path, ends: str) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        _convert(tree, out, report=_interrupt_after(1))
+    names = [UNFINISHED + "/mine.json", UNFINISHED + "/.mine.partial-1", ".mine.txt.partial-7", "mine.arrow"]
+    for name in names:
+        (out / name).write_text("mine")
+    if ends == "invalid":
+        with h5py.File(tree / "FeatureData" / "i3d" / "feature.hdf5", "a") as file:
+            file["s15e01_seg02_clip_15"][7, 3] = np.nan
+        record = out / UNFINISHED / "settings.json"
+        settings = json.loads(record.read_text())
+        record.write_text(json.dumps(settings | {"source": Source.open(tree, "mini").fingerprint()}))
+        with pytest.raises(UserError, match="NaN"):
+            _convert(tree, out)
+    else:
+        _convert(tree, out)
+    assert [name for name in names if not (out / name).is_file()] == []
+    assert not (out / UNFINISHED / "settings.json").exists()
+
+
+def test_an_empty_directory_of_the_user_is_left_empty(tree: Path, tmp_path: Path) -> None:
+    with h5py.File(tree / "FeatureData" / "i3d" / "feature.hdf5", "a") as file:
+        file["vid_005"][7, 3] = np.nan
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match="NaN"):
+        _convert(tree, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.usefixtures("many_shards")
+def test_an_unfinished_conversion_of_an_earlier_version_is_resumed(tree: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        _convert(tree, out, report=_interrupt_after(2))
+    for path in (out / UNFINISHED).glob("*.json"):
+        values = json.loads(path.read_text())
+        values.pop("created_directory", None), values.pop("rows", None)
+        path.write_text(json.dumps(values))
+    assert _convert(tree, out).kept_shards == 2
+
+
+def test_a_file_system_without_locks(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert not _convert(tree, tmp_path / "out").already_converted
+
+
+def _change(tree: Path, video: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    with h5py.File(tree / "FeatureData" / "i3d" / "feature.hdf5", "a") as file:
+        rows = change(file[video][:])
+        del file[video]
+        file[video] = rows
+
+
+@pytest.mark.parametrize("scale", [1e25, 1e37])
+def test_huge_features_become_unit_rows(tree: Path, converted: Converted, tmp_path: Path, scale: float) -> None:
+    with h5py.File(tree / "FeatureData" / "i3d" / "feature.hdf5") as file:
+        scale /= np.abs(file["vid_005"][:]).max()
+    normal = converted(tree, tmp_path / "normal", dtype="float32").split("train")
+    _change(tree, "vid_005", lambda rows: (rows.astype(np.float64) * scale).astype(np.float32))
+    (note,) = _convert(tree, tmp_path / "shards", dtype="float32").notes
+    assert "1 of 16 videos hold values above 1e+15" in note and note.endswith("'vid_005'")
+    split = ShardSet.open(tmp_path / "shards").split("train")
+    number = split.videos.index("vid_005")
+    for rows, expected in ((split.clips(number), normal.clips(number)), (split.frames(number), normal.frames(number))):
+        np.testing.assert_allclose(rows.numpy(), expected.numpy(), atol=1e-5)
+
+
+def test_sums_beyond_float32_become_unit_rows(tree: Path, tmp_path: Path) -> None:
+    _change(tree, "vid_005", lambda rows: np.full((300, 24), 3e38, np.float32))
+    _convert(tree, tmp_path / "out")
+    split = ShardSet.open(tmp_path / "out").split("train")
+    for rows in (split.clips(split.videos.index("vid_005")), split.frames(split.videos.index("vid_005"))):
+        np.testing.assert_allclose(np.linalg.norm(rows.double().numpy(), axis=1), 1, atol=1e-3)
+
+
+@pytest.mark.usefixtures("many_shards")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_zero_and_vanishing_features_are_noted(tree: Path, tmp_path: Path, workers: int) -> None:
+    _change(tree, "vid_005", lambda rows: rows * 0)
+    _change(tree, "vid_001", lambda rows: rows * np.float32(1e-8))
+    _change(tree, "vid_002", lambda rows: np.where(np.arange(len(rows))[:, None] == 0, rows * np.float32(1e-5), rows))
+    with h5py.File(tree / "TextData" / "roberta_mini_query_feat.hdf5", "a") as file:
+        file["vid_001#enc#0"][:] = 0
+    with pytest.raises(KeyboardInterrupt):
+        _convert(tree, tmp_path / "out", workers, report=_interrupt_after(12))
+    notes = _convert(tree, tmp_path / "out", workers).notes  # also of shards that the first run finished
+    assert [note.partition("features of ")[2] for note in notes] == [
+        "1 of 16 videos are all zeros: were they missing? 'vid_005'",
+        "1 of 44 queries are all zeros: were they missing? 'vid_001#enc#0'",
+        "2 of 16 videos have rows of almost no length (0.01 or less), which normalising leaves short: is the scale"
+        " right? 'vid_001', 'vid_002'",
+    ]
+    assert _convert(tree, tmp_path / "again", 1, dtype="float32").notes == notes

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -114,3 +117,31 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert values["collection"] == "demo"
     assert values["test_sum_recall"].keys() == {"chance", "mean_pooling", "perfect"}
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    # A limit on the size of files stands for a full disk, which HDF5 meets in the same place.
+    script = (
+        "import resource, sys\n"
+        "from dreamprvr_ray import command_line\n"
+        "from dreamprvr_ray.data import demo\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))\n"
+        "command_line.run(demo.main)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "--out", str(tmp_path / "a" / "b")], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"failed: {tmp_path}/a/b: File too large; nothing was written\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_others_are_not_deleted(tmp_path: Path) -> None:
+    mine = tmp_path / f".demo.partial-{os.getpid()}" / "notes.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    demo.write_demo(tmp_path, 0, SMALL)
+    assert mine.read_text() == "mine"
+    (tmp_path / "demo" / "demo.json").write_text('{"settings": [')
+    with pytest.raises(UserError, match="already exists and is not this demo"):
+        demo.write_demo(tmp_path, 0, SMALL)

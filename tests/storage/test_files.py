@@ -106,7 +106,12 @@ def test_partial_files_of_killed_processes_are_removed(tmp_path: Path) -> None:
     path = tmp_path / "file.json"
     write_text(path, "complete")
     partial_path(path).write_text("half")
-    remove_partial_files(tmp_path)
+    others = [tmp_path / ".other.json.partial-1", tmp_path / ".file.json.partial-mine"]
+    for other in others:
+        other.touch()
+    remove_partial_files(tmp_path, ["file.json"])
+    for other in others:  # not a temporary file of this program
+        other.unlink()
     assert listing(tmp_path) == {"file.json": "complete"}
 
 
