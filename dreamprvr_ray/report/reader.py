@@ -6,37 +6,50 @@ The Optuna study holds how the trials ended. The files next to it (`runs/*/epoch
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+from urllib.parse import quote
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import create_engine, inspect
+from sqlalchemy.engine import make_url
 
 from dreamprvr_ray.errors import UserError, first_line, redact_password
 from dreamprvr_ray.evaluation.metrics import Evaluation
 from dreamprvr_ray.report.parameters import searched_parameters
+from dreamprvr_ray.report.record_files import (
+    FinalFile,
+    SearchFile,
+    StudyAttributes,
+    TestFile,
+    TrialAttributes,
+    TrialEntry,
+    check,
+    read_epoch_lines,
+    read_json_record,
+)
 from dreamprvr_ray.report.search_record import SearchRecord
 from dreamprvr_ray.search.final_result import Candidate, FinalRecord, FinalResult, FinalRun
 from dreamprvr_ray.search.layout import (
     BEST,
+    EPOCHS,
     FINAL,
     JOURNAL,
     LEADERBOARD,
     RUNS,
     SEARCH,
     TEST_RECORD,
-    read_epochs,
     trial_name,
 )
 from dreamprvr_ray.search.results import TrialRecord, finite_curve
+from dreamprvr_ray.user_files import MAX_JSON_BYTES, parse_user_json, read_user_text
 from dreamprvr_ray.yaml_files import flatten, read_yaml
 
-Record = TypeVar("Record")
+OPTUNA_TABLES = ("studies", "trials", "version_info", "alembic_version")
 
 
 def read_search(directory: Path) -> SearchRecord:
@@ -47,6 +60,7 @@ def read_search(directory: Path) -> SearchRecord:
     contents = read_yaml(path)
     if not isinstance(contents.get("experiment"), dict) or not isinstance(contents.get("search"), dict):
         raise UserError(f"{path}: must have the sections experiment and search")
+    check(SearchFile, contents, str(path))
     settings, experiment = contents["search"], contents["experiment"]
     study = _open_study(directory, settings.get("store"), contents.get("name"))
     study_trials = study.get_trials(deepcopy=False)
@@ -73,35 +87,88 @@ def read_search(directory: Path) -> SearchRecord:
 
 
 def _open_study(directory: Path, store: str | None, name: str | None) -> optuna.Study:
-    """Load the search's study from its journal, or from the database that the search names."""
+    """Load the search's study from its journal, or from the database that the search names, and check it."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if not store and not (directory / JOURNAL).is_file():
+    if not store and not (directory / JOURNAL).exists():
         raise UserError(f"{directory}: nothing to report yet: no trial has been proposed (there is no {JOURNAL})")
     shown_store = redact_password(store) if store else JOURNAL
+    where = shown_store if store else str(directory / JOURNAL)
     try:
-        storage: str | BaseStorage = store or JournalStorage(JournalFileBackend(str(directory / JOURNAL)))
+        storage = open_database(store) if store else open_journal(directory / JOURNAL)
         names = optuna.get_all_study_names(storage)
         if name not in names and len(names) == 1:
             name = names[0]
         if name not in names:
             raise UserError(f"{directory}: nothing to report yet: {shown_store} has no study '{name}'")
         study = optuna.load_study(study_name=name, storage=storage)
-        if all(trial.state == TrialState.WAITING for trial in study.get_trials(deepcopy=False)):
-            raise UserError(f"{directory}: nothing to report yet: no trial has started")
-        return study
+        trials = study.get_trials(deepcopy=False)
     except UserError:
         raise
     except Exception as error:  # of json for a damaged journal, of SQLAlchemy for a database, or Optuna's own
         reason = first_line(error)
         if store:
             reason = reason.replace(store, redact_password(store))
-        where = shown_store if store else directory / JOURNAL
         raise UserError(f"{where}: cannot read the study: {reason}") from None
+    if all(trial.state == TrialState.WAITING for trial in trials):
+        raise UserError(f"{directory}: nothing to report yet: no trial has started")
+    check(StudyAttributes, study.user_attrs, where)
+    for trial in trials:
+        contents = {
+            "params": trial.params,
+            "values": trial.values,
+            "intermediate_values": trial.intermediate_values,
+        }
+        check(TrialAttributes, trial.user_attrs | contents, f"{where}, trial {trial.number}")
+    return study
+
+
+def open_journal(path: Path) -> BaseStorage:
+    """Open a journal for reading. Raises `UserError` naming the line that is not one of a journal.
+
+    A last line that is incomplete, since it is being written or a kill cut it off, is left out.
+    """
+    *lines, _ = read_user_text(path, MAX_JSON_BYTES).split("\n")
+    return JournalStorage(
+        _ReadOnlyJournal([parse_user_json(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)])
+    )
+
+
+class _ReadOnlyJournal(BaseJournalBackend):
+    """The lines of a journal. Optuna's own backend opens the file for writing."""
+
+    def __init__(self, lines: list[Any]) -> None:
+        self._lines = lines
+
+    def read_logs(self, log_number_from: int) -> list[Any]:
+        """Return the lines from a number on."""
+        return self._lines[log_number_from:]
+
+    def append_logs(self, logs: list[Any]) -> None:
+        """Refuse to write."""
+        raise AssertionError("a report writes nothing to a study")
+
+
+def open_database(store: str) -> BaseStorage:
+    """Open the database at a URL without changing it. Raises `UserError` unless it holds Optuna's tables."""
+    url = make_url(store)
+    if url.get_backend_name() == "sqlite" and url.database and not url.database.startswith("file:"):
+        if not Path(url.database).is_file():
+            raise UserError(f"{redact_password(store)}: no such database")
+        path = quote(str(Path(url.database).resolve()))
+        url = url.set(database=f"file:{path}", query={**url.query, "mode": "ro", "uri": "true"})
+    engine = create_engine(url)
+    try:
+        missing = [table for table in OPTUNA_TABLES if not inspect(engine).has_table(table)]
+    finally:
+        engine.dispose()
+    if missing:
+        raise UserError(f"{redact_password(store)}: holds no study: it has no table {missing[0]}")
+    return RDBStorage(url.render_as_string(hide_password=False), skip_table_creation=True)
 
 
 def _read_trial(trial: FrozenTrial, directory: Path, entry: TrialRecord | None) -> TrialRecord:
     """Convert a trial of the study, and complete it by its epochs and its entry in the leaderboard."""
-    epochs = read_epochs(directory / RUNS / trial_name(trial.number))
+    epochs = read_epoch_lines(directory / RUNS / trial_name(trial.number) / EPOCHS)
     curve = finite_curve((epoch["epoch"], epoch["SumR"]) for epoch in epochs)
     record = TrialRecord.from_study(trial, curve)
     if entry is None:
@@ -115,22 +182,21 @@ def _read_trial(trial: FrozenTrial, directory: Path, entry: TrialRecord | None) 
 
 
 def _read_leaderboard(directory: Path) -> dict[int, TrialRecord]:
-    def decode(entries: Any) -> dict[int, TrialRecord]:
-        trials = [TrialRecord.from_dict(entry) for entry in entries] if isinstance(entries, list) else []
-        return {trial.number: trial for trial in trials}
-
-    return _read_json(directory / LEADERBOARD, decode) or {}
+    entries = read_json_record(directory / LEADERBOARD, list[TrialEntry])
+    trials = [TrialRecord.from_dict(entry) for entry in entries or ()]
+    return {trial.number: trial for trial in trials}
 
 
 def _read_final(directory: Path, with_val: bool) -> FinalRecord | None:
     """Read the final result or, if nothing was retrained, the test result of the best trial's own checkpoint."""
-    return _read_json(directory / FINAL, lambda values: FinalRecord.from_dict(values, with_val)) or _read_json(
-        directory / BEST / TEST_RECORD, _best_trial_on_test
-    )
+    values = read_json_record(directory / FINAL, FinalFile)
+    if values is not None:
+        return FinalRecord.from_dict(values, with_val)
+    return _best_trial_on_test(read_json_record(directory / BEST / TEST_RECORD, TestFile))
 
 
 def _best_trial_on_test(values: Any) -> FinalRecord | None:
-    readings = values.get("readings") if isinstance(values, dict) else None
+    readings = values.get("readings") if values else None
     if not readings:
         return None
     test = Evaluation.from_dict(readings[0])  # only the first one is unbiased
@@ -138,20 +204,6 @@ def _best_trial_on_test(values: Any) -> FinalRecord | None:
     candidate = Candidate("the best trial", trial=None, values={}, best_epoch=None, runs=(run,))
     result = FinalResult((candidate,), retrained=False)
     return FinalRecord(test.split, test.collection, test.protocol, result)
-
-
-def _read_json(path: Path, decode: Callable[[Any], Record]) -> Record | None:
-    """Decode a JSON file; return None if it does not exist."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    try:
-        return decode(values)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: was not written by `tune`: {type(error).__name__} {error}") from None
 
 
 def _relative(path: str | None, directory: Path) -> str | None:

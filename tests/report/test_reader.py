@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from pathlib import Path
 
 import optuna
@@ -10,7 +11,7 @@ import pytest
 import yaml
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from support.experiments import EPOCHS, PAPER, make_search
+from support.experiments import EPOCHS, PAPER, add_final, make_search
 
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.report.parameters import short_names
@@ -105,12 +106,12 @@ def test_the_password_of_a_database_is_never_shown(tmp_path: Path) -> None:
         ),
         (
             lambda path: path.joinpath("optuna.journal").write_text("damaget\ndamaget\n"),
-            "optuna.journal: cannot read the study",
+            "optuna.journal, line 1: cannot be read: not valid JSON",
         ),
         (lambda path: path.joinpath("leaderboard.json").write_text("["), "leaderboard.json: cannot be read"),
         (
             lambda path: path.joinpath("final.json").write_text("{}"),
-            "final.json: was not written by `tune`: KeyError 'split'",
+            "final.json: was not written by `tune`: split is missing",
         ),
     ],
 )
@@ -135,3 +136,109 @@ def test_the_first_test_result_of_the_best_trial_replaces_the_final_result(tmp_p
 def test_short_names_tell_keys_apart() -> None:
     keys = ["model.dropout", "loss.margin", "loss.weights.margin", "optimizer.learning_rate"]
     assert list(short_names(keys).values()) == ["dropout", "loss margin", "weights margin", "learning rate"]
+
+
+def edit_json(path: Path, change) -> None:
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def replace_bytes(path: Path, old: bytes, new: bytes) -> None:
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new))
+
+
+DAMAGES = [
+    ("leaderboard.json", lambda path: edit_json(path, lambda board: board[0].update(number="0")), "0.number = '0'"),
+    ("leaderboard.json", lambda path: edit_json(path, lambda board: board[1].update(values=[])), "1.values = a list"),
+    ("leaderboard.json", lambda path: edit_json(path, lambda board: board[0].update(state="done")), "0.state = 'done'"),
+    ("leaderboard.json", lambda path: path.write_text("{}"), "must be a valid list"),
+    ("leaderboard.json", lambda path: path.write_bytes(b"\xff\xfe[]"), "not UTF-8 at byte 0"),
+    ("leaderboard.json", lambda path: path.write_text("[" * 99_999), "nested too deeply"),
+    ("leaderboard.json", lambda path: path.write_text(f"[{'9' * 9999}]"), "not valid JSON"),
+    ("leaderboard.json", lambda path: (path.unlink(), path.mkdir()), "is a directory"),
+    ("final.json", lambda path: path.write_text("[]"), "must be a valid dictionary"),
+    ("final.json", lambda path: edit_json(path, lambda final: final.update(candidates={})), "candidates = a mapping"),
+    (
+        "final.json",
+        lambda path: edit_json(path, lambda final: final["candidates"][0]["runs"][0].update(test=None)),
+        "candidates.0.runs.0.test = null",
+    ),
+    (
+        "final.json",
+        lambda path: edit_json(path, lambda final: final["comparison"].update(interval=[1])),
+        "comparison.interval = a list",
+    ),
+    (
+        "final.json",
+        lambda path: edit_json(path, lambda final: final["comparison"].update(difference="large")),
+        "comparison.difference = 'large': must be a number",
+    ),
+    ("search.yaml", lambda path: replace_bytes(path, b"trials: 4", b"trials: many"), "search.trials = 'many'"),
+    ("search.yaml", lambda path: replace_bytes(path, b"  store: null", b"  store: [1]"), "search.store = a list"),
+    ("search.yaml", lambda path: replace_bytes(path, b"epochs: 20", b"epochs: .nan"), "training.epochs = nan"),
+    ("search.yaml", lambda path: path.write_bytes(path.read_bytes()[:100] + b"\0"), r"U\+0000"),
+    ("optuna.journal", lambda path: replace_bytes(path, b'"best_SumR":', b'"best_epoch":"x","best_SumR":'), "trial 0"),
+    ("optuna.journal", lambda path: path.write_bytes(path.read_bytes()[:99] + b"\n"), "optuna.journal, line"),
+    ("optuna.journal", lambda path: path.write_text("[]\n"), "cannot read the study"),
+    ("optuna.journal", lambda path: (path.unlink(), path.mkdir()), "is a directory"),
+    ("runs/trial_000/epochs.jsonl", lambda path: path.write_text('{"epoch": 1}\n'), "line 1: .*SumR is missing"),
+    ("runs/trial_000/epochs.jsonl", lambda path: path.write_text('{"epoch": 1, "SumR": 1}\n3\n'), "line 2: "),
+    (
+        "runs/trial_000/epochs.jsonl",
+        lambda path: path.write_text(f'{{"epoch": 1, "SumR": {10**400}}}\n'),
+        "SumR = an integer of more than 18 digits: must be at most 1e.12",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "damage", "message"), DAMAGES)
+def test_each_damaged_file_is_one_line_that_names_it(tmp_path: Path, name: str, damage, message: str) -> None:
+    directory = make_search(tmp_path / "synthetic", trials=4)
+    add_final(directory, trial=2)
+    damage(directory / name)
+    with pytest.raises(UserError, match=message) as error:
+        read_search(directory)
+    (line,) = error.value.mistakes
+    assert line.startswith(str(directory / name)) and "\n" not in line
+
+
+def test_a_test_record_of_other_types_is_one_line(tmp_path: Path) -> None:
+    directory = make_search(tmp_path / "synthetic", trials=2)
+    (directory / "best").mkdir()
+    for contents in ({"readings": {}}, {"readings": [3]}, {"readings": [{"SumR": "high"}]}, [], 3):
+        (directory / "best" / "test.json").write_text(json.dumps(contents))
+        with pytest.raises(UserError, match=r"test\.json: was not written by `tune`"):
+            read_search(directory)
+
+
+def test_a_journal_is_read_without_its_incomplete_last_line_and_never_written(tmp_path: Path) -> None:
+    directory = make_search(tmp_path / "synthetic", trials=4)
+    journal = directory / "optuna.journal"
+    journal.write_bytes(journal.read_bytes() + b'{"op_code": 4, "trial_')
+    before = journal.read_bytes()
+    journal.chmod(0o400)
+    assert len(read_search(directory).trials) == 4
+    assert journal.read_bytes() == before and list(directory.glob("optuna.journal*")) == [journal]
+
+
+def test_a_database_that_is_not_a_study_is_never_changed(tmp_path: Path) -> None:
+    """A report once added Optuna's tables to any database that search.yaml named."""
+    directory = make_search(tmp_path / "synthetic", trials=2)
+    database = tmp_path / "other.db"
+    with sqlite3.connect(database) as connection:
+        connection.execute("CREATE TABLE addresses (name TEXT)")
+    before = database.read_bytes()
+    record = yaml.safe_load((directory / "search.yaml").read_text())
+    for path, reason in ((database, "it has no table studies"), (tmp_path / "absent.db", "no such database")):
+        record["search"]["store"] = f"sqlite:///{path}"
+        (directory / "search.yaml").write_text(yaml.safe_dump(record))
+        with pytest.raises(UserError, match=reason):
+            read_search(directory)
+    assert database.read_bytes() == before and not (tmp_path / "absent.db").exists()
+    record["search"]["store"] = "sqlite:///[:@"
+    (directory / "search.yaml").write_text(yaml.safe_dump(record))
+    with pytest.raises(UserError, match="no such database"):
+        read_search(directory)
