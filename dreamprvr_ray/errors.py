@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 import re
 from collections.abc import Iterable, Sequence
-from urllib.parse import urlsplit, urlunsplit
 
 # What the system answers for a path that cannot be used as asked: a mistake of the user, unlike a full disk.
 PATH_ERRORS = (
@@ -22,6 +22,12 @@ PATH_ERRORS = (
     errno.ENXIO,
     errno.EINVAL,
 )
+HIDDEN = "***"  # stands for a secret
+# One slash is enough: a mistyped s3:/KEY:SECRET@bucket is taken for a path.
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}:/{1,2}")
+_COLON = re.compile(r":|%3[Aa]")
+_SECRET_NAME = re.compile(r"(SECRET|PASSWORD|PASSWD|TOKEN|KEY|CONNECTION_STRING)$")
+_SHORTEST = 8  # characters of a secret in an environment variable; shorter values may be ordinary words
 _LONGEST_LINE = 2000  # characters of a message
 _LONGEST_NAME = 200  # characters of a name for which a similar one is looked up
 
@@ -83,25 +89,37 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
-def redact_password(url: str) -> str:
-    """Return a URL with its password replaced by `***`, safe to print and to store."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:  # not a valid URL, such as s3://[bucket: what it holds is not known
-        return re.sub(r"://.*@", "://***@", url)
-    if parts.password is None:
-        return url
-    return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")))
+def redact_uri(location: str) -> str:
+    """Return a location, which is a path or a URI, without what may be secret; the location need not be valid.
 
-
-def redact_uri(uri: str) -> str:
-    """Return a URI without its password and its query string, which may hold access keys."""
-    return redact_password(uri).partition("?")[0]
+    Of `USER:PASSWORD@`, the password becomes `***`; a query string, which may hold access keys, is cut off. What lies
+    between the first colon and the last `@` counts as the password, since secrets hold `/`, `?`, `#` and `@`.
+    """
+    scheme = _SCHEME.search(location)
+    start = scheme.end() if scheme else 0
+    credentials, at, path = location[start:].rpartition("@")
+    colon = _COLON.search(credentials)
+    rest = f"{credentials[: colon.start()]}:{HIDDEN}@{path}" if at and colon else location[start:]
+    if scheme and scheme[0].endswith("//"):
+        path, hash_mark, fragment = rest.partition("?")[0].partition("#")
+        rest = path if "=" in fragment else path + hash_mark + fragment
+    return location[:start] + rest
 
 
 def redact(text: str) -> str:
-    """Return `text` with every URI in it redacted as by `redact_uri`."""
-    return re.sub(r"[A-Za-z][A-Za-z0-9+.-]*://\S+", lambda match: redact_uri(match[0]), text)
+    """Return a text without the secrets of the locations in it, and without those of environment variables.
+
+    All that a command prints passes through here. A location is a word with a slash.
+    """
+    for secret in _secrets_of_environment():
+        text = text.replace(secret, HIDDEN)
+    return re.sub(r"\S+", lambda match: redact_uri(match[0]) if "/" in match[0] else match[0], text)
+
+
+def _secrets_of_environment() -> list[str]:
+    """Return the values of environment variables whose names say that they are secret, the longest first."""
+    values = {value for name, value in os.environ.items() if _SECRET_NAME.search(name) and len(value) >= _SHORTEST}
+    return sorted(values, key=len, reverse=True)
 
 
 def first_line(error: BaseException) -> str:

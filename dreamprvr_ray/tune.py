@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dreamprvr_ray.command_line import Parser, print_json, print_progress, run
 from dreamprvr_ray.config import Experiment, parse_overrides
-from dreamprvr_ray.errors import SearchInterrupted, redact
+from dreamprvr_ray.errors import SearchInterrupted, redact_uri
 from dreamprvr_ray.search.settings import SearchSettings
 from dreamprvr_ray.search.space import Search, load_search
 
@@ -58,7 +58,7 @@ def _run(search: Search, resume: bool, json: bool) -> None:
         outcome = run_search(search, resume=resume, log=print_progress)
     except (KeyboardInterrupt, SearchInterrupted):
         print_progress(
-            f"to continue, add --resume to the same command (the search is in {redact(search.settings.out)})"
+            f"to continue, add --resume to the same command (the search is in {redact_uri(search.settings.out)})"
         )
         raise
     print("\n".join(outcome_lines(search, outcome)))

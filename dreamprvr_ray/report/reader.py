@@ -6,6 +6,7 @@ The Optuna study holds how the trials ended. The files next to it (`runs/*/epoch
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import create_engine, inspect
 from sqlalchemy.engine import make_url
 
-from dreamprvr_ray.errors import UserError, first_line, redact_password
+from dreamprvr_ray.errors import HIDDEN, UserError, first_line, redact, redact_uri
 from dreamprvr_ray.evaluation.metrics import Evaluation
 from dreamprvr_ray.report.parameters import searched_parameters
 from dreamprvr_ray.report.record_files import (
@@ -49,6 +50,7 @@ from dreamprvr_ray.search.results import TrialRecord, finite_curve
 from dreamprvr_ray.user_files import MAX_JSON_BYTES, parse_user_json, read_user_text
 from dreamprvr_ray.yaml_files import flatten, read_yaml
 
+STORE = "DREAMPRVR_RAY_STORE"  # environment variable: the URL of the search's database, with its password
 OPTUNA_TABLES = ("studies", "trials", "version_info", "alembic_version")
 
 
@@ -91,10 +93,11 @@ def _open_study(directory: Path, store: str | None, name: str | None) -> optuna.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if not store and not (directory / JOURNAL).exists():
         raise UserError(f"{directory}: nothing to report yet: no trial has been proposed (there is no {JOURNAL})")
-    shown_store = redact_password(store) if store else JOURNAL
+    shown_store = redact_uri(store) if store else JOURNAL
     where = shown_store if store else str(directory / JOURNAL)
+    url = store and _database_url(store)
     try:
-        storage = open_database(store) if store else open_journal(directory / JOURNAL)
+        storage = open_database(url) if url else open_journal(directory / JOURNAL)
         names = optuna.get_all_study_names(storage)
         if name not in names and len(names) == 1:
             name = names[0]
@@ -106,8 +109,10 @@ def _open_study(directory: Path, store: str | None, name: str | None) -> optuna.
         raise
     except Exception as error:  # of json for a damaged journal, of SQLAlchemy for a database, or Optuna's own
         reason = first_line(error)
-        if store:
-            reason = reason.replace(store, redact_password(store))
+        if store and url:
+            reason = redact(reason.replace(url, redact_uri(url)))
+            if STORE not in os.environ:
+                reason = f"{reason}; passwords and options are not recorded: set {STORE} to the database's whole URL"
         raise UserError(f"{where}: cannot read the study: {reason}") from None
     if all(trial.state == TrialState.WAITING for trial in trials):
         raise UserError(f"{directory}: nothing to report yet: no trial has started")
@@ -153,7 +158,7 @@ def open_database(store: str) -> BaseStorage:
     url = make_url(store)
     if url.get_backend_name() == "sqlite" and url.database and not url.database.startswith("file:"):
         if not Path(url.database).is_file():
-            raise UserError(f"{redact_password(store)}: no such database")
+            raise UserError(f"{redact_uri(store)}: no such database")
         path = quote(str(Path(url.database).resolve()))
         url = url.set(database=f"file:{path}", query={**url.query, "mode": "ro", "uri": "true"})
     engine = create_engine(url)
@@ -162,8 +167,16 @@ def open_database(store: str) -> BaseStorage:
     finally:
         engine.dispose()
     if missing:
-        raise UserError(f"{redact_password(store)}: holds no study: it has no table {missing[0]}")
+        raise UserError(f"{redact_uri(store)}: holds no study: it has no table {missing[0]}")
     return RDBStorage(url.render_as_string(hide_password=False), skip_table_creation=True)
+
+
+def _database_url(recorded: str) -> str:
+    """Return the URL of the search's database: that of the environment, else the recorded one, which has no password.
+
+    Without one, database drivers look for it in their own places, such as ~/.pgpass.
+    """
+    return os.environ.get(STORE) or recorded.replace(f":{HIDDEN}@", "@")
 
 
 def _read_trial(trial: FrozenTrial, directory: Path, entry: TrialRecord | None) -> TrialRecord:
@@ -215,4 +228,4 @@ def _relative(path: str | None, directory: Path) -> str | None:
 
 
 def _without_password(settings: dict[str, Any]) -> dict[str, Any]:
-    return settings | {"store": redact_password(settings["store"])} if settings.get("store") else settings
+    return settings | {"store": redact_uri(settings["store"])} if settings.get("store") else settings

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dreamprvr_ray
-from dreamprvr_ray.errors import redact
+from dreamprvr_ray.errors import redact, redact_uri
 from dreamprvr_ray.search.final_result import FinalRecord, FinalResult
 from dreamprvr_ray.search.layout import FINAL
 from dreamprvr_ray.storage.files import write_text
@@ -34,4 +34,4 @@ def installed_versions() -> dict[str, str]:
 
 
 def _command() -> str:
-    return redact(" ".join(["python", "-m", "dreamprvr_ray.tune", *sys.argv[1:]]))
+    return redact(" ".join(["python", "-m", "dreamprvr_ray.tune", *map(redact_uri, sys.argv[1:])]))

@@ -11,7 +11,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray.util.state import list_placement_groups
 
 from dreamprvr_ray.data.cache import read_manifest
-from dreamprvr_ray.errors import UserError, first_line, redact
+from dreamprvr_ray.errors import UserError, first_line, redact, redact_uri
 from dreamprvr_ray.runtime.train_run import check_new
 from dreamprvr_ray.search.layout import SEARCH
 from dreamprvr_ray.search.settings import RESUME_MAY_CHANGE
@@ -46,6 +46,8 @@ def check_directory(storage: Storage, search: Search, *, resume: bool) -> None:
         raise UserError(f"{storage}: nothing to resume: {SEARCH} does not exist")
     before = parse_yaml(storage.read_text(SEARCH), f"{storage}/{SEARCH}")
     now = parse_yaml(search.to_yaml(), "search")
+    for record in (before, now):  # the password itself is not recorded; version 0.1.0 recorded it
+        record["search"]["store"] = redact_uri(record["search"].get("store") or "")
     changes = [
         change
         for part in ("experiment", "search")
@@ -72,9 +74,14 @@ def claim_directory(search: Search, copy: WorkingCopy) -> None:
     would find its directory in use.
     """
     _check_database(search, copy.path)
-    # Without access keys, which may be part of locations. Locations may differ when the search is resumed.
-    locations = {"out": redact(search.settings.out), "shards": redact(search.settings.shards)}
-    recorded = replace(search, settings=search.settings.model_copy(update=locations))
+    # Without passwords and access keys, which may be part of locations. A resumed search gets them from its user again.
+    settings = search.settings
+    locations = {"out": settings.out, "shards": settings.shards, "store": settings.store}
+    shown: dict[str, Any] = {key: redact_uri(location) for key, location in locations.items() if location is not None}
+    if settings.source is not None:
+        directory = redact_uri(settings.source.directory)
+        shown["source"] = settings.source.model_copy(update={"directory": directory})
+    recorded = replace(search, settings=settings.model_copy(update=shown))
     write_text(copy.path / SEARCH, recorded.to_yaml())
     copy.push()
 

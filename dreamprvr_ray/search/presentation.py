@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dreamprvr_ray.config import baseline_name
-from dreamprvr_ray.errors import redact
+from dreamprvr_ray.errors import redact_uri
 from dreamprvr_ray.search.plan import TrialPlan
 from dreamprvr_ray.search.publication import SearchOutcome
 from dreamprvr_ray.search.space import Search
@@ -19,8 +19,8 @@ def plan_lines(search: Search, plan: TrialPlan, cost: Cost) -> list[str]:
     return [
         f"search {search.name}: {settings.trials} trials of at most {search.experiment.training.epochs} epochs,"
         f" config {settings.config}",
-        f"shards: {redact(settings.shards)}",
-        f"out: {redact(settings.out)}",
+        f"shards: {redact_uri(settings.shards)}",
+        f"out: {redact_uri(settings.out)}",
         f"objective: val SumR{f' against {settings.against}' if settings.against else ''};"
         f" sampler: {settings.sampler.kind}",
         f"resources: {plan}",
@@ -57,7 +57,7 @@ def outcome_lines(search: Search, outcome: SearchOutcome) -> list[str]:
         *(describe_final(outcome.final) if outcome.final else ()),
         f"selected model: {outcome.best} ({model})",
         *outcome.test.lines(),
-        f"full report: python -m dreamprvr_ray.report {redact(search.settings.out)}",
+        f"full report: python -m dreamprvr_ray.report {redact_uri(search.settings.out)}",
     ]
 
 

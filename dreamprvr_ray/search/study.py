@@ -19,7 +19,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from dreamprvr_ray.errors import UserError, first_line, redact_password
+from dreamprvr_ray.errors import UserError, first_line, redact, redact_uri
 from dreamprvr_ray.search.layout import JOURNAL
 from dreamprvr_ray.search.messages import TrialEpoch, TrialRequest
 from dreamprvr_ray.search.sampler import PerTrialSampler
@@ -232,10 +232,10 @@ def open_storage(store: str | None, directory: Path) -> BaseStorage:
     try:
         return RDBStorage(store)
     except Exception as error:  # the types of SQLAlchemy, the database driver and Optuna have no common base
-        reason = first_line(error).replace(store, redact_password(store))
+        reason = redact(first_line(error).replace(store, redact_uri(store)))
         if isinstance(error.__cause__, ModuleNotFoundError) and (module := error.__cause__.name):
             reason = f"its driver is not installed: pip install {DATABASE_PACKAGES.get(module, module)}"
-        raise UserError(f"store = {redact_password(store)}: cannot be used: {reason}") from None
+        raise UserError(f"store = {redact_uri(store)}: cannot be used: {reason}") from None
 
 
 def _best_until(trial: FrozenTrial, epoch: int) -> float | None:

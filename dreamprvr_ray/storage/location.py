@@ -82,7 +82,7 @@ class Storage:
         return Storage(f"{path.rstrip('/')}/{name}{mark}{query}")
 
     def __str__(self) -> str:
-        return redact_uri(self.location) if is_uri(self.location) else self.location
+        return redact_uri(self.location)
 
     @property
     def name(self) -> str:
