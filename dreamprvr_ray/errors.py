@@ -23,7 +23,7 @@ PATH_ERRORS = (
     errno.EINVAL,
 )
 HIDDEN = "***"  # stands for a secret
-# One slash is enough: a mistyped s3:/KEY:SECRET@bucket is taken for a path.
+# One slash is enough: a mistyped s3:/KEY:SECRET@bucket counts as a path.
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}:/{1,2}")
 _COLON = re.compile(r":|%3[Aa]")
 _SECRET_NAME = re.compile(r"(SECRET|PASSWORD|PASSWD|TOKEN|KEY|CONNECTION_STRING)$")
