@@ -12,10 +12,10 @@ import numpy as np
 
 from dreamprvr_ray.data.near_misses import Ids, quoted
 from dreamprvr_ray.errors import UserError, first_line
+from dreamprvr_ray.storage.files import LFS_POINTER
 
 _LARGEST_BYTES = 2**32  # of one id's rows as float32: a million frames of size 1,024
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # the file system has no locks
-_LFS = b"version https://git-lfs"
 _SHOWN = 3  # members of a group that a message names
 
 
@@ -136,12 +136,12 @@ class HDF5Features:
             return "is locked by another process that writes to it; wait for it to finish"
         try:
             with open(self.path, "rb") as file:
-                start = file.read(len(_LFS))
+                start = file.read(len(LFS_POINTER))
         except (OSError, ValueError) as unreadable:
             return f"cannot be read: {getattr(unreadable, 'strerror', None) or unreadable}"
         if not start:
             return "is empty; copy or download it again"
-        if start == _LFS:
+        if start == LFS_POINTER:
             return "is a Git LFS pointer, not the file itself; run `git lfs pull`"
         if not h5py.is_hdf5(self.path):
             return f"is not an HDF5 file: it starts with {start[:8]!r}"

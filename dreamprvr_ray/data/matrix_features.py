@@ -18,7 +18,7 @@ import numpy as np
 
 from dreamprvr_ray.data.near_misses import Ids, quoted
 from dreamprvr_ray.errors import UserError, first_few, first_line
-from dreamprvr_ray.storage.files import BLANKS, read_text, text_lines
+from dreamprvr_ray.storage.files import BLANKS, LFS_POINTER, read_text, text_lines
 
 _SAMPLED_ROWS = 256  # rows that are looked at to recognise values in the other byte order
 _OTHER_TYPES = {2: "float16", 8: "float64"}  # by bytes of a value
@@ -102,6 +102,9 @@ class MatrixFeatures:
             raise UserError(f"{self.path}: no such file")
         size, expected = self.path.stat().st_size, rows * columns * 4
         if size != expected:
+            with open(self.path, "rb") as file:
+                if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                    raise UserError(f"{self.path}: is a Git LFS pointer, not the file itself; run `git lfs pull`")
             other = _OTHER_TYPES.get(size // (rows * columns)) if size % (rows * columns) == 0 else None
             hint = f"; it looks like {other}, and must be float32" if other else ""
             shape = f"{path} says {rows} rows of {columns} float32: {expected:,} bytes"

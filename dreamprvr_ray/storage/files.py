@@ -17,6 +17,7 @@ from typing import Any
 
 from dreamprvr_ray.errors import PATH_ERRORS, NotWritableError, UserError, first_line
 
+LFS_POINTER = b"version https://git-lfs"  # how a file begins that `git lfs pull` would replace by the real one
 BLANKS = " \t\r\n"  # what is stripped around a value: Unicode has more blanks, which may be part of a name
 
 _AT_WORKING_DIRECTORY, _RENAME_EXCHANGE = -100, 2  # AT_FDCWD of fcntl.h, RENAME_EXCHANGE of linux/fs.h
@@ -133,7 +134,10 @@ def copy_files(source: Path, target: Path) -> None:
 def read_text(path: Path) -> str:
     """Return the content of a UTF-8 file without its byte order mark. Raises `UserError` if it cannot be read."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        content = path.read_bytes()
+        if content.startswith(LFS_POINTER):
+            raise UserError(f"{path}: is a Git LFS pointer, not the file itself; run `git lfs pull`")
+        return content.decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
