@@ -27,6 +27,7 @@ QUERY_TOKENS = 30  # longer queries are truncated to this many tokens
 # Environment variable: fp32 or bf16, which is then what `training.precision: auto` stands for.
 AUTO_PRECISION = "DREAMPRVR_RAY_AUTO_PRECISION"
 RESUME_MAY_CHANGE = ("training.max_failures",)  # they do not affect the result of a training
+PAPERS_SETTINGS, OWN_SETTINGS = "the paper's settings", "the configuration's own settings"  # names of a configuration
 PAPER_PRESETS = ("tvr", "activitynet", "charades")
 # Keys that are no part of the paper's settings: they belong to the data, to the machine or to a single training.
 NO_SETTINGS = ("data.video_size", "data.text_size", "training.seed", "training.precision", *RESUME_MAY_CHANGE)
@@ -306,7 +307,7 @@ def has_papers_settings(experiment: Experiment) -> bool:
 
 def baseline_name(experiment: Experiment) -> str:
     """Return what to call a search's configuration, with which its trials are compared."""
-    return "the paper's settings" if has_papers_settings(experiment) else "the configuration's own settings"
+    return PAPERS_SETTINGS if has_papers_settings(experiment) else OWN_SETTINGS
 
 
 def build_experiment(values: Mapping[str, Any], source: str) -> Experiment:

@@ -14,7 +14,7 @@ from architecture_drawing import LAYERS, PACKAGE, ROOT, all_imports, component, 
 
 RAY_COMPONENTS = {"commands", "search", "runtime"}
 # Parts of search/ that `report` and scripts read without Ray.
-WITHOUT_RAY = {"results", "final_result", "layout", "comparison", "space", "conditions", "working_copy"}
+WITHOUT_RAY = {"results", "final_result", "seeds", "layout", "comparison", "space", "conditions", "working_copy"}
 PRIVATE_RAY = ("runtime.ray_internals", "runtime.ray_internals.trainers")
 LONGEST = 400  # lines of a file
 # Directories of runs and searches, which docs/architecture.md names in addition to those of the package.

@@ -160,12 +160,12 @@ class Manifest:
         protocol = protocol_with_overlaps(self.protocol.partition(",")[0], overlaps, counts)
         return replace(self, overlaps=overlaps, protocol=protocol)
 
-    def check_may_train_on(self, split: str, path: Path) -> None:
+    def check_may_train_on(self, split: str, path: Path | str) -> None:
         """Raise `UserError` if a split is the test split, or shares videos or queries with it.
 
         Args:
             split: Name of the split.
-            path: The directory of the shards, for messages.
+            path: The directory or URI of the shards, for messages.
         """
         if split != "test" and self.splits[split].shards == self.splits["test"].shards:
             raise UserError(f"{path}: cannot train on {split}: it is the test split (protocol: {self.protocol})")

@@ -9,7 +9,7 @@ from dreamprvr_ray.report.content import Chart, Omission, Part, Section, paragra
 from dreamprvr_ray.report.formatting import format_count, format_sumr
 from dreamprvr_ray.report.search_record import SearchRecord
 from dreamprvr_ray.report.summary import candidate_title, describe_protocol
-from dreamprvr_ray.search.final_result import Candidate, FinalRecord, FinalResult
+from dreamprvr_ray.search.final_result import Candidate, Comparison, FinalRecord, FinalResult
 
 _RECALL_RANKS = (1, 5, 10, 100)
 
@@ -38,10 +38,7 @@ def final_section(search: SearchRecord) -> Section | None:
             " against<br>".join(names.get(name, name) for name in (comparison.better, comparison.than))
             for comparison in result.comparisons
         ]
-        caption = (
-            f"The {first.confidence:.0%} interval of a paired bootstrap over the test videos and the seeds,"
-            f" with {first.resamples} resamples."
-        )
+        caption = f"The {first.confidence:.0%} interval {_describe_method(first)}"
         parts.append(Chart(difference_chart(result.comparisons, pairs), caption))
     return Section("Final results", tuple(parts))
 
@@ -66,6 +63,18 @@ def moment_section(search: SearchRecord) -> Section | Omission | None:
     )
     chart = Chart(moment_chart(result.candidates, list(names.values())), caption)
     return Section("By moment length", (table(heads, rows), chart))
+
+
+def _describe_method(comparison: Comparison) -> str:
+    """Return what an interval covers and how it was computed."""
+    bootstrap = f"a paired bootstrap with {comparison.resamples} resamples"
+    if not comparison.covers_seeds:
+        return (
+            f"over the test videos only, by {bootstrap}. With one seed, how much other seeds would change is not known."
+        )
+    if comparison.seeds is None:  # of version 0.1.0
+        return f"over the test videos and the seeds, by {bootstrap}. With fewer than five seeds it is too narrow."
+    return f"over the test videos, by {bootstrap}, and the seeds, by Student's t."
 
 
 def _names(search: SearchRecord, result: FinalResult) -> dict[str, str]:

@@ -36,7 +36,7 @@ def _score_tiles(search: SearchRecord) -> list[Tile]:
             tiles.append((format_sumr(baseline.best_sumr), f"val SumR of {search.baseline_name}"))
         elif search.final is None or search.final.result.paper is None:  # otherwise its test result says more
             planned = f" of {search.epochs}" if search.epochs else ""
-            text = f"{search.baseline_name} (trial 0) {describe_stop(baseline)}"
+            text = f"trial 0 ({search.baseline_name}) {describe_stop(baseline)}"
             tiles.append((f"epoch {baseline.epochs}{planned}", text))
     return tiles
 
@@ -55,7 +55,8 @@ def _test_tiles(search: SearchRecord) -> list[Tile]:
     if comparison := result.comparison:
         than = search.baseline_name if comparison.than == "paper" else comparison.than
         low, high = format_difference(comparison.low), format_difference(comparison.high)
-        text = f"test SumR against {than}, {comparison.confidence:.0%} interval {low} to {high}"
+        coverage = "" if comparison.covers_seeds else f" {comparison.coverage}"
+        text = f"test SumR against {than}, {comparison.confidence:.0%} interval{coverage} {low} to {high}"
         tiles.append((format_difference(comparison.difference), text))
     return tiles
 

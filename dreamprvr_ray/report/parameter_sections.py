@@ -118,7 +118,7 @@ def _slice_section(search: SearchRecord, varied: Sequence[SearchedParameter], or
         missing = sum(parameter.key not in trial.values for trial in search.scored)
         caption = f"not in {format_count(missing, 'trial')}" if missing else ""
         charts.append((parameter_name(parameter), Chart(slice_chart(search, parameter), caption)))
-    stop = f", which {describe_stop(search.unfinished_baseline)}" if search.unfinished_baseline else ""
+    stop = f" (trial 0 {describe_stop(search.unfinished_baseline)})" if search.unfinished_baseline else ""
     marks = [
         "Blue: finished",
         *(["open grey: pruned, at the best epoch"] if search.in_state("pruned") else []),

@@ -24,6 +24,7 @@ from dreamprvr_ray.evaluation.metrics import Evaluation
 from dreamprvr_ray.report.parameters import searched_parameters
 from dreamprvr_ray.report.record_files import (
     FinalFile,
+    FinalPlanFile,
     SearchFile,
     StudyAttributes,
     TestFile,
@@ -33,12 +34,14 @@ from dreamprvr_ray.report.record_files import (
     read_epoch_lines,
     read_json_record,
 )
-from dreamprvr_ray.report.search_record import SearchRecord
+from dreamprvr_ray.report.search_record import FinalStage, SearchRecord
 from dreamprvr_ray.search.final_result import Candidate, FinalRecord, FinalResult, FinalRun
 from dreamprvr_ray.search.layout import (
     BEST,
     EPOCHS,
     FINAL,
+    FINAL_PLAN,
+    FINAL_RUNS,
     JOURNAL,
     LEADERBOARD,
     RUNS,
@@ -69,6 +72,7 @@ def read_search(directory: Path) -> SearchRecord:
     leaderboard = _read_leaderboard(directory)
     trials = [_read_trial(trial, directory, leaderboard.get(trial.number)) for trial in study_trials]
     final_settings = settings.get("final") or {}
+    final = _read_final(directory, with_val=bool(final_settings.get("with_val")))
     return SearchRecord(
         directory=directory,
         name=str(contents.get("name") or study.study_name),
@@ -84,7 +88,8 @@ def read_search(directory: Path) -> SearchRecord:
         ),
         infeasible=sum(trial.infeasible for trial in trials),
         objectives=tuple(study.user_attrs.get("objectives") or ("SumR", "cost")[: len(study.directions)]),
-        final=_read_final(directory, with_val=bool(final_settings.get("with_val"))),
+        final=final,
+        final_stage=_read_final_stage(directory, final),
     )
 
 
@@ -206,6 +211,24 @@ def _read_final(directory: Path, with_val: bool) -> FinalRecord | None:
     if values is not None:
         return FinalRecord.from_dict(values, with_val)
     return _best_trial_on_test(read_json_record(directory / BEST / TEST_RECORD, TestFile))
+
+
+def _read_final_stage(directory: Path, final: FinalRecord | None) -> FinalStage | None:
+    """Read how far the final runs are, from their names and their logged epochs."""
+    plan = read_json_record(directory / FINAL_PLAN, FinalPlanFile)
+    if not plan or not plan["runs"]:
+        return None
+    names = plan["runs"]
+    logs = [read_epoch_lines(directory / FINAL_RUNS / name / EPOCHS) for name in names]
+    finished = sum(bool(epochs and epochs[-1].get("finished")) for epochs in logs)
+    candidates = final.result.candidates if final else ()
+    return FinalStage(
+        planned=len(names),
+        finished=finished,
+        running=sum(map(bool, logs)) - finished,
+        seconds=sum(epoch.get("seconds") or 0.0 for epochs in logs for epoch in epochs),
+        is_evaluated={run.directory for candidate in candidates for run in candidate.runs} == set(names),
+    )
 
 
 def _best_trial_on_test(values: Any) -> FinalRecord | None:

@@ -80,6 +80,8 @@ class EpochLine(_Record):
 
     epoch: Count
     SumR: Number
+    seconds: Number | None = None
+    finished: bool | None = None
 
 
 class _Recall(_Record):
@@ -155,8 +157,15 @@ class FinalFile(_Record):
     comparison: _Comparison | None = None
     ablations: list[_Comparison] | None = None
     shared_seeds: list[Count] | None = None
+    with_val: bool | None = None
     versions: dict[str, Any] | None = None
     commands: list[str] | None = None
+
+
+class FinalPlanFile(_Record):
+    """`final_runs.json`."""
+
+    runs: list[Annotated[str, Field(pattern=r"^[\w.-]+$")]]
 
 
 class _Final(_Record):
@@ -175,6 +184,7 @@ class _Settings(_Record):
 
 class _Training(_Record):
     epochs: Count | None = None
+    seed: Count | None = None
 
 
 class _Loss(_Record):

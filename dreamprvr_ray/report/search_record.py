@@ -8,11 +8,33 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from dreamprvr_ray.config import OWN_SETTINGS, Experiment, baseline_name, build_experiment
+from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.report.parameters import SearchedParameter
 from dreamprvr_ray.search.final_result import FinalRecord
+from dreamprvr_ray.search.layout import SEARCH
 from dreamprvr_ray.search.results import TrialRecord, best_trial, rank_trials
+from dreamprvr_ray.search.seeds import shared_seeds
 
-PAPER_PRESETS = ("tvr", "activitynet", "charades")
+
+@dataclass(frozen=True)
+class FinalStage:
+    """How far the retraining after a search is. The times are in seconds and summed over the runs."""
+
+    planned: int  # runs
+    finished: int
+    running: int
+    seconds: float
+    is_evaluated: bool  # whether `final.json` holds the results of these runs
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimated time until the last run ends, if as many run at a time as now; None before a run has finished."""
+        if not self.finished or self.finished == self.planned:
+            return None
+        # The running ones are half done on average.
+        per_run = self.seconds / (self.finished + self.running / 2)
+        return per_run * (self.planned - self.finished - self.running / 2) / max(1, self.running)
 
 
 @dataclass(frozen=True)
@@ -32,6 +54,7 @@ class SearchRecord:
     infeasible: int  # proposals that violated a constraint
     objectives: tuple[str, ...]
     final: FinalRecord | None
+    final_stage: FinalStage | None = None  # None before it begins, and for searches of version 0.1.0
 
     @cached_property
     def ranked(self) -> list[TrialRecord]:
@@ -79,25 +102,49 @@ class SearchRecord:
 
     @property
     def baseline_title(self) -> str:
-        """What tables call the configuration of trial 0: the presets hold the paper's, other files do not."""
-        return "paper's configuration" if self._is_paper else "base configuration"
+        """What tables call the configuration of trial 0: the paper's settings only if it has their values."""
+        return self.baseline_name.removeprefix("the ")
 
-    @property
+    @cached_property
     def baseline_name(self) -> str:
         """What sentences call the configuration of trial 0."""
-        return f"the {self.baseline_title}"
+        return baseline_name(self._configuration) if self._configuration else OWN_SETTINGS
 
     @property
     def baseline_label(self) -> str:
         """A short form of `baseline_title` for table heads and legends."""
-        return "paper" if self._is_paper else "base"
+        return "configuration" if self.baseline_name == OWN_SETTINGS else "paper"
+
+    @cached_property
+    def _configuration(self) -> Experiment | None:
+        try:
+            return build_experiment(self.experiment, SEARCH)
+        except UserError:  # of another version
+            return None
 
     @property
-    def _is_paper(self) -> bool:
-        return self.settings.get("config") in PAPER_PRESETS
+    def shared_seeds(self) -> tuple[int, ...]:
+        """Seeds of the final runs that trials had too: such runs favour the trial that the search selected."""
+        if self.final is None or not self.final.result.retrained:
+            return ()
+        runs = [run.seed for candidate in self.final.result.candidates for run in candidate.runs]
+        seed = self.experiment.get("training", {}).get("seed", 0)
+        return shared_seeds(runs, seed, [trial.values for trial in self.trials])
 
     @property
     def epochs(self) -> int | None:
         """The number of epochs of a complete training."""
         epochs = self.experiment.get("training", {}).get("epochs")
         return int(epochs) if epochs else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimated time until the last trial ends, if as many run at a time as now; None if it cannot be estimated."""
+        planned, running = int(self.settings.get("trials") or 0), self.in_state("running")
+        ended = [trial.seconds for trial in self.in_state("finished", "pruned") if trial.seconds]
+        missing = planned - len(self.in_state("finished", "pruned", "failed"))
+        if not ended or not running or missing <= 0:
+            return None
+        per_trial = sum(ended) / len(ended)
+        # The running ones are half done on average.
+        return per_trial * max(0.5, missing - len(running) / 2) / len(running)

@@ -60,14 +60,38 @@ def summarize(search: SearchRecord, found: Sequence[Importance]) -> list[str]:
 
 
 def describe_status(search: SearchRecord) -> str:
-    """Return in one sentence whether the search has ended."""
+    """Return whether the search has ended or, if not, how far it is and how long it will take."""
     ended = len(search.in_state("finished", "pruned", "failed"))
     planned = int(search.settings.get("trials") or 0)
-    if search.final is None and (search.in_state("running", "waiting") or ended < planned):
-        return f"{ended} of {planned} trials ended so far; the search is running or was interrupted."
-    if ended >= planned:
-        return f"All {ended} trials have ended." if ended > 1 else "The only trial has ended."
-    return f"{ended} of {planned} trials ended."
+    if search.in_state("running", "waiting") or (
+        search.final is None and search.final_stage is None and ended < planned
+    ):
+        left = f"; about {format_duration(search.seconds_left)} left at this pace" if search.seconds_left else ""
+        after = ", then the final stage" if search.settings.get("final") else ""
+        return (
+            f"{ended} of {planned} trials ended so far; the search is running or was interrupted"
+            f"{f'{left}{after}' if left else ''}."
+        )
+    if ended < planned:
+        text = f"{ended} of {planned} trials ended."
+    else:
+        text = f"All {ended} trials have ended." if ended > 1 else "The only trial has ended."
+    return f"{text} {_describe_final_stage(search)}".rstrip()
+
+
+def _describe_final_stage(search: SearchRecord) -> str:
+    """Return how far the retraining is; nothing if it has ended or none is planned."""
+    stage = search.final_stage
+    if stage is None:
+        return "The final stage has not begun." if search.settings.get("final") and search.final is None else ""
+    if stage.is_evaluated:
+        return ""
+    runs = f"Final stage: {stage.finished} of {format_count(stage.planned, 'run')} finished"
+    if stage.finished == stage.planned:
+        return f"{runs}; the evaluation on test is running or was interrupted."
+    left = f"; about {format_duration(stage.seconds_left)} left at this pace" if stage.seconds_left else ""
+    before = " The results below are those of an earlier final stage." if search.final is not None else ""
+    return f"{runs}; it is running or was interrupted{left}.{before}"
 
 
 def _describe_trials(search: SearchRecord) -> str:
@@ -115,7 +139,7 @@ def _describe_best(search: SearchRecord) -> str:
         return f"No trial has beaten {name} (trial 0), whose best val SumR is {format_sumr(best.best_sumr)}{at}."
     text = f"The best is trial {best.number}, with a val SumR of {format_sumr(best.best_sumr)}{at}."
     if baseline is not None and baseline.best_sumr is not None:
-        subject = f"{name[0].upper()}{name[1:]} (trial 0)"
+        subject = f"Trial 0 ({name})"
         if search.finished_baseline:
             gain = format_sumr(best.best_sumr - baseline.best_sumr)
             text += f" {subject} reached {format_sumr(baseline.best_sumr)}, so the gain on val is {gain}."
@@ -205,6 +229,7 @@ def describe_test(search: SearchRecord) -> str:
     sentences = [
         f"After retraining{data} with {seeds}, the mean test SumR is {format_list(means)}.",
         describe_comparison(search, result),
+        describe_shared_seeds(search),
         *(_describe_ablation(search, result, comparison) for comparison in result.ablations),
         _describe_chosen(search, result),
     ]
@@ -214,11 +239,10 @@ def describe_test(search: SearchRecord) -> str:
 def _describe_chosen(search: SearchRecord, result: FinalResult) -> str:
     """Return which run's model is in best/. Its SumR differs from the mean of its candidate."""
     run, candidate = result.chosen, result.candidates[0]
+    name = candidate_name(search, candidate)
+    how = f"was trained with {name if candidate.is_paper else f'the settings of {name}'}"
     val = "" if result.with_val or run.val_sumr is None else f"val SumR {format_sumr(run.val_sumr)}, "
-    text = (
-        f"The model in best/ is {candidate_name(search, candidate)}, trained with seed {run.seed}:"
-        f" {val}test SumR {format_sumr(run.test.retrieval.recall.sumr)}."
-    )
+    text = f"The model in best/ {how}, seed {run.seed}: {val}test SumR {format_sumr(run.test.retrieval.recall.sumr)}."
     if len(candidate.runs) == 1:
         return text
     if result.with_val:
@@ -235,17 +259,29 @@ def describe_comparison(search: SearchRecord, result: FinalResult) -> str:
     better, than = names.get(comparison.better, comparison.better), names.get(comparison.than, comparison.than)
     text = (
         f"{better[0].upper()}{better[1:]} against {than}: {format_difference(comparison.difference)} SumR"
-        f" ({_interval(comparison)}, paired bootstrap over videos and seeds)."
+        f" ({_interval(comparison)}, {comparison.coverage})."
     )
+    if not comparison.covers_seeds:
+        return f"{text} Each was trained with one seed: whether other seeds would agree is not known."
     if comparison.low > 0:
-        return f"{text} The interval is above zero: the choice of test videos does not explain the gain."
+        return f"{text} The interval is above zero: the choice of test videos and of seeds does not explain the gain."
     if comparison.high < 0:
         return f"{text} The interval is below zero: on test, it is worse."
     return f"{text} The interval includes zero: on test, the two cannot be told apart."
 
 
+def describe_shared_seeds(search: SearchRecord) -> str:
+    """Return why runs with a seed of the search are biased; nothing if there are no such runs."""
+    if not search.shared_seeds:
+        return ""
+    return (
+        f"Seed {format_list(list(map(str, search.shared_seeds)))} was also a seed of the search. Runs with it favour"
+        " the trial that the search selected, partly for the luck of that seed: the gain is too optimistic."
+    )
+
+
 def candidate_title(search: SearchRecord, candidate: Candidate) -> str:
-    """Return what tables call a candidate. The one named `paper` may have another base configuration."""
+    """Return what tables call a candidate. The one named `paper` may have other settings than the paper's."""
     if candidate.ablated:
         return f"trial {candidate.trial} with {_reset(search, candidate.ablated)}"
     return search.baseline_title if candidate.is_paper else candidate.name
@@ -270,6 +306,8 @@ def _describe_ablation(search: SearchRecord, result: FinalResult, comparison: Co
         f"{trial} with {_reset(search, key or comparison.than)}: {format_difference(reset.difference)} SumR"
         f" ({_interval(reset)})"
     )
+    if not reset.covers_seeds:
+        return f"{text}; with one seed, it is not known whether other seeds would agree."
     if reset.high < 0:
         return f"{text}; for this trial, the parameter makes a difference."
     if reset.low > 0:

@@ -88,8 +88,7 @@ def history_section(search: SearchRecord) -> Section | Omission:
     if search.finished_baseline:
         caption += f" Dashed: {search.baseline_name}."
     elif search.unfinished_baseline:
-        name = search.baseline_name
-        caption += f" {name[0].upper()}{name[1:]} {describe_stop(search.unfinished_baseline)}."
+        caption += f" Trial 0 ({search.baseline_name}) {describe_stop(search.unfinished_baseline)}."
     if any_below(search):
         caption += " Triangles on the lower edge: below the axis."
     return Section("History", (Chart(optimization_history(search), caption),))

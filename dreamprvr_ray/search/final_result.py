@@ -7,7 +7,7 @@ Ray, PyTorch or Optuna. SumR is the sum of R@1, R@5, R@10 and R@100 in percent, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -169,6 +169,11 @@ class Comparison:
         return self.seeds != 1
 
     @property
+    def coverage(self) -> str:
+        """What the interval covers, in words."""
+        return "over videos and seeds" if self.covers_seeds else "over videos only"
+
+    @property
     def low(self) -> float:
         """The lower end of the interval."""
         return self.interval[0]
@@ -251,12 +256,16 @@ class FinalResult:
             "candidates": [candidate.to_dict() for candidate in self.candidates],
             "comparison": self.comparison.to_dict() if self.comparison else None,
             "ablations": [comparison.to_dict() for comparison in self.ablations],
+            **({"with_val": True} if self.with_val else {}),
             **({"shared_seeds": list(self.shared_seeds)} if self.shared_seeds else {}),
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], with_val: bool = False) -> FinalResult:
-        """Read `final.json`, which does not hold `with_val`. Candidates without runs are left out."""
+        """Read `final.json`. Candidates without runs are left out.
+
+        `with_val` is for files of version 0.1.0, which do not hold it.
+        """
         candidates = tuple(Candidate.from_dict(entry) for entry in values["candidates"] if entry["runs"])
         seeds = {candidate.name: len(candidate.runs) for candidate in candidates}
 
@@ -270,9 +279,14 @@ class FinalResult:
             candidates=candidates,
             comparison=read(values["comparison"]) if values.get("comparison") else None,
             ablations=tuple(read(entry) for entry in values.get("ablations") or ()),
-            with_val=with_val,
+            with_val=bool(values.get("with_val", with_val and not _has_directories(candidates))),
             shared_seeds=tuple(values.get("shared_seeds") or ()),
         )
+
+
+def _has_directories(candidates: Iterable[Candidate]) -> bool:
+    """Return whether the runs record their directories, which version 0.1.0 did not."""
+    return any(run.directory for candidate in candidates for run in candidate.runs)
 
 
 @dataclass(frozen=True)

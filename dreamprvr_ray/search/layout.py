@@ -34,9 +34,3 @@ def read_epochs(directory: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def has_finished(directory: Path) -> bool:
-    """Return whether the last logged epoch of a run ended its training."""
-    epochs = read_epochs(directory)
-    return bool(epochs and epochs[-1].get("finished"))

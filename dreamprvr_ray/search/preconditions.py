@@ -27,10 +27,16 @@ from dreamprvr_ray.yaml_files import parse_yaml
 def with_shard_sizes(search: Search) -> Search:
     """Return the search with its shards' feature sizes.
 
-    Raises `UserError` if there are no shards, or if a searched choice is not valid for them.
+    Raises `UserError` if there are no shards, if a searched choice is not valid for them, or if the final trainings
+    would learn from val although it shares videos or queries with test.
     """
     search.check_shards()
     manifest = read_manifest(search.settings.shards)
+    if search.settings.final and search.settings.final.with_val:
+        try:
+            manifest.check_may_train_on("val", redact(search.settings.shards))
+        except UserError as error:
+            raise UserError(*(f"final.with_val: {mistake}" for mistake in error.mistakes)) from None
     for parameter in search.parameters:
         for choice in parameter.choices or ():
             with_feature_sizes(search.experiment.with_values({parameter.key: choice}), manifest)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dreamprvr_ray.search.final_result import Comparison, FinalResult
+from dreamprvr_ray.search.final_result import FinalResult
 from dreamprvr_ray.search.results import TrialRecord
+
+ONE_SEED = ": with one seed, how much other seeds would change is not known"
 
 
 def format_table(trials: Sequence[TrialRecord], keys: Sequence[str]) -> list[str]:
@@ -43,7 +45,7 @@ def describe_final(result: FinalResult) -> list[str]:
         lines.append(
             f"{better} against {than}: {comparison.difference:+.1f} test SumR"
             f" ({comparison.confidence:.0%} interval {comparison.low:+.1f} to {comparison.high:+.1f},"
-            f" {describe_coverage(comparison)})"
+            f" {comparison.coverage}{'' if comparison.covers_seeds else ONE_SEED})"
         )
     if result.shared_seeds:
         lines.append(describe_shared_seeds(result.shared_seeds))
@@ -52,13 +54,6 @@ def describe_final(result: FinalResult) -> list[str]:
         verb = "have" if name.endswith("settings") else "has"
         lines.append(f"{name} {verb} a higher val SumR than every retrained trial")
     return lines
-
-
-def describe_coverage(comparison: Comparison) -> str:
-    """Return what the interval of a comparison covers."""
-    if comparison.covers_seeds:
-        return "over videos and seeds"
-    return "over videos only: with one seed, how much other seeds would change is not known"
 
 
 def describe_shared_seeds(seeds: Sequence[int]) -> str:

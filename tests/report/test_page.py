@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import subprocess
 from collections.abc import Callable
@@ -74,17 +76,14 @@ def test_in_noise_no_parameter_stands_out(tmp_path: Path) -> None:
 
 
 def test_the_summary_counts_and_compares(summary: str, searched: Path) -> None:
-    assert "39 trials of up to 20 epochs searched 6 parameters around the paper's configuration" in summary
+    assert "39 trials of up to 20 epochs searched 6 parameters around the configuration's own settings" in summary
     assert "and 2 failed. Reasons for failure: out of memory: 38.1 GiB were asked for (2 trials)." in summary
     assert "1 proposal violated a constraint and was not trained." in summary
     assert (
-        "249.9 for trial 17 (standard deviation 1.2) and 239.3 for the paper's configuration (standard deviation 1.4)"
-        in summary
+        "249.9 for trial 17 (standard deviation 1.2) and 239.3 for the configuration's own settings (standard deviation"
+        " 1.4)" in summary
     )
-    assert (
-        "+10.5 SumR (95% interval +6.2 to +14.9, paired bootstrap over videos and seeds). The interval is above zero"
-        in summary
-    )
+    assert "+10.5 SumR (95% interval +6.2 to +14.9, over videos and seeds). The interval is above zero" in summary
     assert describe_status(read_search(searched)) == "All 39 trials have ended."
 
 
@@ -101,17 +100,20 @@ def test_a_pruned_baseline_is_compared_at_the_last_epoch_that_both_trials_reache
     at_two = max(value for epoch, value in best.curve if epoch <= 2)
     summary = summary_of(directory)
     assert (
-        "The paper's configuration (trial 0) was stopped after epoch 2; by then, its val SumR was"
+        "Trial 0 (the configuration's own settings) was stopped after epoch 2; by then, its val SumR was"
         f" {baseline.best_sumr:.1f} and that of the best trial {at_two:.1f}. The best of many"
     ) in summary
     assert "the gain on val" not in summary
     _, html = report_of(directory)
-    assert "epoch 2 of 20 the paper's configuration (trial 0) was stopped after epoch 2" in tiles_of(html)
-    assert "Best val SumR of each trial. The paper's configuration was stopped after epoch 2." in text_of(html)
+    assert "epoch 2 of 20 trial 0 (the configuration's own settings) was stopped after epoch 2" in tiles_of(html)
+    assert (
+        "Best val SumR of each trial. Trial 0 (the configuration's own settings) was stopped after epoch 2."
+        in text_of(html)
+    )
     assert "Dashed" not in text_of(html)
     add_final(directory, trial=best.number)
     tiles = tiles_of(report_of(directory)[1])
-    assert "239.3 test SumR of the paper's configuration, mean of 3 seeds" in tiles
+    assert "239.3 test SumR of the configuration's own settings, mean of 3 seeds" in tiles
     assert not any("was stopped" in tile or f"{baseline.best_sumr:.1f}" in tile for tile in tiles)
 
 
@@ -128,23 +130,23 @@ def test_the_best_trial_may_be_the_one_that_was_stopped_first(tmp_path: Path) ->
         f" {at_three:.1f} and that of the best trial 999.0."
     ) in paragraph
     without_epochs = replace(search, trials=(replace(baseline, state="failed", curve=()), pruned))
-    assert "(trial 0) failed after epoch 7. The best of many" in summarize(without_epochs, [])[1]
+    assert "own settings) failed after epoch 7. The best of many" in summarize(without_epochs, [])[1]
 
 
 def test_a_finished_baseline_is_compared_by_its_best_sumr(searched: Path, whole: tuple[list[str], str]) -> None:
     baseline = read_search(searched).baseline
     assert baseline is not None and baseline.state == "finished"
-    expected = f"The paper's configuration (trial 0) reached {baseline.best_sumr:.1f}, so the gain on val is "
+    expected = f"Trial 0 (the configuration's own settings) reached {baseline.best_sumr:.1f}, so the gain on val is "
     assert expected in text_of(whole[1])
     tiles = tiles_of(whole[1])
-    assert f"{baseline.best_sumr:.1f} val SumR of the paper's configuration" in tiles
+    assert f"{baseline.best_sumr:.1f} val SumR of the configuration's own settings" in tiles
     assert not any("test SumR of the paper's" in tile for tile in tiles)
-    assert "Dashed: the paper's configuration." in text_of(whole[1])
+    assert "Dashed: the configuration's own settings." in text_of(whole[1])
 
 
 def test_the_summary_says_which_run_is_in_best(summary: str, searched: Path) -> None:
     chosen = (
-        "The model in best/ is trial 17, trained with seed 1: val SumR 271.2, test SumR 251.2."
+        "The model in best/ was trained with the settings of trial 17, seed 2: val SumR 271.2, test SumR 251.2."
         " It has the best val SumR of 3 seeds."
     )
     assert chosen in summary
@@ -155,12 +157,12 @@ def test_the_summary_says_which_run_is_in_best(summary: str, searched: Path) -> 
     def describe(changed: FinalResult) -> str:
         return describe_test(replace(search, final=replace(search.final, result=changed)))
 
-    first = "trial 17, trained with seed 0: test SumR 249.6. It is the first of 3 seeds, since val was trained on"
+    first = "trial 17, seed 1: test SumR 249.6. It is the first of 3 seeds, since val was trained on"
     assert first in describe(replace(result, with_val=True))
     trial, paper = result.candidates
     one_seed = replace(paper, runs=paper.runs[:1])
     assert describe(replace(result, candidates=(one_seed, trial))).endswith(
-        "The model in best/ is the paper's configuration, trained with seed 0: val SumR 258.1, test SumR 238.1."
+        "The model in best/ was trained with the configuration's own settings, seed 1: val SumR 258.1, test SumR 238.1."
     )
     assert "best/" not in describe(replace(result, retrained=False, candidates=(paper,)))
 
@@ -171,6 +173,73 @@ def test_an_interval_that_includes_zero_proves_nothing(tmp_path: Path) -> None:
     assert "The interval includes zero: on test, the two cannot be told apart." in describe_test(read_search(directory))
     add_final(directory, interval=(-4.0, -1.0), trial=2)
     assert "The interval is below zero: on test, it is worse." in describe_test(read_search(directory))
+
+
+def test_only_the_papers_values_are_called_the_papers(tmp_path: Path) -> None:
+    """The search starts from a preset with the paper's values, but has another hidden size."""
+    directory = make_search(tmp_path / "synthetic", trials=3)
+    add_final(directory, trial=2)
+    assert "the paper" not in text_of(report_of(directory)[1])
+    contents = yaml.safe_load((directory / "search.yaml").read_text())
+    fixed = {"data.video_size": 384, "training.seed": 5}
+    contents["experiment"] = load_experiment("tvr", fixed).model_dump()
+    contents["search"]["config"] = "mine.yaml"
+    (directory / "search.yaml").write_text(yaml.safe_dump(contents))
+    text = text_of(report_of(directory)[1])
+    assert "for the paper's settings" in text and "own settings" not in text
+
+
+def test_runs_with_a_seed_of_the_search_are_called_biased(tmp_path: Path) -> None:
+    """Version 0.1.0 wrote such runs."""
+    directory = make_search(tmp_path / "synthetic", trials=3)
+    add_final(directory, trial=2)
+    assert "also a seed of the search" not in summary_of(directory)
+    add_final(directory, trial=2, first_seed=0)
+    assert "Seed 0 was also a seed of the search. Runs with it favour the trial that the" in summary_of(directory)
+
+
+def test_one_seed_claims_nothing_about_others(tmp_path: Path) -> None:
+    directory = make_search(tmp_path / "synthetic", trials=3)
+    add_final(directory, trial=2)
+    final = json.loads((directory / "final.json").read_text())
+    for candidate in final["candidates"]:  # as version 0.1.0 wrote them
+        candidate["runs"], candidate["std"] = candidate["runs"][:1], math.nan
+    (directory / "final.json").write_text(json.dumps(final))
+    html = report_of(directory)[1]
+    text = text_of(html)
+    assert "(95% interval +6.2 to +14.9, over videos only). Each was trained with one seed: whether other" in text
+    assert "above zero" not in text and "and the seeds" not in text and "nan" not in text.lower().split()
+    assert "95% interval over videos only +6.2 to +14.9" in text
+    assert "over the test videos only, by a paired bootstrap" in text
+
+
+def test_the_progress_of_the_final_stage(tmp_path: Path) -> None:
+    directory = make_search(tmp_path / "synthetic", trials=6)
+    contents = yaml.safe_load((directory / "search.yaml").read_text())
+    contents["search"]["final"] = {"top": 1, "seeds": 2}
+    (directory / "search.yaml").write_text(yaml.safe_dump(contents))
+    assert describe_status(read_search(directory)) == "All 6 trials have ended. The final stage has not begun."
+    names = [f"{name}-seed_{seed}" for name in ("trial_002", "paper") for seed in (1, 2)]
+    (directory / "final_runs.json").write_text(json.dumps({"runs": names}))
+    start = "All 6 trials have ended. Final stage: "
+    assert describe_status(read_search(directory)) == f"{start}0 of 4 runs finished; it is running or was interrupted."
+    for name, epochs in zip(names, (10, 10, 5, 0), strict=True):
+        run = directory / "final" / name
+        run.mkdir(parents=True)
+        lines = [{"epoch": n, "SumR": 1.0, "seconds": 30.0, "finished": n == 10} for n in range(1, epochs + 1)]
+        (run / "epochs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    # Five epochs are missing of the third run and ten of the fourth, and one run trains at a time.
+    assert describe_status(read_search(directory)) == (
+        f"{start}2 of 4 runs finished; it is running or was interrupted; about 8 minutes left at this pace."
+    )
+    add_final(directory, trial=2)  # of an earlier final stage
+    assert describe_status(read_search(directory)).endswith("The results below are those of an earlier final stage.")
+    final = json.loads((directory / "final.json").read_text())
+    runs = [run for candidate in final["candidates"] for run in candidate["runs"]]
+    for run, name in zip(runs, [*names, *names], strict=False):
+        run["directory"] = name
+    (directory / "final.json").write_text(json.dumps(final))
+    assert describe_status(read_search(directory)) == "All 6 trials have ended."
 
 
 def test_the_effect_of_one_parameter_is_reported(summary: str, tmp_path: Path) -> None:
@@ -187,7 +256,7 @@ def test_the_effect_of_one_parameter_is_reported(summary: str, tmp_path: Path) -
     )
     assert (
         f"trial 2 against\\u003cbr\\u003e{rate}" in html
-        and "trial 2 against\\u003cbr\\u003epaper's configuration" in html
+        and "trial 2 against\\u003cbr\\u003econfiguration's own settings" in html
     )
     add_final(directory, ablated=(-3.0, 12.0), trial=2)
     assert "; the difference may be chance." in describe_test(read_search(directory))
@@ -246,7 +315,7 @@ def test_a_running_search(tmp_path: Path) -> None:
         and titles[-1] == "Not shown"
     )
     text = text_of(html)
-    assert "5 of 40 trials ended so far; the search is running or was interrupted." in text
+    assert "5 of 40 trials ended so far; the search is running or was interrupted; about 4.0 hours left at this" in text
     assert "Nothing has been evaluated on test yet." in text
     assert "Importances: 5 trials finished or pruned" in text
     assert re.search(r"Registers and diffusion steps: \d finished trials?; at least 12 in 4 different cells", text)
@@ -258,7 +327,7 @@ def test_a_single_trial_gives_a_page_without_charts(tmp_path: Path) -> None:
     assert (
         titles == ["Summary", "Searched parameters", "Leaderboard", "Reproduce", "Not shown"] and "Plotly" not in html
     )
-    assert "No trial has beaten the paper's configuration (trial 0)" in text_of(html)
+    assert "No trial has beaten the configuration's own settings (trial 0)" in text_of(html)
 
 
 def test_two_objectives_have_a_pareto_front(tmp_path: Path, searched: Path) -> None:

@@ -228,10 +228,11 @@ def add_final(
     moments: bool = True,
     older: bool = False,
     ablated: tuple[float, float] | None = None,
+    first_seed: int = 1,
 ) -> None:
-    """Write final.json for a trial and the paper's configuration, retrained with three seeds.
+    """Write final.json for a trial and the configuration's own settings, retrained with three seeds.
 
-    With `ablated`, the interval of the ablation, the trial was also retrained with the paper's learning rate.
+    With `ablated`, the interval of the ablation, the trial was also retrained with the configuration's learning rate.
     """
 
     def candidate(name: str, number: int, sumrs: list[float]) -> dict[str, Any]:
@@ -244,7 +245,7 @@ def add_final(
                 "test": test,
             }
             for seed, (sumr, test) in enumerate(
-                (sumr, evaluation(sumr, moments=moments, older=older)) for sumr in sumrs
+                ((sumr, evaluation(sumr, moments=moments, older=older)) for sumr in sumrs), start=first_seed
             )
         ]
         return {"name": name, "trial": number, "values": {}, "runs": runs, "mean": sum(sumrs) / 3, "std": 1.0}

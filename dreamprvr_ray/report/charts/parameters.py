@@ -52,7 +52,11 @@ def importance_bars(found: Sequence[Importance]) -> go.Figure:
 def slice_chart(search: SearchRecord, parameter: SearchedParameter) -> go.Figure:
     """Draw val SumR against one parameter. All slices have the same SumR axis."""
     figure = empty_figure(
-        240, dragmode="zoom", yaxis_range=sumr_range(search), margin={"l": 44, "r": 10, "t": 6, "b": 30}
+        240,
+        yaxis_title=VAL_SUMR,
+        dragmode="zoom",
+        yaxis_range=sumr_range(search),
+        margin={"l": 52, "r": 10, "t": 6, "b": 30},
     )
     if parameter.choices is not None:
         labels = [escape(format_value(choice)) for choice in parameter.choices]

@@ -19,15 +19,15 @@ from dreamprvr_ray.search.results import TrialRecord
 def lowest_sumr(search: SearchRecord) -> float:
     """Return the lower end of the SumR axis.
 
-    Trials that diverged or were pruned after a few epochs may lie below it: they must not squeeze the others into a
-    line.
+    Trials that diverged or were pruned after a few epochs may lie below it, the baseline included: they must not
+    squeeze the others into a line.
     """
     scores = _sumrs(search.scored)
     finished = _sumrs(search.in_state("finished"))
-    quartile, high = float(np.quantile(finished if len(finished) >= 4 else scores, 0.25)), max(scores)
+    quartile, high = float(np.quantile(finished if len(finished) >= 2 else scores, 0.25)), max(scores)
     low = quartile - 2 * (high - quartile)
-    if search.baseline is not None and search.baseline.best_sumr is not None:
-        low = min(low, search.baseline.best_sumr)
+    if search.finished_baseline is not None and search.finished_baseline.best_sumr is not None:
+        low = min(low, search.finished_baseline.best_sumr)
     return max(min(scores), low)
 
 

@@ -16,6 +16,17 @@ BLACK, GREY, PALE, GRID, SOFT = "#222222", "#8c8c8c", "#c9ced3", "#ebeef1", "#5a
 VAL_SUMR = "val SumR"
 
 
+def tick_whole_numbers(figure: go.Figure, last: int) -> None:
+    """Set ticks of the x axis at about ten whole numbers up to `last`.
+
+    Plotly's own ticks lie between them as well when a reader zooms in, as in 1, 2, 2, 3, 3.
+    """
+    step = next(
+        size * factor for size in (10**n for n in range(10)) for factor in (1, 2, 5) if last <= 12 * size * factor
+    )
+    figure.update_xaxes(tickmode="array", tickvals=list(range(0, last + 1, step)), tickformat="d")
+
+
 def empty_figure(height: int, **layout: Any) -> go.Figure:
     """Return a figure without traces. `layout` is passed on to plotly."""
     figure = go.Figure()

@@ -19,6 +19,7 @@ from dreamprvr_ray.report.charts.style import (
     VAL_SUMR,
     VERMILION,
     empty_figure,
+    tick_whole_numbers,
 )
 from dreamprvr_ray.report.formatting import format_sumr
 from dreamprvr_ray.report.search_record import SearchRecord
@@ -26,7 +27,6 @@ from dreamprvr_ray.search.results import TrialRecord
 
 COSTS = {"gflop_per_video": "GFLOP per video and training step", "encode_ms": "milliseconds to encode a video"}
 _PRUNED_GREY = "#b4b4b4"
-_FEW = 12  # trials or epochs: each has a tick, since plotly would also place ticks between them
 _WIDE_COSTS = 20  # the ratio of the largest cost to the smallest from which their axis is logarithmic
 
 
@@ -36,8 +36,7 @@ def optimization_history(search: SearchRecord) -> go.Figure:
     figure = empty_figure(
         380, xaxis_title="trial", yaxis_title=VAL_SUMR, dragmode="zoom", yaxis_range=sumr_range(search)
     )
-    if search.trials[-1].number <= _FEW:
-        figure.update_xaxes(dtick=1)
+    tick_whole_numbers(figure, search.trials[-1].number)
     figure.add_scatter(
         x=[trial.number for trial in scored],
         y=np.maximum.accumulate([trial.best_sumr for trial in scored if trial.best_sumr is not None]),
@@ -67,9 +66,8 @@ def learning_curves(search: SearchRecord) -> go.Figure:
         yaxis_range=[low - space, max(bests) + space],
     )
     last = max(trial.curve[-1][0] for trial in curves)
-    figure.update_xaxes(range=[1 - 0.02 * last, 1.02 * last], tickformat="d")
-    if last <= _FEW:
-        figure.update_xaxes(dtick=1)
+    figure.update_xaxes(range=[1 - 0.02 * last, 1.02 * last])
+    tick_whole_numbers(figure, last)
     in_legend: set[str] = set()
     for trial in sorted(curves, key=lambda trial: _curve_style(search, trial)[0]):
         _, name, line = _curve_style(search, trial)

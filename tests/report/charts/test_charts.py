@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from support.experiments import make_search
 
 from dreamprvr_ray.report.charts.heat_map import bins
 from dreamprvr_ray.report.charts.parameters import slice_chart, ticks
+from dreamprvr_ray.report.charts.style import empty_figure, tick_whole_numbers
 from dreamprvr_ray.report.charts.trials import learning_curves, optimization_history, pareto_front
 from dreamprvr_ray.report.parameters import SearchedParameter
 from dreamprvr_ray.report.reader import read_search
@@ -102,3 +104,33 @@ def test_the_bins_of_the_heat_map_cover_the_range(
 )
 def test_ticks_are_few_and_round(parameter: SearchedParameter, marks: list[float]) -> None:
     assert ticks(parameter) == pytest.approx(marks)
+
+
+def test_pruned_trials_do_not_squash_the_others(tmp_path: Path) -> None:
+    """Neither do they if they are the baseline, or if few trials have finished."""
+    search = read_search(make_search(tmp_path / "synthetic", trials=8, first_pruned_after=2, pruning=False))
+    assert search.baseline is not None
+    first, *others = search.trials
+    pruned = [replace(trial, state="pruned", best_sumr=100.0 + trial.number) for trial in others[2:]]
+    few = replace(search, trials=(first, *others[:2], *pruned))
+    finished = [trial.best_sumr for trial in few.in_state("finished") if trial.best_sumr is not None]
+    assert len(finished) == 2
+    low, high = slice_chart(few, few.parameters[0]).layout.yaxis.range
+    assert low < min(finished) and max(finished) < high
+    assert high - low < 4 * (max(finished) - min(finished)) + 2
+
+
+def test_slices_name_their_axis(search: SearchRecord) -> None:
+    assert slice_chart(search, search.parameters[0]).layout.yaxis.title.text == "val SumR"
+
+
+@pytest.mark.parametrize(("last", "step"), [(3, 1), (12, 1), (13, 2), (100, 10), (130, 20)])
+def test_epochs_and_trials_have_whole_ticks_at_every_zoom(last: int, step: int) -> None:
+    figure = empty_figure(100)
+    tick_whole_numbers(figure, last)
+    assert list(figure.layout.xaxis.tickvals) == list(range(0, last + 1, step))
+
+
+def test_learning_curves_and_history_have_whole_ticks(search: SearchRecord) -> None:
+    for figure in (learning_curves(search), optimization_history(search)):
+        assert figure.layout.xaxis.tickmode == "array"
