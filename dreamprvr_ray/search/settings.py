@@ -115,7 +115,8 @@ class FinalSettings(Section):
     """What follows a search: the settings to retrain with several seeds, each evaluated once on test."""
 
     top: Count = Field(
-        default=1, description="Number of best trials to retrain in addition to the paper's settings, at least 1."
+        default=1,
+        description="Number of best trials to retrain in addition to the configuration's own settings, at least 1.",
     )
     seeds: Count = Field(
         default=3,
