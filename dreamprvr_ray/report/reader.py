@@ -6,6 +6,7 @@ The Optuna study holds how the trials ended. The files next to it (`runs/*/epoch
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -221,12 +222,13 @@ def _read_final_stage(directory: Path, final: FinalRecord | None) -> FinalStage 
     names = plan["runs"]
     logs = [read_epoch_lines(directory / FINAL_RUNS / name / EPOCHS) for name in names]
     finished = sum(bool(epochs and epochs[-1].get("finished")) for epochs in logs)
+    times = [epoch.get("seconds") or 0.0 for epochs in logs for epoch in epochs]
     candidates = final.result.candidates if final else ()
     return FinalStage(
         planned=len(names),
         finished=finished,
         running=sum(map(bool, logs)) - finished,
-        seconds=sum(epoch.get("seconds") or 0.0 for epochs in logs for epoch in epochs),
+        seconds=sum(seconds for seconds in times if math.isfinite(seconds)),
         is_evaluated={run.directory for candidate in candidates for run in candidate.runs} == set(names),
     )
 
