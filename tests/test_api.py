@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,27 @@ def test_the_pages_examples_run(tmp_path: Path) -> None:
     )
     done = run_script(resumed)
     assert done.stdout.strip() == "('run already exists; pass resume=True to continue its training',)", done.stderr
+
+
+def test_training_does_not_resume_on_other_shards(demo_shards: Path, tmp_path: Path) -> None:
+    shards = dreamprvr_ray.open_shards(demo_shards)
+    tiny = {"model.hidden_size": 16, "model.branches": 1, "training.epochs": 1}
+    dreamprvr_ray.train_model("demo", shards, tmp_path / "run", overrides=tiny, log=None)
+    other = dreamprvr_ray.ShardSet(demo_shards, replace(shards.manifest, collection="other"))
+    with pytest.raises(
+        dreamprvr_ray.UserError,
+        match=r"last: was trained on other shards: the shards' collection was 'demo' and is 'other' now$",
+    ):
+        dreamprvr_ray.train_model("demo", other, tmp_path / "run", overrides=tiny, resume=True, log=None)
+    again = dreamprvr_ray.train_model("demo", shards, tmp_path / "run", overrides=tiny, resume=True, log=None)
+    assert again.metrics["epoch"] == 1
+
+
+def test_the_result_of_each_query_is_written(demo_shards: Path, tmp_path: Path) -> None:
+    tiny = {"model.hidden_size": 16, "model.branches": 1, "training.epochs": 1}
+    dreamprvr_ray.train_model("demo", demo_shards, tmp_path / "run", overrides=tiny, log=None)
+    path = tmp_path / "queries.jsonl"
+    result = dreamprvr_ray.evaluate_model(tmp_path / "run" / "best", demo_shards, queries=path)
+    assert len(path.read_text().splitlines()) == result["queries"]
+    with pytest.raises(dreamprvr_ray.UserError, match=r"already exists; choose another --queries$"):
+        dreamprvr_ray.evaluate_model(tmp_path / "run" / "best", demo_shards, queries=path)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from dreamprvr_ray.checkpoints.checkpoint import load_model, read_metrics
 from dreamprvr_ray.storage.location import Storage
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def test_a_run_prints_a_line_per_epoch_and_publishes_its_best_checkpoint(
         and lines[-1].endswith("done")
     )
     assert sorted(path.name for path in (out / "best").iterdir()) == [
+        "checksums.json",
         "experiment.yaml",
         "metrics.json",
         "state.pt",
@@ -118,7 +120,7 @@ def test_an_interrupted_run_prints_how_to_continue(
 ) -> None:
     longer = ("--set", *TINY, "training.epochs=200", "training.patience=200")
     driver = drive("train", "--config", "demo", "--shards", demo_shards, "--out", tmp_path / "run", *longer)
-    driver.wait_for_output("1/200")
+    driver.wait_for_output("3/200")
     driver.process.send_signal(number)
     output = driver.end().splitlines()
     assert driver.process.returncode == 130
@@ -127,6 +129,10 @@ def test_an_interrupted_run_prints_how_to_continue(
         "interrupted",
     ]
     assert "Traceback" not in "".join(output)
+    metrics = read_metrics(tmp_path / "run" / "best")  # the best checkpoint so far
+    assert metrics["epoch"] == metrics["best_epoch"] >= 1 and not metrics["finished"]
+    assert f"best epoch so far: {metrics['epoch']}, checkpoint {tmp_path / 'run' / 'best'}" in output
+    load_model(tmp_path / "run" / "best")
 
 
 def test_user_errors_are_one_line_each(call: Call, local_ray: None, demo_shards: Path, tmp_path: Path) -> None:

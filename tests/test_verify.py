@@ -92,3 +92,81 @@ def test_a_missing_cuda_device_is_reported(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UserError, match="--device cuda"):
         verify.main(["--device", "cuda"])
+
+
+def replaced(path: Path, **arrays: np.ndarray | None) -> None:
+    """Replace arrays of a file; None removes one. In names, `__` stands for `/`."""
+    content = dict(np.load(path))
+    for key, array in arrays.items():
+        name = key.replace("__", "/")
+        content.pop(name, None)
+        if array is not None:
+            content[name] = array
+    np.savez(path, **content)
+
+
+def refused(golden: Path) -> str:
+    with pytest.raises(UserError) as error:
+        verify.main([str(golden)])
+    (line,) = error.value.mistakes
+    assert "\n" not in line
+    return line
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.endswith((".npz", ".json", ".ckpt"))])
+@pytest.mark.parametrize("damage", ["empty", "text", "truncated", "overwritten"])
+def test_a_damaged_file_is_reported(name: str, damage: str, golden: Path) -> None:
+    path = golden / name
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    if damage == "overwritten":
+        content[middle - 2000 : middle + 2000] = b"\xff" * 4000
+    else:
+        content = {"empty": b"", "text": b"no archive", "truncated": content[:middle]}[damage]
+    path.write_bytes(content)
+    assert refused(golden).startswith(f"{path}: ")
+
+
+MISSING, ZEROS = None, np.zeros(3, "float32")
+
+
+@pytest.mark.parametrize(
+    ("name", "arrays", "expected"),
+    [
+        ("model/inputs.npz", {"text_feat": MISSING}, "has no array 'text_feat'"),
+        ("model/inputs.npz", {"text_labels": ZEROS}, "array 'text_feat' must have shape (3, 27, 16), not (15, 27, 16)"),
+        ("model/inputs.npz", {"text_labels": np.full(15, 6)}, "'text_labels' must name every one of the 6 videos"),
+        ("model/inputs.npz", {"videos_mask": ZEROS}, "array 'videos_mask' must have shape (6, 128), not (3,)"),
+        ("model/inputs.npz", {"text_mask": np.array(["a"])}, "array 'text_mask' must hold numbers"),
+        ("model/expected.npz", {"registers": MISSING}, "has no array 'registers'"),
+        ("model/expected.npz", {"loss_total": ZEROS}, "array 'loss_total' must have shape (), not (3,)"),
+        ("model/expected.npz", {"loss_after_steps": np.zeros(0)}, "array 'loss_after_steps' must hold one number"),
+        ("model/expected.npz", {"param_norm_after_steps": ZEROS}, "array 'param_norm_after_steps' must have shape"),
+        ("model/expected.npz", {"grad__query_encodr.norm1.bias": ZEROS}, "the model has no parameter 'query_encodr."),
+        ("model/optimizer.npz", {"steps": np.array(10**9)}, "'steps' must be an integer from 1 to 10000"),
+        ("model/optimizer.npz", {"lr": np.array(-1.0)}, "learning_rate = -1.0: must be greater than 0"),
+        ("model/optimizer.npz", {"after__query_encoder.norm1.bias": ZEROS}, "must have shape (25, 4), not (3,)"),
+        ("data/expected.npz", {"clip__none": ZEROS}, ""),
+    ],
+    ids=lambda value: "" if not isinstance(value, dict) else "-".join(value),
+)
+def test_arrays_that_do_not_fit_are_reported(
+    name: str, arrays: dict[str, np.ndarray | None], expected: str, golden: Path
+) -> None:
+    replaced(golden / name, **arrays)
+    assert expected in refused(golden)
+
+
+def test_a_file_without_the_recorded_gradients_is_reported(golden: Path) -> None:
+    """Otherwise none of 0 gradients would be out of tolerance."""
+    path = golden / "model" / "expected.npz"
+    replaced(path, **{name.replace("/", "__"): None for name in np.load(path) if name.startswith("grad/")})
+    assert refused(golden) == f"{path}: has no arrays 'grad/...'"
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", '{"optimizer": {"total_steps": 0}}', '{"optimizer": {"total_steps": 9}}']
+)
+def test_settings_that_do_not_fit_are_reported(content: str, golden: Path) -> None:
+    (golden / "model" / "meta.json").write_text(content)
+    assert refused(golden).startswith(f"{golden / 'model' / 'meta.json'}: ")

@@ -158,6 +158,8 @@ def _read_inert(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             if any(name.endswith("constants.pkl") for name in archive.namelist()):  # torch.load would run it
                 raise UserError(f"{path}: a TorchScript program, not a checkpoint")
+            if (damaged := archive.testzip()) is not None:  # torch.load does not compare checksums
+                raise UserError(f"{path}: damaged: the checksum of {damaged} in it differs")
         reader = SimpleNamespace(Unpickler=_InertUnpickler, __name__="inert")
         content = torch.load(path, map_location="cpu", pickle_module=reader, weights_only=False)
     except UserError:

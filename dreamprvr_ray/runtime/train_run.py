@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -23,13 +24,15 @@ from dreamprvr_ray.checkpoints.layout import BEST, CHECKPOINTS, RAY
 from dreamprvr_ray.checkpoints.store import CheckpointStore
 from dreamprvr_ray.config import Experiment, build_experiment
 from dreamprvr_ray.data.cache import read_manifest
+from dreamprvr_ray.data.manifest import Manifest
+from dreamprvr_ray.data.shards_record import shard_changes
 from dreamprvr_ray.errors import Failure, UserError
 from dreamprvr_ray.runtime.ray_internals.trainers import CommandTrainer, Trainer
 from dreamprvr_ray.runtime.reporting import StartTimes, progress_relay
 from dreamprvr_ray.runtime.resources import WorkerCount, WorkerGroup, plan_group
 from dreamprvr_ray.runtime.session import ray_session
 from dreamprvr_ray.runtime.worker import TrainJob, train_worker
-from dreamprvr_ray.storage.files import copy_files, read_json
+from dreamprvr_ray.storage.files import copy_files, read_json, read_text
 from dreamprvr_ray.storage.location import Storage, absolute
 from dreamprvr_ray.training.failure import FailureKind, TrainingDiverged, TrialFailure, WorkersFailed
 from dreamprvr_ray.training.loop import with_feature_sizes
@@ -57,8 +60,10 @@ def train(
     """
     command_started = command_started or time.time()
     storage = Storage.of(out)
-    experiment = with_feature_sizes(experiment, read_manifest(shards))
+    manifest = read_manifest(shards)
+    experiment = with_feature_sizes(experiment, manifest)
     check_run(storage, experiment, resume)
+    check_shards(storage, manifest)
     with storage.lock(), ray_session(dashboard=False):
         group = plan_group(workers.maximum, min_workers=workers.minimum)
         storage.write_text(EXPERIMENT, experiment.to_yaml())
@@ -69,7 +74,10 @@ def train(
             job = TrainJob(experiment, absolute(shards), storage.location, store.claim(), _message_queue())
             trainer = group_trainer(job, group, storage.name, trainer_type=CommandTrainer)
             assert job.messages is not None
-            with progress_relay(job.messages, storage, log, StartTimes(command_started, time.time())):
+            with (
+                publishing_if_it_ends_early(store, storage, log),
+                progress_relay(job.messages, storage, log, StartTimes(command_started, time.time())),
+            ):
                 run_group(trainer, storage)
     return _publish_best(store, storage, keep_existing=already_finished)
 
@@ -80,17 +88,31 @@ def _message_queue() -> Queue:
     return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": this_node})
 
 
+@contextmanager
+def publishing_if_it_ends_early(store: CheckpointStore, storage: Storage, log: Callable[[str], None]) -> Iterator[None]:
+    """If the block raises, copy the best checkpoint so far to `storage`/best, and re-raise."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError, UserError, Failure, KeyError):  # which must not hide why training ended
+            store.claim()  # workers that still run must not delete the checkpoint while it is copied
+            metrics = _publish_best(store, storage, keep_existing=False)
+            log(f"best epoch so far: {metrics['best_epoch']}, checkpoint {storage / BEST}")
+        raise
+
+
 def _publish_best(store: CheckpointStore, storage: Storage, keep_existing: bool) -> dict[str, Any]:
     """Copy the best checkpoint to `storage`/best and return its metrics.
 
-    With `keep_existing`, leave a copy that exists as it is: replacing it would delete the record of its test
-    evaluations.
+    A copy that exists stays as it is with `keep_existing`, or if it is of the same checkpoint: replacing it would
+    delete the record of its test evaluations.
     """
     with store.best() as best:
         if best is None:
             raise Failure(f"{storage}: training ended without a checkpoint")
-        metrics = read_json(best / METRICS)
-        if not (keep_existing and (storage / BEST).exists(METRICS)):
+        metrics, published = read_json(best / METRICS), storage / BEST
+        exists = published.exists(METRICS)
+        if not exists or not (keep_existing or published.read_text(METRICS) == read_text(best / METRICS)):
             storage.write_directory(BEST, partial(copy_files, best), last=METRICS)
         return metrics
 
@@ -177,6 +199,20 @@ def check_run(storage: Storage, experiment: Experiment, resume: bool) -> None:
     earlier = build_experiment(parse_yaml(storage.read_text(EXPERIMENT), path), path)
     if changes := experiment.changes_from(earlier):
         raise UserError(*(f"{storage}: cannot resume: {change}" for change in changes))
+
+
+def check_shards(storage: Storage, manifest: Manifest) -> None:
+    """Raise `UserError` if the run in `storage` was trained on shards with another content."""
+    store = CheckpointStore(storage / CHECKPOINTS)
+    metrics = store.metrics()
+    if metrics is None:
+        return
+    try:
+        changes = shard_changes(metrics, manifest)
+    except ValueError as error:
+        raise UserError(f"{store.storage}: the latest {METRICS} is damaged: {error}") from None
+    if changes:
+        raise UserError(*(f"{storage}: cannot resume on other shards: {change}" for change in changes))
 
 
 def check_new(storage: Storage) -> None:

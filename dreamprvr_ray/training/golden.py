@@ -5,7 +5,6 @@ The recorded numbers are in a directory with the layout of `tests/golden`, which
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,15 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamprvr_ray.config import FRAMES, Experiment, OptimizerConfig
+from dreamprvr_ray.config import FRAMES, Experiment, OptimizerConfig, validated
 from dreamprvr_ray.data import pooling
 from dreamprvr_ray.data.batches import Batch
 from dreamprvr_ray.data.source import Source
-from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.errors import UserError, did_you_mean, first_line
 from dreamprvr_ray.model.authors import AuthorsCheckpoint, read_authors_checkpoint
 from dreamprvr_ray.model.authors_names import authors_names
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.model.scoring import token_scores
+from dreamprvr_ray.training.golden_files import RecordedArrays, check_inputs, read_meta
 from dreamprvr_ray.training.losses import Losses, NegativeDraws
 from dreamprvr_ray.training.objective import StepRandomness, training_losses
 from dreamprvr_ray.training.optimizer import PartwiseAdam, build_optimizer
@@ -49,7 +49,6 @@ LOSSES = {
     "denoising": "dre",
     "total": "total",
 }  # by field of `Losses`, the recorded name
-Arrays = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -94,22 +93,29 @@ def verify(golden: Path | None, device: torch.device) -> list[Check]:
         raise UserError(*missing)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no CUDA device on this machine")
+    try:
+        return _checks(golden, device)
+    except (ArithmeticError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if golden == PROJECT_GOLDEN:
+            raise
+        raise UserError(f"{golden}: the recorded numbers do not fit together: {first_line(error)}") from None
+
+
+def _checks(golden: Path, device: torch.device) -> list[Check]:
     factor = CUDA_FACTOR if device.type == "cuda" else 1.0
     model = golden / "model"
     checkpoint = read_authors_checkpoint(model / "authors_format.ckpt")
+    inputs, expected, alone = (
+        RecordedArrays.read(model / name) for name in ("inputs.npz", "expected.npz", "optimizer.npz")
+    )
+    check_inputs(inputs, checkpoint.experiment)
+    total_steps, parameters = read_meta(model / "meta.json")
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         return [
             *conversion_checks(golden / "data"),
-            *model_checks(checkpoint, _arrays(model / "inputs.npz"), _arrays(model / "expected.npz"), device, factor),
-            *training_checks(
-                checkpoint,
-                json.loads((model / "meta.json").read_text(encoding="utf-8")),
-                _arrays(model / "inputs.npz"),
-                _arrays(model / "expected.npz"),
-                device,
-                factor,
-            ),
-            optimizer_check(checkpoint, _arrays(model / "optimizer.npz"), device, factor),
+            *model_checks(checkpoint, inputs, expected, device, factor),
+            *training_checks(checkpoint, total_steps, parameters, inputs, expected, device, factor),
+            optimizer_check(checkpoint, alone, device, factor),
         ]
 
 
@@ -126,19 +132,19 @@ def format_checks(checks: Sequence[Check]) -> list[str]:
 
 def conversion_checks(data: Path) -> Iterator[Check]:
     """Check the rows that conversion computes of the source tree `data`/mini: clips, frames and queries."""
-    source, expected = Source.open(data, "mini"), _arrays(data / "expected.npz")
+    source, expected = Source.open(data, "mini"), RecordedArrays.read(data / "expected.npz")
     converters: dict[str, Callable[[str], np.ndarray]] = {
         "clip": lambda name: pooling.clips(source.video(name)),
         "frame": lambda name: pooling.frames(source.video(name)),
         "text": lambda name: pooling.query_tokens(source.query(name)),
     }
     for kind, rows in converters.items():
-        names = [key.removeprefix(f"{kind}/") for key in expected if key.startswith(f"{kind}/")]
-        yield Check(f"{kind} rows", max(_difference(rows(name), expected[f"{kind}/{name}"]) for name in names), 1e-6)
+        worst = max(_difference(rows(name), expected[f"{kind}/{name}"]) for name in expected.below(kind))
+        yield Check(f"{kind} rows", worst, 1e-6)
 
 
 def model_checks(
-    checkpoint: AuthorsCheckpoint, inputs: Arrays, expected: Arrays, device: torch.device, factor: float
+    checkpoint: AuthorsCheckpoint, inputs: RecordedArrays, expected: RecordedArrays, device: torch.device, factor: float
 ) -> Iterator[Check]:
     """Check one forward and backward pass: encodings, scores, losses and every gradient."""
     experiment, model, batch = _recorded_setting(checkpoint, inputs, device)
@@ -172,45 +178,47 @@ def model_checks(
         )
     losses = _losses(model, batch, experiment)
     for name, recorded_name in LOSSES.items():
-        deviation = _relative(getattr(losses, name), expected[f"loss_{recorded_name}"])
+        deviation = _relative(getattr(losses, name), expected.number(f"loss_{recorded_name}"))
         yield Check(f"loss: {name.replace('_', ' ')}", deviation, factor * 1e-5, relative=True)
     losses.total.backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     worst = 0.0
     names = authors_names(experiment.model)
-    recorded = [key for key in expected if key.startswith("grad/")]
-    for key in recorded:
-        reference = expected[key]
-        difference = _difference(_part(gradients, names[key.removeprefix("grad/")]), reference)
+    recorded = expected.below("grad")
+    for theirs in recorded:
+        reference = expected[f"grad/{theirs}"]
+        difference = _difference(_part(gradients, _ours(names, theirs, expected)), reference)
         worst = _worse(worst, difference / (float(np.abs(reference).max()) + GRADIENT_FLOOR))
     yield Check(f"{len(recorded)} gradients, worst", worst, factor * 1e-4, relative=True)
 
 
 def training_checks(
     checkpoint: AuthorsCheckpoint,
-    meta: Mapping[str, Any],
-    inputs: Arrays,
-    expected: Arrays,
+    total_steps: int,
+    parameters: Sequence[str],
+    inputs: RecordedArrays,
+    expected: RecordedArrays,
     device: torch.device,
     factor: float,
 ) -> Iterator[Check]:
     """Check optimiser steps on one batch: the loss before each step, then every parameter norm and the fused scores."""
     experiment, model, batch = _recorded_setting(checkpoint, inputs, device)
-    optimizer = build_optimizer(model, experiment.optimizer, meta["optimizer"]["total_steps"])
-    worst = 0.0
-    for recorded in expected["loss_after_steps"]:
+    optimizer = build_optimizer(model, experiment.optimizer, total_steps)
+    worst, recorded_losses = 0.0, expected.steps("loss_after_steps")
+    for recorded in recorded_losses.tolist():
         losses = _losses(model, batch, experiment)
         worst = _worse(worst, _relative(losses.total, recorded))
         optimizer.zero_grad()
         losses.total.backward()
         optimizer.step()
-    steps = len(expected["loss_after_steps"])
+    steps = len(recorded_losses)
     yield Check(f"losses before {steps} steps", worst, factor * 1e-4, relative=True)
     state = model.state_dict()
     names = authors_names(experiment.model)
-    norms = [_part(state, names[name]).double().norm() for name in meta["param_names"]]
+    norms = [_part(state, _ours(names, name, expected)).double().norm() for name in parameters]
     worst = 0.0
-    for norm, recorded in zip(norms, expected["param_norm_after_steps"], strict=True):
+    recorded_norms = expected.shaped("param_norm_after_steps", (len(parameters),))
+    for norm, recorded in zip(norms, recorded_norms.tolist(), strict=True):
         worst = _worse(worst, _relative(norm, recorded))
     yield Check(f"{len(norms)} norms after {steps} steps", worst, factor * 1e-3, relative=True)
     with torch.no_grad():
@@ -218,31 +226,38 @@ def training_checks(
     yield Check(f"fused after {steps} steps", _difference(fused, expected["fused_after_steps"]), factor * 1e-5)
 
 
-def optimizer_check(checkpoint: AuthorsCheckpoint, recorded: Arrays, device: torch.device, factor: float) -> Check:
+def optimizer_check(
+    checkpoint: AuthorsCheckpoint, recorded: RecordedArrays, device: torch.device, factor: float
+) -> Check:
     """Check the optimiser alone, on recorded gradients of a few tensors."""
     experiment = checkpoint.experiment
     model = DreamPRVR(experiment.model, experiment.data.video_size, experiment.data.text_size)
+    initial = {name: recorded[f"initial/{name}"] for name in recorded.below("initial")}
     parameters = {
-        key.removeprefix("initial/"): nn.Parameter(torch.tensor(value, device=device))
-        for key, value in recorded.items()
-        if key.startswith("initial/")
+        name: nn.Parameter(torch.tensor(value, dtype=torch.float32, device=device)) for name, value in initial.items()
     }
     names, without_decay = authors_names(experiment.model), model.undecayed()
-    config = OptimizerConfig(learning_rate=float(recorded["lr"]), warmup_fraction=float(recorded["warmup_fraction"]))
-    undecayed = {name for name in parameters if names[name][0] in without_decay}
-    optimizer = PartwiseAdam(parameters, dict.fromkeys(parameters, 1), undecayed, config, int(recorded["total_steps"]))
+    settings = {"learning_rate": recorded.number("lr"), "warmup_fraction": recorded.number("warmup_fraction")}
+    config, steps = validated(OptimizerConfig, settings, str(recorded.path)), recorded.count("steps")
+    gradients, after = (
+        {name: recorded.shaped(f"{kind}/{name}", (steps, *value.shape)) for name, value in initial.items()}
+        for kind in ("gradient", "after")
+    )
+    undecayed = {name for name in parameters if _ours(names, name, recorded)[0] in without_decay}
+    total_steps = recorded.count("total_steps")
+    optimizer = PartwiseAdam(parameters, dict.fromkeys(parameters, 1), undecayed, config, total_steps)
     worst = 0.0
-    for step in range(int(recorded["steps"])):
+    for step in range(steps):
         for name, parameter in parameters.items():
-            parameter.grad = torch.tensor(recorded[f"gradient/{name}"][step], device=device)
+            parameter.grad = torch.tensor(gradients[name][step], dtype=torch.float32, device=device)
         optimizer.step()
         for name, parameter in parameters.items():
-            worst = _worse(worst, _difference(parameter, recorded[f"after/{name}"][step]))
-    return Check(f"optimiser alone, {int(recorded['steps'])} steps", worst, factor * 1e-5)
+            worst = _worse(worst, _difference(parameter, after[name][step]))
+    return Check(f"optimiser alone, {steps} steps", worst, factor * 1e-5)
 
 
 def _recorded_setting(
-    checkpoint: AuthorsCheckpoint, inputs: Arrays, device: torch.device
+    checkpoint: AuthorsCheckpoint, inputs: RecordedArrays, device: torch.device
 ) -> tuple[Experiment, DreamPRVR, Batch]:
     """Return the recorded setting: the checkpoint's model in training mode without dropout, and its batch."""
     experiment = checkpoint.experiment.with_values({"model.dropout": 0.0, "model.input_dropout": 0.0})
@@ -285,12 +300,11 @@ def _part(tensors: Mapping[str, Tensor], place: tuple[str, int | None]) -> Tenso
     return tensors[name] if index is None else tensors[name][index]
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+def _ours(names: Mapping[str, tuple[str, int | None]], theirs: str, recorded: RecordedArrays) -> tuple[str, int | None]:
+    """Return the place of a parameter by the authors' name. Raises `UserError` if the model has no such parameter."""
+    if theirs not in names:
+        raise UserError(f"{recorded.path}: the model has no parameter '{theirs}'{did_you_mean(theirs, names)}")
+    return names[theirs]
 
 
 def _difference(value: Tensor | np.ndarray, expected: np.ndarray) -> float:
@@ -301,10 +315,10 @@ def _difference(value: Tensor | np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(array.astype(np.float64) - expected).max())
 
 
-def _relative(value: Tensor, expected: np.ndarray) -> float:
+def _relative(value: Tensor, expected: float) -> float:
     """Return the difference relative to the expected number."""
-    difference = abs(float(value.detach()) - float(expected))
-    return difference / abs(float(expected)) if expected else difference
+    difference = abs(float(value.detach()) - expected)
+    return difference / abs(expected) if expected else difference
 
 
 def _worse(one: float, other: float) -> float:

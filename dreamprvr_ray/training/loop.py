@@ -22,12 +22,21 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_map_only
 
-from dreamprvr_ray.checkpoints.checkpoint import Checkpoint, read_experiment, read_state, read_weights
+from dreamprvr_ray.checkpoints.checkpoint import (
+    METRICS,
+    Checkpoint,
+    read_experiment,
+    read_metrics,
+    read_state,
+    read_weights,
+)
 from dreamprvr_ray.config import CLIPS, FRAMES, Experiment
 from dreamprvr_ray.data.batches import Batch, collate, plan_epoch, prefetch
 from dreamprvr_ray.data.manifest import Manifest
 from dreamprvr_ray.data.resident import ResidentSplit
 from dreamprvr_ray.data.shards import ShardSet
+from dreamprvr_ray.data.shards_record import KEY as SHARDS
+from dreamprvr_ray.data.shards_record import ShardsRecord, shard_changes
 from dreamprvr_ray.device import Precision, best_device, resolve_precision
 from dreamprvr_ray.distributed import Division, Workers, token_traffic
 from dreamprvr_ray.errors import UserError
@@ -274,6 +283,7 @@ class Training:
         metrics: dict[str, Any] = result.to_dict() | {
             "collection": self._shards.manifest.collection,
             "protocol": self._shards.manifest.protocol,
+            SHARDS: ShardsRecord.of(self._shards.manifest).to_dict(),
         }
         weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self._model.state_dict().items()}
         state = {
@@ -286,6 +296,12 @@ class Training:
         saved = read_experiment(checkpoint)
         if changes := self.experiment.changes_from(saved):
             raise UserError(*(f"{checkpoint}: belongs to another experiment: {change}" for change in changes))
+        try:
+            changes = shard_changes(read_metrics(checkpoint), self._shards.manifest)
+        except ValueError as error:
+            raise UserError(f"{checkpoint / METRICS}: damaged: {error}") from None
+        if changes:
+            raise UserError(*(f"{checkpoint}: was trained on other shards: {change}" for change in changes))
         try:
             self._model.load_state_dict(read_weights(checkpoint))
             state = read_state(checkpoint)

@@ -169,10 +169,12 @@ class DirectoryReporter:
         pass
 
     def report(self, result: EpochResult, snapshot: Snapshot) -> None:
-        with replacing(self.last) as directory:
+        # The best first: a kill in between repeats this epoch, whereas a `last` alone would never become the best.
+        first = self.best if result.best_epoch == result.epoch else self.last
+        with replacing(first) as directory:
             snapshot().write(directory)
-        if result.best_epoch == result.epoch:
-            copy_checkpoint(self.last, self.best)
+        if first == self.best:
+            copy_checkpoint(self.best, self.last)
         self.results.append(result)
         if self._print_line:
             self._print_line(result.line())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -14,18 +16,22 @@ import torch
 from support.object_store import S3
 
 from benchmarks import kills
-from dreamprvr_ray.checkpoints.checkpoint import METRICS, read_weights
+from dreamprvr_ray.checkpoints.checkpoint import METRICS, load_model, read_weights
+from dreamprvr_ray.checkpoints.store import CheckpointStore
 from dreamprvr_ray.config import Experiment, load_experiment
 from dreamprvr_ray.data.cache import local_shards
+from dreamprvr_ray.data.manifest import Manifest
+from dreamprvr_ray.data.shards import ShardSet
+from dreamprvr_ray.distributed import Workers
 from dreamprvr_ray.errors import Failure, ObjectStoreError, UserError
 from dreamprvr_ray.evaluation.test_record import evaluate_checkpoint
 from dreamprvr_ray.runtime.ray_internals.trainers import Trainer
 from dreamprvr_ray.runtime.resources import WorkerCount
-from dreamprvr_ray.runtime.train_run import run_group, train
+from dreamprvr_ray.runtime.train_run import publishing_if_it_ends_early, run_group, train
 from dreamprvr_ray.storage.files import parse_json, read_json
 from dreamprvr_ray.storage.location import Storage
 from dreamprvr_ray.training.failure import WorkersFailed
-from dreamprvr_ray.training.loop import fit
+from dreamprvr_ray.training.loop import Training, fit, with_feature_sizes
 from dreamprvr_ray.training.reporter import DirectoryReporter
 
 SETTINGS = {
@@ -160,3 +166,60 @@ def test_any_other_error_has_a_kind_and_one_line(error: Exception, kind: str) ->
 def test_a_group_without_errors_of_workers_still_fails() -> None:
     with pytest.raises(WorkersFailed, match="unknown reason"):
         run_group(failing_trainer(), Storage("/run"))
+
+
+def run_with_checkpoints(tmp_path: Path, demo_shards: Path, *epochs: int) -> tuple[Storage, CheckpointStore]:
+    """A run whose checkpoints are of these epochs; the last one is the best."""
+    storage, shards = Storage.of(tmp_path / "run"), ShardSet.open(demo_shards)
+    tiny = with_feature_sizes(experiment(), shards.manifest)
+    storage.write_text("experiment.yaml", tiny.to_yaml())
+    training = Training(tiny, shards, Workers(), torch.device("cpu"))
+    training.restore(None)
+    store, result = CheckpointStore(storage / "checkpoints"), training.run_epoch()
+    for epoch in epochs:
+        best = replace(result, epoch=epoch, best_epoch=epoch)
+        store.write(epoch, epoch, training.snapshot(best).write)
+    store.wait()
+    return storage, store
+
+
+def test_a_run_does_not_resume_on_other_shards(tmp_path: Path, demo_shards: Path) -> None:
+    """It is refused before Ray starts."""
+    storage, _ = run_with_checkpoints(tmp_path, demo_shards, 1)
+    shutil.copytree(demo_shards, tmp_path / "shards")
+    manifest = Manifest.open(demo_shards)
+    train_split = replace(manifest.splits["train"], queries=7)
+    replace(manifest, splits=dict(manifest.splits) | {"train": train_split}).write(tmp_path / "shards")
+    with pytest.raises(UserError) as error:
+        train(experiment(), str(tmp_path / "shards"), storage.location, WorkerCount(1), resume=True, log=print)
+    queries = manifest.splits["train"].queries
+    assert error.value.mistakes == (
+        f"{storage}: cannot resume on other shards: the shards' number of queries in train was {queries} and is 7 now",
+    )
+    metrics = storage / "checkpoints" / "epoch-0001"
+    metrics.write_text(METRICS, metrics.read_text(METRICS).replace('"fingerprint"', '"fingerprnt"'))
+    with pytest.raises(UserError, match=r"checkpoints: the latest metrics\.json is damaged: not a record of shards"):
+        train(experiment(), str(demo_shards), storage.location, WorkerCount(1), resume=True, log=print)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Failure("a worker is lost"), RuntimeError("a bug")], ids=repr)
+def test_a_run_that_ends_early_publishes_its_best_checkpoint(
+    error: BaseException, tmp_path: Path, demo_shards: Path
+) -> None:
+    storage, store = run_with_checkpoints(tmp_path, demo_shards, 1, 2)
+    lines: list[str] = []
+    for _ in range(2):
+        with pytest.raises(type(error)), publishing_if_it_ends_early(store, storage, lines.append):
+            raise error
+        assert lines.pop() == f"best epoch so far: 2, checkpoint {storage / 'best'}"
+        assert load_model(tmp_path / "run" / "best").metrics["epoch"] == 2
+        (storage / "best").write_text("test.json", '{"readings": []}')
+    assert (storage / "best").exists("test.json")  # the same checkpoint keeps the record of its readings
+
+
+def test_a_run_that_ends_before_its_first_checkpoint_ends_as_it_did(tmp_path: Path, demo_shards: Path) -> None:
+    storage, store = run_with_checkpoints(tmp_path, demo_shards)
+    lines: list[str] = []
+    with pytest.raises(KeyboardInterrupt), publishing_if_it_ends_early(store, storage, lines.append):
+        raise KeyboardInterrupt
+    assert lines == [] and not (storage / "best").exists(METRICS)

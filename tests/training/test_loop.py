@@ -176,6 +176,19 @@ def test_a_checkpoint_without_progress_is_rejected(
             fit(experiment(), shards, reporter, device=CPU)
 
 
+def test_a_checkpoint_of_other_shards_is_rejected(uninterrupted: DirectoryReporter, shards: ShardSet) -> None:
+    again = ShardSet(shards.directory, replace(shards.manifest, collection="other", protocol="dev"))
+    with pytest.raises(UserError) as error:
+        fit(experiment(), again, DirectoryReporter(uninterrupted.last.parent), device=CPU)
+    assert error.value.mistakes == tuple(
+        f"{uninterrupted.last}: was trained on other shards: {change}"
+        for change in (
+            "the shards' collection was 'demo' and is 'other' now",
+            "the shards' protocol was 'own splits' and is 'dev' now",
+        )
+    )
+
+
 def test_progress_counts_consecutive_epochs_that_do_not_exceed_the_best() -> None:
     progress, history = Progress(), []
     patient = experiment(patience=2, epochs=99)

@@ -15,6 +15,7 @@ from dreamprvr_ray.checkpoints.checkpoint import Checkpoint
 from dreamprvr_ray.checkpoints.store import CheckpointStore
 from dreamprvr_ray.config import load_experiment
 from dreamprvr_ray.storage.location import Storage
+from dreamprvr_ray.training import reporter as training_reporter
 from dreamprvr_ray.training.reporter import DirectoryReporter, EpochResult, StepTraffic, duration, latest_result
 
 EARLIER = Path(__file__).parents[1] / "golden" / "earlier" / "version_0.1.0.tar.xz"
@@ -160,3 +161,20 @@ def test_the_directory_keeps_the_last_and_the_best(tmp_path: Path) -> None:
     assert [result.epoch for result in reporter.results] == [1, 2, 3]
     assert lines == [result.line() for result in reporter.results]
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["best", "last"]
+
+
+def test_a_kill_between_the_two_checkpoints_repeats_the_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`last` alone would let training continue after an epoch that never becomes the best checkpoint."""
+
+    def killed(*_: Path) -> None:
+        raise KeyboardInterrupt
+
+    reporter = DirectoryReporter(tmp_path)
+    best = replace(RESULT, best_epoch=3, best_sumr=RESULT.sumr)
+    content = Checkpoint({"weight": torch.ones(2)}, {"step": 1}, load_experiment("demo"), best.to_dict())
+    monkeypatch.setattr(training_reporter, "copy_checkpoint", killed)
+    with pytest.raises(KeyboardInterrupt):
+        reporter.report(best, lambda: content)
+    with reporter.latest_checkpoint() as latest:
+        assert latest is None
+    assert json.loads((reporter.best / "metrics.json").read_text())["epoch"] == 3
