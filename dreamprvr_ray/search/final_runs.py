@@ -12,9 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from dreamprvr_ray.checkpoints.checkpoint import EXPERIMENT
+from dreamprvr_ray.checkpoints.checkpoint import EXPERIMENT, METRICS
 from dreamprvr_ray.checkpoints.store import CheckpointStore
 from dreamprvr_ray.config import Experiment, build_experiment
+from dreamprvr_ray.data.manifest import Manifest
+from dreamprvr_ray.data.shards_record import shard_changes
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.evaluation.test_record import recorded_test
 from dreamprvr_ray.search.candidates import final_settings, run_values
@@ -37,9 +39,15 @@ class PlannedRun:
 
 
 def plan_runs(
-    search: Search, candidates: Sequence[Candidate], final_runs: Storage, log: Callable[[str], None]
+    search: Search,
+    candidates: Sequence[Candidate],
+    manifest: Manifest,
+    final_runs: Storage,
+    log: Callable[[str], None],
 ) -> list[PlannedRun]:
     """Return a run for each candidate and seed, in a directory of `final_runs` that holds no other training.
+
+    `manifest` is that of the shards to train on.
 
     The seeds are those that no trial has. Version 0.1.0 used others: a final stage that it finished is kept, and a
     message tells that its comparison is biased.
@@ -47,7 +55,17 @@ def plan_runs(
     earlier_seeds = range(final_settings(search).seeds)
     earlier = _planned(search, candidates, earlier_seeds)
     own = _planned(search, candidates, search.final_seeds)
-    if not _are_trained(search, own, final_runs) and _are_trained(search, earlier, final_runs):
+
+    def directory(run: PlannedRun) -> Storage:
+        return final_runs / run.request.run
+
+    def are_trained(runs: Sequence[PlannedRun]) -> bool:
+        return all(
+            is_trained(directory(run)) and not differences(directory(run), _experiment(search, run), manifest)
+            for run in runs
+        )
+
+    if not are_trained(own) and are_trained(earlier):
         shared = ", ".join(str(seed) for seed in earlier_seeds if seed not in search.final_seeds)
         log(
             f"final: keeping the runs of an earlier version, which share seed {shared} with the search: the comparison"
@@ -55,7 +73,7 @@ def plan_runs(
             f" {final_runs} and use --resume"
         )
         return earlier
-    return [_with_directory(search, run, final_runs, log) for run in own]
+    return [_with_directory(run, _experiment(search, run), manifest, final_runs, log) for run in own]
 
 
 def is_trained(run: Storage) -> bool:
@@ -65,8 +83,11 @@ def is_trained(run: Storage) -> bool:
     return latest is not None and (latest.finished or recorded_test(checkpoints.at(latest.best_epoch)) is not None)
 
 
-def differences(run: Storage, experiment: Experiment) -> list[str]:
-    """Return a line for each setting in which what a directory holds differs from `experiment`; none if it is empty."""
+def differences(run: Storage, experiment: Experiment, manifest: Manifest) -> list[str]:
+    """Return in which settings the training that a directory holds differs, and in which shards, one line each.
+
+    It is compared with a training of `experiment` on the shards with this manifest. An empty directory does not differ.
+    """
     store = CheckpointStore(run / CHECKPOINTS)
     epochs = store.epochs()
     # The checkpoint knows what was trained. Version 0.1.0 may have rewritten the run's own file afterwards.
@@ -78,7 +99,12 @@ def differences(run: Storage, experiment: Experiment) -> list[str]:
         recorded = build_experiment(parse_yaml(holder.read_text(EXPERIMENT), where), where)
     except UserError:
         return [f"{where} cannot be read"]
-    return experiment.changes_from(recorded)
+    try:
+        metrics = store.metrics() if epochs else None
+        shards = shard_changes(metrics, manifest) if metrics else []
+    except (UserError, ValueError):
+        return [f"{holder}/{METRICS} cannot be read"]
+    return experiment.changes_from(recorded) + shards
 
 
 def _planned(search: Search, candidates: Sequence[Candidate], seeds: Sequence[int]) -> list[PlannedRun]:
@@ -96,20 +122,13 @@ def _experiment(search: Search, run: PlannedRun) -> Experiment:
     return search.experiment.with_values(run.request.values, run.request.run)
 
 
-def _are_trained(search: Search, runs: Sequence[PlannedRun], final_runs: Storage) -> bool:
-    return all(
-        is_trained(final_runs / run.request.run)
-        and not differences(final_runs / run.request.run, _experiment(search, run))
-        for run in runs
-    )
-
-
-def _with_directory(search: Search, run: PlannedRun, final_runs: Storage, log: Callable[[str], None]) -> PlannedRun:
+def _with_directory(
+    run: PlannedRun, experiment: Experiment, manifest: Manifest, final_runs: Storage, log: Callable[[str], None]
+) -> PlannedRun:
     """Return the run with the first directory of its name that is free or holds this very training."""
-    experiment = _experiment(search, run)
     for version in count(1):
         name = run.request.run if version == 1 else f"{run.request.run}-version_{version}"
-        changes = differences(final_runs / name, experiment)
+        changes = differences(final_runs / name, experiment, manifest)
         if not changes:
             break
         log(f"final: {name} holds another training, which is left as it is: {'; '.join(changes)}")

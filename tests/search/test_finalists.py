@@ -12,6 +12,8 @@ import pytest
 from ray.tune.search import Searcher
 from support.searches import make_search, trial_epoch
 
+from dreamprvr_ray.data.manifest import FileRecord, Manifest, SplitRecord
+from dreamprvr_ray.data.shards_record import ShardsRecord
 from dreamprvr_ray.search.candidates import choose_candidates
 from dreamprvr_ray.search.final_runs import PlannedRun, is_trained, plan_runs
 from dreamprvr_ray.search.finalists import RunQueue
@@ -73,7 +75,8 @@ def train(search: Search, run: PlannedRun, finished: bool = True, **changes: Any
     for folder in (directory, checkpoint):
         (folder / "experiment.yaml").write_text(experiment.to_yaml())
     result = trial_epoch(3, 240.0, finished=finished).result
-    (checkpoint / "metrics.json").write_text(json.dumps(result.to_dict()))
+    shards = {"shards": ShardsRecord.of(MANIFEST).to_dict()}
+    (checkpoint / "metrics.json").write_text(json.dumps(result.to_dict() | shards))
     return directory
 
 
@@ -83,13 +86,18 @@ TRIALS = [
 ]
 
 
+SPLITS = {name: SplitRecord(2, 3, (name,)) for name in ("train", "val", "test")}
+FILES = {f"{name}.{kind}.arrow": FileRecord(9, "a" * 64) for name in SPLITS for kind in ("videos", "queries")}
+MANIFEST = Manifest(1, "demo", "i3d", 8, 8, "float16", "own splits", SPLITS, {}, {}, FILES)
+
+
 def planned(
-    folder: Path, log: list[str] | None = None, trials: list[TrialRecord] = TRIALS, **final: Any
+    folder: Path, log: list[str] | None = None, manifest: Manifest = MANIFEST, **final: Any
 ) -> tuple[Search, list[PlannedRun]]:
     search = make_search(folder, final={"seeds": 2} | final)
-    candidates = choose_candidates(search, trials)
+    candidates = choose_candidates(search, TRIALS)
     messages = [] if log is None else log
-    return search, plan_runs(search, candidates, Storage.of(folder / "out" / "final"), messages.append)
+    return search, plan_runs(search, candidates, manifest, Storage.of(folder / "out" / "final"), messages.append)
 
 
 def names(runs: list[PlannedRun]) -> list[str]:
@@ -154,6 +162,17 @@ def test_the_checkpoint_tells_what_was_trained(tmp_path: Path) -> None:
     (directory / "checkpoints" / "epoch-0003" / "experiment.yaml").write_text("{")
     log: list[str] = []
     assert names(planned(tmp_path, log)[1])[0] == "trial_001-seed_1-version_2" and "cannot be read" in log[0]
+
+
+def test_a_run_on_other_shards_is_repeated(tmp_path: Path) -> None:
+    search, runs = planned(tmp_path)
+    for run in runs:
+        train(search, run)
+    files = FILES | {"train.videos.arrow": FileRecord(9, "b" * 64)}
+    log: list[str] = []
+    converted_again = planned(tmp_path, log, replace(MANIFEST, files=files))[1]
+    assert names(converted_again) == [f"{name}-version_2" for name in names(runs)]
+    assert "the shards' features or captions differ" in log[0]
 
 
 def test_how_often_a_training_may_fail_is_no_difference(tmp_path: Path) -> None:
