@@ -11,6 +11,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, NoReturn
 
 import dreamprvr_ray
@@ -26,6 +27,7 @@ from dreamprvr_ray.errors import (
     one_line,
     redact,
 )
+from dreamprvr_ray.streams import guarded_streams
 
 DEBUG = "DREAMPRVR_RAY_DEBUG"  # environment variable: print the traceback of an unexpected error
 
@@ -75,7 +77,8 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     # `ray job stop` and batch systems send SIGTERM: end as after Ctrl-C.
     sigterm_handler = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        code = exit_code(main, sys.argv[1:])
+        with guarded_streams():
+            code = exit_code(main, sys.argv[1:])
     finally:
         signal.signal(signal.SIGTERM, sigterm_handler)
     sys.exit(code)
@@ -101,9 +104,6 @@ def exit_code(main: Callable[[list[str]], int | None], arguments: list[str]) -> 
     except (KeyboardInterrupt, SearchInterrupted):
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output has closed it, as in `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's flush at exit would fail again
-        return 1
     except MemoryError:
         return _print_error(1, "out of memory")
     except OSError as error:
@@ -147,8 +147,16 @@ def _record_traceback(error: BaseException) -> str:
     return f" (traceback: {path})"
 
 
-def _interrupt(*_: object) -> None:
-    signal.raise_signal(signal.SIGINT)  # not KeyboardInterrupt: Ray Tune installs its own handler for SIGINT
+def _interrupt(_: int, frame: FrameType | None) -> None:
+    """Do what Ctrl-C does now: Ray Tune and Ray Train install handlers of their own for SIGINT.
+
+    The handler is called. The signal itself would have no effect where SIGINT is ignored, as in each `command &` of a
+    script.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler):
+        raise KeyboardInterrupt
+    handler(signal.SIGINT, frame)
 
 
 def print_progress(line: str) -> None:
@@ -157,7 +165,10 @@ def print_progress(line: str) -> None:
 
 
 def print_json(values: dict[str, Any]) -> None:
-    """Print one line of JSON on stdout, the last output of a command with `--json`. NaN and infinities become null."""
+    """Print one line of JSON on stdout, the last output of a command with `--json`.
+
+    NaN and infinities become null, and secrets are hidden.
+    """
     print(json.dumps(_plain(values)), flush=True)
 
 
@@ -166,4 +177,6 @@ def _plain(value: Any) -> Any:
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(inner) for inner in value]
+    if isinstance(value, str):  # here, and not in the finished line, which would lose quotes with a secret
+        return redact(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -138,8 +138,70 @@ def test_a_mistake_is_one_line_of_bounded_length(capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize("lines", [1, 100_000])
-def test_a_closed_pipe_ends_the_command_silently(lines: int) -> None:
-    assert run_main(f"time.sleep(0.5); [print('x' * 50) for _ in range({lines})]", reader="exec <&-")[::2] == (1, "")
+def test_a_closed_pipe_does_not_end_the_work(lines: int) -> None:
+    body = f"time.sleep(0.5); [print('x' * 50) for _ in range({lines})]; return 7"
+    assert run_main(body, reader="exec <&-")[::2] == (7, "")
+    assert run_main("time.sleep(0.5); print('x')", reader="exec <&-")[::2] == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("redirection", "errors"),
+    [
+        (">/dev/full", "warning: stdout cannot be written: No space left on device; its text is lost\n"),
+        (">&-", ""),
+        ("<&- >&-", ""),
+    ],
+)
+def test_work_that_was_done_is_no_failure_because_stdout_is_full_or_closed(
+    redirection: str, errors: str, tmp_path: Path
+) -> None:
+    body = "open('work', 'w').write('done'); print('x' * 100); os.system('echo from a child')"
+    code, printed = run_in_shell(body, redirection, tmp_path)
+    assert (code, printed) == (0, errors)
+    assert (tmp_path / "work").read_text() == "done"  # and not what was printed: the file could have got number 1
+
+
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-"])
+def test_work_that_was_done_is_no_failure_because_stderr_is_full_or_closed(redirection: str, tmp_path: Path) -> None:
+    body = "print_progress('x' * 100); open('work', 'w').write('done'); print_progress('y')"
+    assert run_in_shell(body, redirection, tmp_path)[0] == 0
+    assert (tmp_path / "work").read_text() == "done"
+
+
+@pytest.mark.parametrize(
+    "environment", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}]
+)
+def test_an_ascii_terminal_shows_escapes(environment: dict[str, str], tmp_path: Path) -> None:
+    body = r"print('sh\u00fc/\udcff'); print_progress('sh\u00fc'); raise UserError('\u00fc')"
+    code, printed = run_in_shell(body, "2>&1", tmp_path, **environment)
+    assert code == 2 and sorted(printed.splitlines()) == [r"error: \xfc", r"sh\xfc", r"sh\xfc/\udcff"]
+
+
+@pytest.mark.parametrize("trap", ["", "trap '' INT; "])
+def test_sigterm_interrupts_also_where_sigint_is_ignored(trap: str, tmp_path: Path) -> None:
+    """A shell starts each `command &` of a script with SIGINT ignored."""
+    body = "os.kill(os.getpid(), 15); time.sleep(30)"
+    assert run_in_shell(body, "2>&1", tmp_path, trap) == (130, "interrupted\n")
+
+
+def test_sigterm_does_what_the_handler_of_sigint_does(tmp_path: Path) -> None:
+    """Ray Tune and Ray Train install their own for the time of a run."""
+    body = "import signal; signal.signal(2, lambda *_: print('stopping')); os.kill(os.getpid(), 15); time.sleep(0.1)"
+    assert run_in_shell(body, "2>&1", tmp_path, "trap '' INT; ") == (0, "stopping\n")
+
+
+def run_in_shell(body: str, redirection: str, folder: Path, before: str = "", **environment: str) -> tuple[int, str]:
+    """Return exit code and stderr (with `2>&1` also stdout) of a command whose `main` is `body`, run in `folder`."""
+    program = (
+        "import os, time\nfrom dreamprvr_ray.command_line import print_progress, run\n"
+        f"from dreamprvr_ray.errors import UserError\ndef main(arguments):\n  {body}\nrun(main)\n"
+    )
+    (folder / "main.py").write_text(program, encoding="utf-8")
+    words = ["sh", "-c", f"{before}exec {sys.executable} main.py {redirection}"]
+    done = subprocess.run(
+        words, cwd=folder, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    )
+    return done.returncode, done.stdout + done.stderr
 
 
 def test_version_and_wrong_flags() -> None:
