@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -45,12 +46,11 @@ class _GuardedStream:
     """
 
     def __init__(self, stream: TextIO | None, name: str) -> None:
-        self._stream = stream if stream is not None else open(os.devnull, "w", encoding="utf-8")
+        self._stream = stream if stream is not None else io.StringIO()
         self._name = name
-        self._is_broken = False
-        is_utf8 = str(self._stream.encoding).lower().replace("-", "") == "utf8"
-        if hasattr(self._stream, "reconfigure") and (self._stream.errors == "strict" or not is_utf8):
-            self._stream.reconfigure(errors="backslashreplace")
+        self._is_broken = stream is None
+        if isinstance(stream, io.TextIOWrapper) and (stream.errors == "strict" or stream.encoding.lower() != "utf-8"):
+            stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:
         """Write a text, unless writing failed before."""
