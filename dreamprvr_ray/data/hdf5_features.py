@@ -12,7 +12,7 @@ import numpy as np
 
 from dreamprvr_ray.data.near_misses import Ids, quoted
 from dreamprvr_ray.errors import UserError, first_line
-from dreamprvr_ray.storage.files import LFS_POINTER
+from dreamprvr_ray.storage.files import LFS_POINTER, require_regular
 
 _LARGEST_BYTES = 2**32  # of one id's rows as float32: a million frames of size 1,024
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # the file system has no locks
@@ -118,6 +118,7 @@ class HDF5Features:
     def _open(self) -> h5py.File:
         if self._file is None:
             try:
+                require_regular(self.path)
                 self._file = self._open_with_lock()
             except (OSError, ValueError) as error:
                 raise UserError(f"{self.path}: {self._why_closed(error)}") from None

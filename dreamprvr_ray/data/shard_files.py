@@ -180,9 +180,9 @@ def _map_batch(path: Path, required: Mapping[str, pa.DataType], optional: Mappin
             raise _damaged(path, f"must hold 1 record batch, not {file.num_record_batches}")
         batch = file.get_batch(0)
         batch.validate(full=True)
+        names = batch.schema.names
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, IndexError, MemoryError) as error:
         raise _damaged(path, first_line(error)) from None
-    names = batch.schema.names
     for name, type_ in required.items():
         if names.count(name) != 1:
             raise _damaged(path, f"must have one column '{name}'; it has {', '.join(names) or 'none'}")

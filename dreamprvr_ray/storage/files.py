@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -134,6 +135,7 @@ def copy_files(source: Path, target: Path) -> None:
 def read_text(path: Path) -> str:
     """Return the content of a UTF-8 file without its byte order mark. Raises `UserError` if it cannot be read."""
     try:
+        require_regular(path)
         content = path.read_bytes()
         if content.startswith(LFS_POINTER):
             raise UserError(f"{path}: is a Git LFS pointer, not the file itself; run `git lfs pull`")
@@ -146,6 +148,17 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}: not UTF-8 at byte {error.start}{hint}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def require_regular(path: Path) -> None:
+    """Raise `UserError` if a path is a pipe, a device or a directory, which must not be read: it might never end.
+
+    Raises OSError if it does not exist.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kind = "a directory" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise UserError(f"{path}: cannot be read: is {kind}; must be a file")
 
 
 def text_lines(text: str) -> list[str]:
