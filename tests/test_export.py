@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from dreamprvr_ray.storage.location import Storage
 from dreamprvr_ray.training.loop import fit
 from dreamprvr_ray.training.reporter import DirectoryReporter
 
+GOLDEN = Path(__file__).parent / "golden" / "model" / "authors_format.ckpt"
 Call = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -128,8 +130,19 @@ def test_a_directory_that_cannot_be_written_is_reported(
 def test_a_directory_without_a_checkpoint_is_not_exported(call: Call, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for source, reason in (
+        (GOLDEN, "is a file; export needs the directory of a checkpoint"),
         (tmp_path / "none", "checkpoint does not exist"),
         (tmp_path / "empty", "not a checkpoint: it has no weights.safetensors"),
     ):
         done = call("export", "--checkpoint", source, "--out", tmp_path / "out")
         assert done.returncode == 2 and reason in done.stderr and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("metrics", ["{}", '{"epoch": 1}', '{"epoch": "1", "SumR": 2.0}', '{"epoch": 1, "SumR": null}'])
+def test_damaged_metrics_are_reported(metrics: str, checkpoint: Path, call: Call, tmp_path: Path) -> None:
+    shutil.copytree(checkpoint, tmp_path / "copy")
+    (tmp_path / "copy" / "checksums.json").unlink()
+    (tmp_path / "copy" / "metrics.json").write_text(metrics)
+    done = call("export", "--checkpoint", tmp_path / "copy", "--out", tmp_path / "out")
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {tmp_path}/copy/metrics.json: damaged: ")
+    assert not (tmp_path / "out").exists()

@@ -120,6 +120,14 @@ def read_metrics(directory: Path) -> dict[str, Any]:
     return read_json(directory / METRICS)
 
 
+def check_metrics(metrics: Mapping[str, Any], path: str, required: Mapping[str, type]) -> None:
+    """Raise `UserError` naming the file `path` unless every required metric is a number of its type."""
+    for name, number in required.items():
+        value = metrics.get(name)
+        if isinstance(value, bool) or not isinstance(value, (int, number)):
+            raise UserError(f"{path}: damaged: '{name}' must be {'an integer' if number is int else 'a number'}")
+
+
 def load_model(path: Path) -> TrainedModel:
     """Load the model of a checkpoint directory, or of a checkpoint file of the authors' release.
 
@@ -163,9 +171,12 @@ def export_checkpoint(source: Path, target: Path) -> dict[str, Any]:
     """
     if target.exists() or target.is_symlink():
         raise UserError(f"{target} already exists; choose another --out")
+    if source.is_file():
+        raise UserError(f"{source}: is a file; export needs the directory of a checkpoint")
     if not source.is_dir():
         raise UserError(f"{source}: checkpoint does not exist")
     metrics = load_model(source).metrics
+    check_metrics(metrics, f"{source / METRICS}", {"epoch": int, "SumR": float})
     script = (resources.files("dreamprvr_ray") / "retrieve.py.txt").read_bytes()
     try:
         with replacing(target) as directory:

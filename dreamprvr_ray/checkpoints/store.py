@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dreamprvr_ray.checkpoints.checkpoint import METRICS
+from dreamprvr_ray.checkpoints.checkpoint import METRICS, check_metrics
 from dreamprvr_ray.errors import Failure, ObjectStoreError, first_line
 from dreamprvr_ray.storage.files import parse_json
 from dreamprvr_ray.storage.location import Storage
@@ -44,7 +44,10 @@ class CheckpointStore:
         return sorted(int(match[1]) for match in matches if match and self.storage.exists(f"{match[0]}/{METRICS}"))
 
     def metrics(self) -> dict[str, Any] | None:
-        """Return `metrics.json` of the latest checkpoint, or None if there is no checkpoint."""
+        """Return `metrics.json` of the latest checkpoint, or None if there is no checkpoint.
+
+        Raises `UserError` if the file is damaged.
+        """
         epochs = self.epochs()
         if not epochs:
             return None
@@ -68,6 +71,7 @@ class CheckpointStore:
         if metrics is None:
             yield None
             return
+        check_metrics(metrics, f"{self.storage}: {METRICS} of the latest checkpoint", {"best_epoch": int})
         with self.opened(metrics["best_epoch"]) as directory:
             yield directory
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, astuple, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -115,6 +115,16 @@ class Progress:
     best_epoch: int = 0
     stale_epochs: int = 0
     finished: bool = False
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Progress:
+        """Read what `asdict` wrote. Raises TypeError if a value has another type."""
+        progress = replace(cls(), **values)
+        for field in fields(cls):
+            value, number = getattr(progress, field.name), type(getattr(cls(), field.name))
+            if type(value) is not number and not (number is float and type(value) is int):
+                raise TypeError(f"progress: {field.name} must be of type {number.__name__}")
+        return progress
 
     def after(self, sumr: float, experiment: Experiment) -> Progress:
         """Return the progress after one more epoch with this SumR."""
@@ -306,7 +316,7 @@ class Training:
             self._model.load_state_dict(read_weights(checkpoint))
             state = read_state(checkpoint)
             self._optimizer.load_state_dict(state["optimizer"])
-            self.progress = replace(Progress(), **state["progress"])
+            self.progress = Progress.from_dict(state["progress"])
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"{checkpoint}: does not match this experiment: {reason}") from None

@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from dreamprvr_ray.checkpoints.checkpoint import Checkpoint, copy_checkpoint
+from dreamprvr_ray.checkpoints.checkpoint import Checkpoint, check_metrics, copy_checkpoint
 from dreamprvr_ray.checkpoints.store import CheckpointStore
+from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.evaluation.metrics import RECALL_RANKS
 from dreamprvr_ray.storage.files import replacing
 
@@ -132,9 +133,18 @@ def _with_prefix(metrics: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def latest_result(store: CheckpointStore) -> EpochResult | None:
-    """Return the result at the latest checkpoint of `store`, or None if it has no checkpoint."""
-    metrics = store.metrics()
-    return None if metrics is None else EpochResult.from_dict(metrics)
+    """Return the result at the latest checkpoint of `store`, or None if it has no checkpoint.
+
+    Raises `UserError` if its metrics are damaged.
+    """
+    metrics, path = store.metrics(), f"{store.storage}: metrics.json of the latest checkpoint"
+    if metrics is None:
+        return None
+    check_metrics(metrics, path, {"epoch": int, "best_epoch": int, "SumR": float, "best_SumR": float})
+    try:
+        return EpochResult.from_dict(metrics)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: damaged: {error}") from None
 
 
 Snapshot = Callable[[], Checkpoint]

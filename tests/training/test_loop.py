@@ -169,7 +169,14 @@ def test_a_checkpoint_without_progress_is_rejected(
     reporter.last.mkdir()
     for path in uninterrupted.last.iterdir():
         (reporter.last / path.name).write_bytes(path.read_bytes())
-    for state in ({"optimizer": read_state(reporter.last)["optimizer"]}, [1], {"optimizer": {}, "progress": {}}):
+    optimizer = read_state(reporter.last)["optimizer"]
+    for state in (
+        {"optimizer": optimizer},
+        [1],
+        {"optimizer": {}, "progress": {}},
+        {"optimizer": optimizer, "progress": {"epoch": "2"}},
+        {"optimizer": optimizer, "progress": [1]},
+    ):
         torch.save(state, reporter.last / STATE)
         (reporter.last / CHECKSUMS).unlink(missing_ok=True)
         with pytest.raises(UserError, match="does not match this experiment"):

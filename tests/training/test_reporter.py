@@ -14,6 +14,7 @@ import torch
 from dreamprvr_ray.checkpoints.checkpoint import Checkpoint
 from dreamprvr_ray.checkpoints.store import CheckpointStore
 from dreamprvr_ray.config import load_experiment
+from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.storage.location import Storage
 from dreamprvr_ray.training import reporter as training_reporter
 from dreamprvr_ray.training.reporter import DirectoryReporter, EpochResult, StepTraffic, duration, latest_result
@@ -178,3 +179,14 @@ def test_a_kill_between_the_two_checkpoints_repeats_the_epoch(tmp_path: Path, mo
     with reporter.latest_checkpoint() as latest:
         assert latest is None
     assert json.loads((reporter.best / "metrics.json").read_text())["epoch"] == 3
+
+
+@pytest.mark.parametrize(
+    "changes", [{"epoch": "3"}, {"best_epoch": None}, {"SumR": [1]}, {"best_SumR": True}, {"sent_MB/none": 1}], ids=str
+)
+def test_damaged_metrics_are_reported(changes: dict[str, object], tmp_path: Path) -> None:
+    storage = Storage.of(tmp_path)
+    storage.write_text("epoch-0003/metrics.json", json.dumps(RESULT.to_dict() | changes))
+    with pytest.raises(UserError) as error:
+        latest_result(CheckpointStore(storage))
+    assert str(error.value).startswith(f"{tmp_path}") and "damaged: " in str(error.value)
