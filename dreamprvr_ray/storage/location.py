@@ -6,15 +6,14 @@ an object store one of its files is uploaded last and deleted first, so that its
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import os
 import re
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,8 +23,10 @@ import pyarrow.fs
 
 from dreamprvr_ray.errors import ObjectStoreError, UserError, first_line, redact, redact_uri
 from dreamprvr_ray.storage.files import replacing, write_text
+from dreamprvr_ray.storage.locks import LOCK, locked, object_store_lock
 
 _CONNECTIONS = 8
+_SMALL = 8 * 2**20  # bytes that are read or written at once
 
 
 def is_uri(location: str) -> bool:
@@ -91,34 +92,18 @@ class Storage:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other commands on this machine from using the directory while the block runs.
+        """Keep other commands from using the directory while the block runs, as `locks` describes.
 
-        Raises `UserError` if another command holds the lock. The kernel releases the lock of a command that is killed.
+        Raises `UserError` if another command holds the lock.
         """
-        digest = hashlib.sha256(self.location.encode()).hexdigest()[:16]
-        path = Path(tempfile.gettempdir()) / f"dreamprvr-ray-{os.getuid()}-{digest}"
-        with ExitStack() as stack:
-            while True:
-                lock_file = stack.enter_context(open(path, "a+"))
-                try:
-                    fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    lock_file.seek(0)
-                    raise UserError(
-                        f"{self}: process {lock_file.read()} is using this directory; wait for it to finish, or stop it"
-                    ) from None
-                if os.fstat(lock_file.fileno()).st_nlink:  # 0: the previous holder removed the file as it finished
-                    break
-            stack.callback(path.unlink, missing_ok=True)
-            lock_file.truncate(0)
-            lock_file.write(str(os.getpid()))
-            lock_file.flush()
+        directory = self.directory
+        with locked(object_store_lock(self.location) if directory is None else directory / LOCK, str(self)):
             yield
 
     def names(self) -> list[str]:
-        """Return the names of the directory's entries, sorted; empty if the directory does not exist."""
+        """Return the names of the directory's entries but its lock, sorted; empty if the directory does not exist."""
         if (directory := self.directory) is not None:
-            return sorted(os.listdir(directory)) if directory.is_dir() else []
+            return sorted(set(os.listdir(directory)) - {LOCK}) if directory.is_dir() else []
         filesystem, path = self._store
         with _requests_to(self):
             return sorted(
@@ -137,7 +122,8 @@ class Storage:
     def files(self) -> list[str]:
         """Return the relative paths of all files in the directory and below, sorted; empty if it does not exist."""
         if (directory := self.directory) is not None:
-            return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+            names = (str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+            return sorted(name for name in names if name != LOCK)
         filesystem, path = self._store
         with _requests_to(self):
             found = filesystem.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True, recursive=True))
@@ -165,8 +151,9 @@ class Storage:
             write_text(directory / name, text)
             return
         filesystem, path = self._store
+        content = text.encode()
         with _requests_to(self), filesystem.open_output_stream(f"{path}/{name}") as file:
-            file.write(text.encode())
+            file.write(content)
 
     def write_directory(self, name: str, write: Callable[[Path], None], last: str) -> None:
         """Write the subdirectory `name` atomically, replacing an existing one.
@@ -202,15 +189,31 @@ class Storage:
                 filesystem.open_input_stream(f"{path}/{name}", compression=None) as source,
                 (folder / name).open("wb") as target,
             ):
-                shutil.copyfileobj(source, target, 8 * 2**20)
+                shutil.copyfileobj(source, target, _SMALL)
 
         with _requests_to(self), ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="download") as pool:
             list(pool.map(fetch, names))
 
     def _upload(self, file: Path, name: str) -> None:
+        """Copy a file into an object store. If that fails, the object stays as it was."""
         filesystem, path = self._store
-        with file.open("rb") as source, filesystem.open_output_stream(f"{path}/{name}", compression=None) as target:
-            shutil.copyfileobj(source, target, 8 * 2**20)
+        with file.open("rb") as source:
+            if os.fstat(source.fileno()).st_size <= _SMALL:
+                content = source.read()  # before the object is opened: see below
+                with filesystem.open_output_stream(f"{path}/{name}", compression=None) as target:
+                    target.write(content)
+                return
+            # Closing the stream completes the object, and so does an exception: pyarrow has no way to abort an upload.
+            # A part of the file therefore never gets the object's name.
+            partial = f"{path}/{name.rpartition('/')[0]}/.{file.name}.partial-{uuid.uuid4().hex}".replace("//", "/")
+            try:
+                with filesystem.open_output_stream(partial, compression=None) as target:
+                    shutil.copyfileobj(source, target, _SMALL)
+                filesystem.move(partial, f"{path}/{name}")
+            except BaseException:
+                with suppress(OSError):
+                    filesystem.delete_file(partial)
+                raise
 
     @contextmanager
     def local_directory(self) -> Iterator[Path]:

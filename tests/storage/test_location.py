@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import pytest
 from support.object_store import S3
 
-from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.errors import ObjectStoreError, UserError
 from dreamprvr_ray.storage.location import Storage, absolute, is_uri
+from dreamprvr_ray.storage.locks import LOCK, object_store_lock
 
 LAST = "metrics.json"  # the file that is written last and deleted first
 
@@ -128,11 +134,91 @@ def test_only_one_command_holds_the_lock(storage: Storage) -> None:
         with (storage / "inner").lock():
             pass
         other.kill()
-    left = set(Path(tempfile.gettempdir()).glob("dreamprvr-ray-*"))  # by the killed process
+    # The killed process left its lock file behind.
+    path = object_store_lock(storage.location) if storage.directory is None else storage.directory / LOCK
+    assert path.read_text() == f"{other.pid} {socket.gethostname()}"
     for _ in range(2):
         with storage.lock():
             assert storage.names() == []
-    assert len(left - set(Path(tempfile.gettempdir()).glob("dreamprvr-ray-*"))) >= 1
+        assert not path.exists()
+
+
+def test_the_lock_does_not_depend_on_the_temporary_directory(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batch systems give each job its own. Before, two drivers wrote one study."""
+    (tmp_path / "job").mkdir()
+    with storage.lock():
+        monkeypatch.setenv("TMPDIR", str(tmp_path / "job"))
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        with pytest.raises(UserError, match=f"process {os.getpid()} is using this directory"), storage.lock():
+            pass
+
+
+def test_a_lock_is_of_the_location_however_it_is_spelled(s3: S3) -> None:
+    path, _, query = s3.uri("run").partition("?")
+    with Storage.of(f"{path}?{query}").lock():
+        for other in (f"{path}/", path.replace("/run", "//run"), path.replace("s3://", "s3://KEY:SECRET@")):
+            with pytest.raises(UserError, match="is using this directory"), Storage(f"{other}?{query}").lock():
+                pass
+        with Storage.of(f"{path}2?{query}").lock():
+            pass
+
+
+def test_a_lock_follows_no_link(tmp_path: Path) -> None:
+    """Before, the target of a planted link was overwritten."""
+    (tmp_path / "letter").write_text("dear reader")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / LOCK).symlink_to(tmp_path / "letter")
+    with pytest.raises(UserError, match="is a symbolic link"), Storage.of(tmp_path / "out").lock():
+        pass
+    assert (tmp_path / "letter").read_text() == "dear reader" and (tmp_path / "out" / LOCK).is_symlink()
+
+
+def test_a_lock_leaves_no_directory_behind(tmp_path: Path) -> None:
+    with Storage.of(tmp_path / "a" / "b").lock():
+        pass
+    assert not (tmp_path / "a").exists()
+
+
+def test_without_locks_of_the_file_system_a_second_command_of_this_machine_is_still_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    storage = Storage.of(tmp_path / "out")
+    refused = pytest.raises(UserError, match=f"process {os.getpid()} is using this directory")
+    with storage.lock(), refused, storage.lock():
+        pass
+    assert caplog.messages == [
+        f"{storage}: the file system grants no locks (No locks available): start no second command with this directory"
+    ]
+
+
+def test_an_upload_that_fails_in_the_middle_leaves_the_object_as_it_was(
+    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, the part that had been sent became the object: 20 MB were 8 MB."""
+    storage = Storage.of(s3.uri("run"))
+    (tmp_path / "weights").write_bytes(b"new" * 7_000_000)
+
+    def copy_a_part(source: Any, target: Any, length: int) -> None:
+        target.write(source.read(length))
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfileobj", copy_a_part)
+        for content in (None, "old"):
+            if content is not None:
+                storage.write_text("weights", content)
+            with pytest.raises(ObjectStoreError):
+                storage.upload(tmp_path, ["weights"])
+            assert storage.files() == ([] if content is None else ["weights"])
+        assert storage.read_text("weights") == "old"
+    storage.upload(tmp_path, ["weights"])
+    assert storage.files() == ["weights"] and storage.size() == 21_000_000
 
 
 def test_a_directory_that_is_not_shared_between_nodes(storage: Storage) -> None:
