@@ -28,6 +28,7 @@ def choose_candidates(search: Search, trials: Sequence[TrialRecord]) -> list[Can
 
     def candidate(name: str, trial: TrialRecord, values: dict[str, Any], best_epoch: int, title: str) -> Candidate:
         epochs = epochs_with_val(trial, trials, planned)
+        values = {key: value for key, value in values.items() if key != SEED}  # each of its runs has another one
         return Candidate(name, trial.number, values, best_epoch, title=title, share=trial.share, epochs_with_val=epochs)
 
     best = [

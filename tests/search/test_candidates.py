@@ -114,6 +114,14 @@ def test_final_seeds_are_none_of_the_searchs(tmp_path: Path) -> None:
     assert seeds(3, seed={"int": [0, 9]}) == (10, 11, 12)  # sampled
     assert seeds(3, seed={"choice": [0, 2, 4]}) == (1, 3, 5)
     assert seeds(1, seed={"int": [0, 2**31 - 2]}) == (2**31 - 1,)
+    search = make_search(tmp_path, SPACE | {"training.seed": {"int": [0, 9]}}, final={"seeds": 1})
+    trials = [
+        TrialRecord(1, "finished", 70.0, 6, 9, {"model.registers": 8, "training.seed": 7}),
+        TrialRecord(0, "finished", 60.0, 8, 9, search.paper_setting),
+    ]
+    candidates = choose_candidates(search, trials)
+    assert candidates[0].values == {"model.registers": 8}  # the seed of its trial is none of its settings
+    assert [run_values(search, candidate, 10)["training.seed"] for candidate in candidates] == [10, 10]
     with pytest.raises(UserError, match=r"training.seed leaves 1 seeds to the final trainings, which need 2"):
         seeds(2, seed={"int": [0, 2**31 - 2]})
     with pytest.raises(UserError, match=r"ablate: training.seed has no effect"):
