@@ -6,6 +6,7 @@ keys, and leaves invalid machine options for AWS to refuse later.
 
 from __future__ import annotations
 
+import argparse
 import copy
 import difflib
 import io
@@ -51,11 +52,18 @@ def mistakes(path: Path) -> list[str]:
         config = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         return ["file does not exist"]
+    except OSError as error:
+        return [f"cannot be read: {error.strerror or error}"]
+    except (ValueError, KeyError, IndexError, AttributeError, TypeError, RecursionError) as error:
+        # not UTF-8, a value that does not fit its tag, an anchor that contains itself
+        return [f"not valid YAML: {str(error).splitlines()[0] if str(error) else type(error).__name__}"]
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         return [f"{f'line {mark.line + 1}: ' if mark else ''}{getattr(error, 'problem', None) or error}"]
     if not isinstance(config, dict):
         return ["must be a mapping"]
+    if _is_endless(config):
+        return ["an anchor contains itself, or there are more than 100,000 values"]
     found = [
         *_placeholders(config, ""),
         *_unknown_keys(config),
@@ -65,6 +73,16 @@ def mistakes(path: Path) -> list[str]:
         *_missing_files(config),
     ]
     return list(dict.fromkeys(found or _errors_of_ray(config)))
+
+
+def _is_endless(config: Any) -> bool:
+    """Return whether the values, with those that aliases repeat, are too many."""
+    remaining, count = [config], 0
+    while remaining and count <= 100_000:
+        value = remaining.pop()
+        count += 1
+        remaining += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return bool(remaining)
 
 
 def _placeholders(value: Any, where: str) -> Iterator[str]:
@@ -259,9 +277,11 @@ def _errors_of_ray(config: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
-        sys.exit("usage: python cluster/check.py FILE")
-    path = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(
+        prog="python cluster/check.py", description="Print every mistake in a cluster file of `ray up`."
+    )
+    parser.add_argument("file", metavar="FILE", type=Path, help="a cluster file, such as cluster/gpu.yaml")
+    path = parser.parse_args().file
     found = mistakes(path)
     for mistake in found:
         print(f"{path}: {mistake}", file=sys.stderr)

@@ -23,6 +23,9 @@ def main(arguments: list[str]) -> None:
         return
     if options.shards is None or options.out is None:
         raise UserError("--shards and --out are required, except with --dry-run")
+    from dreamprvr_ray.runtime.run_directory import check_locations
+
+    check_locations(options.shards, options.out, options.resume)
     from dreamprvr_ray.runtime.session import ray_session
 
     threading.Thread(target=_import_torch, daemon=True).start()  # while Ray's processes start

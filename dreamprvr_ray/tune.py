@@ -38,13 +38,15 @@ def main(arguments: list[str]) -> None:
 def _print_plan(search: Search, json: bool) -> None:
     from dreamprvr_ray.runtime.session import ray_session
     from dreamprvr_ray.search.plan import plan_trials
+    from dreamprvr_ray.search.preconditions import planned_sizes
     from dreamprvr_ray.search.presentation import plan_dict, plan_lines
     from dreamprvr_ray.training.cost import estimate
 
+    search, sizes_from = planned_sizes(search)
     with ray_session(dashboard=False):
         plan = plan_trials(search)
     cost = estimate(search.experiment)
-    print("\n".join(plan_lines(search, plan, cost)))
+    print("\n".join(plan_lines(search, plan, cost, sizes_from)))
     if json:
         print_json(plan_dict(search, plan, cost))
 

@@ -460,6 +460,15 @@ def test_a_dry_run_prints_the_plan_and_its_cost(call: Call, local_ray: None) -> 
         and "GiB" in done.stdout
     )
     assert values["trials"] == 8 and values["workers"] == 1
+    sizes = "feature sizes: video 64, text 48, from the configuration demo, because there are no shards in demo/shards"
+    assert sizes in done.stdout
+    assert "duration: not known before the first epoch has been measured; the trials have at most" in done.stdout
+
+
+def test_a_dry_run_uses_the_sizes_of_shards_that_exist(call: Call, local_ray: None, demo_shards: Path) -> None:
+    path = ROOT / "search_spaces" / "tvr.yaml"
+    done = call("tune", "--space", path, "--dry-run", "--shards", demo_shards)
+    assert f"feature sizes: video 64, text 48, from the shards in {demo_shards}" in done.stdout
 
 
 def test_a_choice_that_is_not_valid_for_the_shards_is_reported_before_ray_starts(

@@ -22,13 +22,14 @@ import safetensors.torch
 import torch
 
 from dreamprvr_ray.checkpoints.checksums import CHECKSUMS, check_file, format_checksums
+from dreamprvr_ray.checkpoints.layout import EXPERIMENT as EXPERIMENT
 from dreamprvr_ray.config import Experiment, load_experiment
 from dreamprvr_ray.errors import Failure, NotWritableError, UserError, first_line
 from dreamprvr_ray.model.authors import read_authors_checkpoint
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.storage.files import copy_files, read_json, replacing
 
-WEIGHTS, STATE, EXPERIMENT, METRICS = "weights.safetensors", "state.pt", "experiment.yaml", "metrics.json"
+WEIGHTS, STATE, METRICS = "weights.safetensors", "state.pt", "metrics.json"
 
 
 @dataclass(frozen=True)

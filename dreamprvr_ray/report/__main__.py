@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from dreamprvr_ray.command_line import Parser, print_json, run
-from dreamprvr_ray.report.page import write_report
+from dreamprvr_ray.report.page import check_replaceable, write_report
 from dreamprvr_ray.report.reader import read_search
 from dreamprvr_ray.search.working_copy import downloaded
 from dreamprvr_ray.storage.location import Storage, is_uri
@@ -26,6 +26,7 @@ def main(arguments: list[str]) -> None:
     remote = is_uri(options.experiment)
     out = options.out or Path("" if remote else options.experiment) / "report.html"
     with downloaded(Storage.of(options.experiment)) if remote else nullcontext(Path(options.experiment)) as directory:
+        check_replaceable(out)
         search = read_search(directory)
         sections = write_report(search, out)
     print(f"report: {out}")

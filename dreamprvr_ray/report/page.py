@@ -5,6 +5,7 @@ The page makes no requests, which its Content-Security-Policy enforces: plotly.j
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from datetime import datetime
 from html import escape
@@ -16,7 +17,7 @@ import plotly.io
 from plotly.offline import get_plotlyjs
 
 import dreamprvr_ray
-from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.errors import PATH_ERRORS, Failure, UserError
 from dreamprvr_ray.report.content import Chart, ChartGrid, Omission, Part, Section
 from dreamprvr_ray.report.final_sections import final_section, moment_section
 from dreamprvr_ray.report.importance import importances
@@ -33,15 +34,44 @@ from dreamprvr_ray.report.trial_sections import (
 )
 from dreamprvr_ray.storage.files import write_text
 
+# What a file that may be replaced has near its start: the template's own mark, or the policy that version 0.1.0 wrote.
+_REPORT_MARKS = (
+    b'<meta name="generator" content="dreamprvr_ray report">',
+    b"""content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:">""",
+)
+_START_BYTES = 1000
+
 
 def write_report(search: SearchRecord, out: Path) -> list[str]:
-    """Write the page atomically and return the titles of its sections. Raises `UserError` if it cannot be written."""
+    """Write the page atomically and return the titles of its sections.
+
+    Raises `UserError` if `out` exists and is not a report, or cannot be written; `Failure` if the disk is full.
+    """
+    check_replaceable(out)
     sections = build_sections(search)
     try:
         write_text(out, render_page(search, sections))
     except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
+        message = f"{out}: cannot be written: {error.strerror or error}"
+        raise (UserError if error.errno in PATH_ERRORS else Failure)(message) from None
     return [section.title for section in sections]
+
+
+def check_replaceable(out: Path) -> None:
+    """Raise `UserError` if there is anything at `out` that is not a report, which is the only thing to be replaced."""
+    try:
+        if not os.path.lexists(out):
+            return
+        if not out.is_file():
+            raise UserError(f"{out}: already exists and is not a file; choose another --out")
+        with out.open("rb") as file:
+            start = file.read(_START_BYTES)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
+    except ValueError:  # of Python, for NUL in a path
+        raise UserError(f"{str(out)!r}: not a valid path") from None
+    if not any(mark in start for mark in _REPORT_MARKS):
+        raise UserError(f"{out}: already exists and is not a report; choose another --out or remove it")
 
 
 def build_sections(search: SearchRecord) -> list[Section]:

@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from dreamprvr_ray.checkpoints.checkpoint import EXPERIMENT, METRICS
 from dreamprvr_ray.checkpoints.layout import BEST, CHECKPOINTS, RAY
 from dreamprvr_ray.checkpoints.store import CheckpointStore
-from dreamprvr_ray.config import Experiment, build_experiment
+from dreamprvr_ray.config import Experiment
 from dreamprvr_ray.data.cache import read_manifest
 from dreamprvr_ray.data.manifest import Manifest
 from dreamprvr_ray.data.shards_record import shard_changes
@@ -30,6 +30,7 @@ from dreamprvr_ray.errors import Failure, UserError
 from dreamprvr_ray.runtime.ray_internals.trainers import CommandTrainer, Trainer
 from dreamprvr_ray.runtime.reporting import StartTimes, progress_relay
 from dreamprvr_ray.runtime.resources import WorkerCount, WorkerGroup, plan_group
+from dreamprvr_ray.runtime.run_directory import check_run
 from dreamprvr_ray.runtime.session import ray_session
 from dreamprvr_ray.runtime.worker import TrainJob, train_worker
 from dreamprvr_ray.storage.files import copy_files, read_json, read_text
@@ -37,7 +38,6 @@ from dreamprvr_ray.storage.location import Storage, absolute
 from dreamprvr_ray.training.failure import FailureKind, TrainingDiverged, TrialFailure, WorkersFailed
 from dreamprvr_ray.training.loop import with_feature_sizes
 from dreamprvr_ray.training.reporter import latest_result
-from dreamprvr_ray.yaml_files import parse_yaml
 
 RESIZE_SECONDS = "DREAMPRVR_RAY_RESIZE_SECONDS"  # environment: how often an elastic group checks whether it can grow
 
@@ -188,19 +188,6 @@ def run_config(
     )
 
 
-def check_run(storage: Storage, experiment: Experiment, resume: bool) -> None:
-    """Raise `UserError` unless `storage` is new or, with `resume`, holds a run of the same experiment."""
-    if not resume:
-        check_new(storage)
-        return
-    if not storage.exists(EXPERIMENT):
-        raise UserError(f"{storage}: nothing to resume: {EXPERIMENT} does not exist")
-    path = f"{storage}/{EXPERIMENT}"
-    earlier = build_experiment(parse_yaml(storage.read_text(EXPERIMENT), path), path)
-    if changes := experiment.changes_from(earlier):
-        raise UserError(*(f"{storage}: cannot resume: {change}" for change in changes))
-
-
 def check_shards(storage: Storage, manifest: Manifest) -> None:
     """Raise `UserError` if the run in `storage` was trained on shards with another content."""
     store = CheckpointStore(storage / CHECKPOINTS)
@@ -213,9 +200,3 @@ def check_shards(storage: Storage, manifest: Manifest) -> None:
         raise UserError(f"{store.storage}: the latest {METRICS} is damaged: {error}") from None
     if changes:
         raise UserError(*(f"{storage}: cannot resume on other shards: {change}" for change in changes))
-
-
-def check_new(storage: Storage) -> None:
-    """Raise `UserError` if the directory contains anything, or if it is a file."""
-    if storage.names() or (storage.directory is not None and storage.directory.is_file()):
-        raise UserError(f"{storage}: already exists; use --resume to continue, or choose another --out")

@@ -11,15 +11,16 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray.util.state import list_placement_groups
 
 from dreamprvr_ray.data.cache import read_manifest
+from dreamprvr_ray.data.manifest import MANIFEST
 from dreamprvr_ray.errors import UserError, first_line, redact, redact_uri
-from dreamprvr_ray.runtime.train_run import check_new
+from dreamprvr_ray.runtime.run_directory import check_new
 from dreamprvr_ray.search.layout import SEARCH
 from dreamprvr_ray.search.settings import RESUME_MAY_CHANGE
 from dreamprvr_ray.search.space import Search
 from dreamprvr_ray.search.study import open_storage
 from dreamprvr_ray.search.working_copy import WorkingCopy
 from dreamprvr_ray.storage.files import write_text, writing
-from dreamprvr_ray.storage.location import Storage
+from dreamprvr_ray.storage.location import Storage, is_uri
 from dreamprvr_ray.training.loop import with_feature_sizes
 from dreamprvr_ray.yaml_files import parse_yaml
 
@@ -41,6 +42,17 @@ def with_shard_sizes(search: Search) -> Search:
         for choice in parameter.choices or ():
             with_feature_sizes(search.experiment.with_values({parameter.key: choice}), manifest)
     return replace(search, experiment=with_feature_sizes(search.experiment, manifest))
+
+
+def planned_sizes(search: Search) -> tuple[Search, str]:
+    """Return the search with the feature sizes of its shards if they exist, and where the sizes are from.
+
+    Raises `UserError` if there are shards that cannot be read.
+    """
+    shards = redact(search.settings.shards)
+    if not is_uri(search.settings.shards) and not (Path(search.settings.shards) / MANIFEST).exists():
+        return search, f"the configuration {search.settings.config}, because there are no shards in {shards}"
+    return with_shard_sizes(search), f"the shards in {shards}"
 
 
 def check_directory(storage: Storage, search: Search, *, resume: bool) -> None:

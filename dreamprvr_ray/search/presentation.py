@@ -13,8 +13,8 @@ from dreamprvr_ray.search.summary import describe_final, format_table
 from dreamprvr_ray.training.cost import Cost
 
 
-def plan_lines(search: Search, plan: TrialPlan, cost: Cost) -> list[str]:
-    """Return the plan as lines of text; `cost` is that of the first trial."""
+def plan_lines(search: Search, plan: TrialPlan, cost: Cost, sizes_from: str) -> list[str]:
+    """Return the plan as lines of text; `cost` is that of the first trial, `sizes_from` the source of feature sizes."""
     settings, own_values = search.settings, search.experiment.flat()
     return [
         f"search {search.name}: {settings.trials} trials of at most {search.experiment.training.epochs} epochs,"
@@ -34,8 +34,18 @@ def plan_lines(search: Search, plan: TrialPlan, cost: Cost) -> list[str]:
         ),
         *(f"constraint: {constraint}" for constraint in search.constraints),
         "cost of the first trial:",
+        f"  feature sizes: video {search.experiment.data.video_size}, text {search.experiment.data.text_size},"
+        f" from {sizes_from}",
         *(f"  {line}" for line in cost.lines()),
+        f"duration: {_describe_duration(search)}",
     ]
+
+
+def _describe_duration(search: Search) -> str:
+    hours = search.settings.hours
+    limit = f"; no trial starts after {hours:g} hours" if hours else ""
+    epochs = search.settings.trials * search.experiment.training.epochs
+    return f"not known before the first epoch has been measured; the trials have at most {epochs:,} epochs{limit}"
 
 
 def plan_dict(search: Search, plan: TrialPlan, cost: Cost) -> dict[str, Any]:

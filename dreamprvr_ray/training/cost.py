@@ -41,9 +41,9 @@ class Cost:
         """Return a summary for people."""
         return [
             f"parameters: {self.parameters / 1e6:.2f} M",
-            f"cost: {self.gflop_per_video:.1f} GFLOP per video and training step (forward and backward,"
-            f" {QUERIES_PER_VIDEO} queries per video); {self.executed_gflop_per_video:.1f} of them are executed,"
-            " the others do not affect any result",
+            f"cost: {self.gflop_per_video:.1f} GFLOP per video and training step as the paper specifies the model"
+            f" (forward and backward, {QUERIES_PER_VIDEO} queries per video); {self.executed_gflop_per_video:.1f} GFLOP"
+            " are computed, because operations without effect on the result are skipped",
             f"memory: about {self.memory / 2**30:.1f} GiB for a batch on one worker"
             " (weights, optimiser, saved activations in fp32)",
         ]

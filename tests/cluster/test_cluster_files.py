@@ -292,3 +292,27 @@ def test_an_on_demand_machine_is_requested_while_spot_machines_are_refused(
     now[0] = 31 * 60  # the refusals are forgotten
     assert requested(trial) == {"gpu_spot": 3}
     assert requested({"CPU": 64.0}) == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"\xff\xfe", "not valid YAML"),
+        (b"a: !!int ''", "not valid YAML"),
+        (b"a: &a [*a]", "an anchor contains itself"),
+        (b"[" * 9999, "not valid YAML"),
+        (None, "cannot be read: Is a directory"),
+    ],
+)
+def test_a_damaged_file_is_one_line(tmp_path: Path, content: bytes | None, reason: str) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.mkdir() if content is None else path.write_bytes(content)
+    (mistake,) = check.mistakes(path)
+    assert reason in mistake and "\n" not in mistake
+
+
+def test_the_check_has_a_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["check.py", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        check.main()
+    assert ended.value.code == 0 and "usage: python cluster/check.py" in capsys.readouterr().out

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -17,6 +18,7 @@ from plotly.offline import get_plotlyjs
 from support.experiments import add_final, make_search
 
 from dreamprvr_ray.config import load_experiment, parse_overrides
+from dreamprvr_ray.errors import Failure, UserError
 from dreamprvr_ray.report import page, reproduce
 from dreamprvr_ray.report.importance import importances
 from dreamprvr_ray.report.reader import read_search
@@ -387,3 +389,32 @@ def test_the_command(
         refused.stderr
         == f"error: {tmp_path} is not a search: it has no search.yaml; give the directory of `tune --out`\n"
     )
+
+
+def test_a_report_replaces_reports_only(tmp_path: Path, call: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    """`report --out EXPERIMENT/optuna.journal` once replaced the study by HTML."""
+    directory = make_search(tmp_path / "synthetic", trials=2)
+    contents = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    (tmp_path / "link").symlink_to(tmp_path / "absent")
+    for out in (*contents, directory, tmp_path / "link", "/dev/null"):
+        done = call("report", directory, "--out", out)
+        assert (done.returncode, done.stdout) == (2, "") and len(done.stderr.splitlines()) == 1
+        assert "already exists and is not a" in done.stderr
+    assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == contents
+    assert not (tmp_path / "absent").exists()
+    for _ in range(2):
+        assert call("report", directory).returncode == 0
+    report = directory / "report.html"
+    report.write_text(report.read_text().replace('<meta name="generator" content="dreamprvr_ray report">\n', ""))
+    assert call("report", directory).returncode == 0  # version 0.1.0 wrote no such line
+
+
+def test_a_full_disk_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = read_search(make_search(tmp_path / "synthetic", trials=2))
+    for error, kind in (
+        (OSError(28, "No space left on device"), Failure),
+        (OSError(13, "Permission denied"), UserError),
+    ):
+        monkeypatch.setattr(page, "write_text", Mock(side_effect=error))
+        with pytest.raises(kind, match=rf"report\.html: cannot be written: {error.strerror}"):
+            page.write_report(search, tmp_path / "report.html")
