@@ -42,7 +42,17 @@ Change = Callable[[Path], None]
 _CHARACTERS = "abv01 #_.,:/\\'\"{}[]()-+eE\t\n\r\x00\x0b\x0c\x1c\x85\xa0\u2028\ufeff\u0660é*?&!"
 _TEXT = st.text(_CHARACTERS, max_size=60) | st.text(max_size=20)
 _NUMBERS = st.sampled_from(["0", "-1", "1e999", "NaN", "1" * 400, "1e-320", "true", "null", "9223372036854775808", "٣"])
-_JSON = st.recursive(
+# What parsers meet rarely: deep nesting, keys that cannot be hashed, numbers beyond every type.
+_FRAGMENTS = st.sampled_from(
+    ["[" * 5000, "{[]: 1}", "{'a': [[]], 'b': [1]}", "{'a': 'x'}", "{1: ['a_0']}", "1" * 5000, "1" * 5000 + " 6",
+     "\u0663 \u0666", "{'a': b'x'}", "{'a': ['a_0'] * 3}", "'\\d'", "a#0\u2028x",
+     "a#\x00 x", "#0 x", "a# x", "NaN NaN", "-25 -6", "0 0"]
+)  # fmt: skip
+_SPECIAL = st.sampled_from(
+    [10**400, -(10**400), float("nan"), float("inf"), 1e308, 0, -1, True, None, "", "x",
+     "1" * 5000, [], {}, [[]], {"a": 1}]
+)  # fmt: skip
+_JSON = _SPECIAL | st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | _TEXT | st.just(10**400),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_TEXT, inner, max_size=3),
     max_leaves=5,
@@ -98,7 +108,8 @@ def path_of(root: Path, name: str) -> Path:
 def _edit(draw: st.DrawFn) -> Callable[[bytes], bytes]:
     """Another content of a text file: new, or with a part replaced."""
     new = draw(
-        _TEXT.map(lambda text: text.encode("utf-8", "surrogatepass"))
+        _FRAGMENTS.map(str.encode)
+        | _TEXT.map(lambda text: text.encode("utf-8", "surrogatepass"))
         | _NUMBERS.map(str.encode)
         | st.binary(max_size=30)
     )

@@ -43,6 +43,7 @@ from dreamprvr_ray.data.shard_plan import ConversionSettings, ShardPlan, choose_
 from dreamprvr_ray.data.shard_workers import FinishedShard, ShardTask, make_shards
 from dreamprvr_ray.data.source import Source
 from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.storage.files import reading
 
 _NAMED = 3  # how many ids a note names
 
@@ -97,7 +98,9 @@ def convert(
     """
     protocol, splits = choose_splits(source, settings)
     conversion = {"settings": _relevant_settings(protocol, settings), "source": source.fingerprint()}
-    if (out / MANIFEST).is_file():
+    with reading(out):
+        finished = (out / MANIFEST).is_file()
+    if finished:
         return _already_converted(out, conversion)
     plans, stems = plan_shards(splits, source.raw, settings.dtype)
     open_records(out, conversion)
@@ -105,9 +108,9 @@ def convert(
     with lock_records(out):
         remove_partial_shards(out, names)
         records = {stem: record for stem in names if (record := read_record(out, stem)) is not None}
-        finished = [plan for plan in plans if plan.stem in records]
+        kept = [plan for plan in plans if plan.stem in records]
         tasks = [_task(plan, source, settings.dtype, out) for plan in plans if plan.stem not in records]
-        tally = _Tally(plans, finished, report)
+        tally = _Tally(plans, kept, report)
         try:
             for shard in make_shards(tasks, workers):
                 records[shard.stem] = shard.record
@@ -135,7 +138,7 @@ def convert(
         manifest.write(out)
         remember_files(out, manifest.files)
         remove_records(out, names)
-    return Conversion(manifest, False, len(finished), tally.progress(), tuple(_notes(source, plans, records)))
+    return Conversion(manifest, False, len(kept), tally.progress(), tuple(_notes(source, plans, records)))
 
 
 def _relevant_settings(protocol: Protocol, settings: ConversionSettings) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from dreamprvr_ray.storage.files import reading, write_json
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+LARGEST_SIZE = 1_000_000  # values of a row; far more than any features have
 UNFINISHED = "conversion"  # subdirectory with the state of an unfinished conversion
 
 Protocol = Literal["own splits", "dev", "paper"]  # how a conversion chose val and test
@@ -207,7 +208,10 @@ def _decode(values: dict[str, Any]) -> Manifest:
     for name in ("collection", "features", "protocol"):
         _require(isinstance(values[name], str), f"{name} must be a string")
     for name in ("video_size", "text_size"):
-        _require(_is_count(values[name]) and values[name] > 0, f"{name} must be a positive integer")
+        _require(
+            _is_count(values[name]) and 0 < values[name] <= LARGEST_SIZE,
+            f"{name} must be a positive integer of at most {LARGEST_SIZE:,}",
+        )
     _require(values["dtype"] in ("float16", "float32"), "dtype must be float16 or float32")
     for name in ("preprocessing", "conversion", "splits", "files"):
         _require(isinstance(values[name], dict), f"{name} must be an object")
@@ -238,7 +242,7 @@ def _decode(values: dict[str, Any]) -> Manifest:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
 def _require(condition: bool, problem: str) -> None:

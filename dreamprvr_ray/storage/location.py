@@ -6,6 +6,7 @@ an object store one of its files is uploaded last and deleted first, so that its
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -59,10 +60,14 @@ class Storage:
     def of(cls, location: str | Path) -> Storage:
         """Return the directory at a path or URI. Raises `UserError` if the URI is invalid or unsupported."""
         text = str(location)
+        if "\0" in text:
+            raise UserError(f"{redact(text)!r}: a location must not hold a NUL character")
         if not is_uri(text) or text.startswith("file://"):
             return cls(str(Path(text.removeprefix("file://")).resolve()))
         try:
-            pyarrow.fs.FileSystem.from_uri(text)
+            _, path = pyarrow.fs.FileSystem.from_uri(text)
+            if not path.strip("/"):
+                raise ValueError("it names no bucket")
         except (pa.ArrowException, ValueError, OSError) as error:  # OSError: the region of an S3 bucket was not found
             raise UserError(f"{redact_uri(text)}: not a usable storage location: {redact(first_line(error))}") from None
         return cls(text)
@@ -103,7 +108,8 @@ class Storage:
     def names(self) -> list[str]:
         """Return the names of the directory's entries but its lock, sorted; empty if the directory does not exist."""
         if (directory := self.directory) is not None:
-            return sorted(set(os.listdir(directory)) - {LOCK}) if directory.is_dir() else []
+            with _reading(directory):
+                return sorted(set(os.listdir(directory)) - {LOCK}) if directory.is_dir() else []
         filesystem, path = self._store
         with _requests_to(self):
             return sorted(
@@ -113,7 +119,8 @@ class Storage:
     def size(self) -> int:
         """Return the total size in bytes of the files in the directory and below."""
         if (directory := self.directory) is not None:
-            return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+            with _reading(directory):
+                return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
         filesystem, path = self._store
         with _requests_to(self):
             selector = pyarrow.fs.FileSelector(path, allow_not_found=True, recursive=True)
@@ -122,7 +129,8 @@ class Storage:
     def files(self) -> list[str]:
         """Return the relative paths of all files in the directory and below, sorted; empty if it does not exist."""
         if (directory := self.directory) is not None:
-            names = (str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+            with _reading(directory):
+                names = [str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()]
             return sorted(name for name in names if name != LOCK)
         filesystem, path = self._store
         with _requests_to(self):
@@ -132,7 +140,8 @@ class Storage:
     def exists(self, name: str) -> bool:
         """Return whether the directory has a file of this name, which may be a relative path."""
         if (directory := self.directory) is not None:
-            return (directory / name).is_file()
+            with _reading(directory / name):
+                return (directory / name).is_file()
         filesystem, path = self._store
         with _requests_to(self):
             return bool(filesystem.get_file_info(f"{path}/{name}").is_file)
@@ -140,7 +149,8 @@ class Storage:
     def read_text(self, name: str) -> str:
         """Return the content of a small file."""
         if (directory := self.directory) is not None:
-            return (directory / name).read_text(encoding="utf-8")
+            with _reading(directory / name):
+                return (directory / name).read_text(encoding="utf-8")
         filesystem, path = self._store
         with _requests_to(self), filesystem.open_input_stream(f"{path}/{name}") as file:
             return bytes(file.read()).decode()
@@ -257,3 +267,19 @@ def _requests_to(storage: Storage) -> Iterator[None]:
         raise UserError(f"{storage}: {first_line(error)}") from None
     except OSError as error:
         raise ObjectStoreError(f"{storage}: object-store request failed: {first_line(error)}") from None
+    except (pa.ArrowException, ValueError) as error:  # the name of a bucket or a file is invalid
+        raise UserError(f"{storage}: not a usable storage location: {redact(first_line(error))}") from None
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn an error that a retry will not help into a `UserError`: no permission, a name that is too long, a loop.
+
+    Other errors are those of a store that may come back, or of a file that may appear.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP):
+            raise
+        raise UserError(f"{path}: cannot be read: {os.strerror(error.errno)}") from None

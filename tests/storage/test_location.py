@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from support.object_store import S3
 
-from dreamprvr_ray.errors import ObjectStoreError, UserError
+from dreamprvr_ray.errors import NotWritableError, ObjectStoreError, UserError
 from dreamprvr_ray.storage.location import Storage, absolute, is_uri
 from dreamprvr_ray.storage.locks import LOCK, object_store_lock
 
@@ -240,3 +240,29 @@ def test_a_missing_bucket(s3: S3) -> None:
     location = s3.uri("run").replace("bucket-", "missing-")
     with pytest.raises(UserError, match=r"^s3://missing-\d+/run: "):
         Storage.of(location).write_text("a", "b")
+
+
+@pytest.mark.parametrize(
+    "location",
+    ["a\0b", "file:///a\0b", "s3://", "s3://[bad", "gs:///", "x" * 300, "file:///" + "x" * 300, "/" + "d/" * 3000],
+)
+def test_locations_that_no_system_has(location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for use in (
+        lambda: Storage.of(location).names(),
+        lambda: Storage.of(location).exists("a"),
+        lambda: Storage.of(location).write_text("a", "b"),
+    ):
+        with pytest.raises((UserError, NotWritableError)) as error:
+            use()
+        assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_is_too_long(tmp_path: Path) -> None:
+    storage = Storage.of(tmp_path)
+    for use in (storage.exists, storage.read_text):
+        with pytest.raises(UserError, match="x: cannot be read: File name too long"):
+            use("x" * 300)
+    with pytest.raises(FileNotFoundError):  # it may appear
+        storage.read_text("missing")
