@@ -148,7 +148,7 @@ def _record_traceback(error: BaseException) -> str:
 
 
 def _interrupt(_: int, frame: FrameType | None) -> None:
-    """Do what Ctrl-C does now: Ray Tune and Ray Train install handlers of their own for SIGINT.
+    """Do what Ctrl-C does now: Ray Tune and Ray Train install their own handlers of SIGINT.
 
     The handler is called. The signal itself would have no effect where SIGINT is ignored, as in each `command &` of a
     script.

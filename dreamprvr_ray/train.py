@@ -8,7 +8,7 @@ from importlib import import_module
 
 from dreamprvr_ray.command_line import Parser, print_json, print_progress, run
 from dreamprvr_ray.config import Experiment, load_experiment, parse_overrides
-from dreamprvr_ray.errors import UserError, redact
+from dreamprvr_ray.errors import UserError, redact_uri
 
 
 def main(arguments: list[str]) -> None:
@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> None:
     from dreamprvr_ray.runtime.session import ray_session
 
     threading.Thread(target=_import_torch, daemon=True).start()  # while Ray's processes start
-    with ray_session(dashboard=False):
+    with ray_session(dashboard=False, log=print_progress):
         from dreamprvr_ray.runtime.train_run import train
         from dreamprvr_ray.training.reporter import EpochResult
 
@@ -44,9 +44,9 @@ def main(arguments: list[str]) -> None:
                 command_started=started,
             )
         except KeyboardInterrupt:
-            print_progress(f"to continue, add --resume to the same command (the run is in {redact(options.out)})")
+            print_progress(f"to continue, add --resume to the same command (the run is in {redact_uri(options.out)})")
             raise
-    checkpoint, result = f"{options.out.rstrip('/')}/best", EpochResult.from_dict(metrics)
+    checkpoint, result = f"{redact_uri(options.out).rstrip('/')}/best", EpochResult.from_dict(metrics)
     print(f"best epoch {result.best_epoch}: val SumR {result.best_sumr:.1f}, checkpoint {checkpoint}")
     if options.json:
         print_json(metrics | {"checkpoint": checkpoint})

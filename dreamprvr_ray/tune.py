@@ -43,7 +43,7 @@ def _print_plan(search: Search, json: bool) -> None:
     from dreamprvr_ray.training.cost import estimate
 
     search, sizes_from = planned_sizes(search)
-    with ray_session(dashboard=False):
+    with ray_session(dashboard=False, log=print_progress):
         plan = plan_trials(search)
     cost = estimate(search.experiment)
     print("\n".join(plan_lines(search, plan, cost, sizes_from)))

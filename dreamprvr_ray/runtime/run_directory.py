@@ -29,6 +29,8 @@ def check_locations(shards: str, out: str, resume: bool) -> None:
         Storage.of(shards)
     else:
         Manifest.open(Path(shards))
+    with storage.lock():  # fails if another command uses the directory, or if it cannot be written
+        pass
 
 
 def check_run(storage: Storage, experiment: Experiment, resume: bool) -> None:

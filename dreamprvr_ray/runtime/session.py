@@ -8,7 +8,7 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ from typing import Any
 import ray
 
 from dreamprvr_ray.config import AUTO_PRECISION
+from dreamprvr_ray.cpus import allowed_cpus
 from dreamprvr_ray.errors import UserError, first_line
 from dreamprvr_ray.runtime import ray_internals, ray_version
+from dreamprvr_ray.runtime.local_ray import LOOPBACK, start, watched_ray
 
 FIRST_DASHBOARD_PORT = 8265  # Ray's own default
-LOOPBACK = "127.0.0.1"
 CONNECT_TIMEOUT = 5.0  # seconds
 
 # Environment variables that Ray's processes read when they start.
@@ -64,13 +65,18 @@ LOOPBACK_ENVIRONMENT = {
 }
 
 
+def _no_log(line: str) -> None:
+    pass
+
+
 @contextmanager
-def ray_session(dashboard: bool) -> Iterator[str | None]:
+def ray_session(dashboard: bool, log: Callable[[str], None] = _no_log) -> Iterator[str | None]:
     """Connect to the cluster of RAY_ADDRESS, or else of `ray start` on this machine, or else start a local Ray.
 
     Disconnects, or ends the local Ray, when the block ends. A Ray to which this process is already connected is used
-    and left running. Yields the URL of the dashboard, or None if there is none. Raises `UserError` if RAY_ADDRESS does
-    not answer, or if the installed Ray is not of the tested version.
+    and left running. Yields the URL of the dashboard, or None if there is none. `log` receives a line when Ray starts.
+    Raises `UserError` if RAY_ADDRESS does not answer, or if the installed Ray is not of the tested version; `UserError`
+    or `Failure` if a local Ray does not start. If it is lost later, this process ends with one line.
     """
     ray_version.check_version()
     for name, value in RAY_ENVIRONMENT.items():
@@ -82,8 +88,11 @@ def ray_session(dashboard: bool) -> Iterator[str | None]:
     with ExitStack() as stack:
         context = connect_to_cluster()
         if context is None:  # not `or`: it would call the context's `__len__`, for which Ray prints a warning
-            context = _start_local(dashboard, stack)
-        stack.callback(ray.shutdown)
+            context = _start_local(dashboard, log, stack)
+            stack.callback(ray.shutdown)
+            stack.enter_context(watched_ray())
+        else:
+            stack.callback(ray.shutdown)
         yield f"http://{context.dashboard_url}" if context.dashboard_url else None
 
 
@@ -140,7 +149,7 @@ def _connection_error(address: str) -> str | None:
     return None
 
 
-def _start_local(dashboard: bool, stack: ExitStack) -> Any:
+def _start_local(dashboard: bool, log: Callable[[str], None], stack: ExitStack) -> Any:
     """Start a Ray on this machine that only this process uses."""
     port = stack.enter_context(_reserved_port(FIRST_DASHBOARD_PORT))
     # Without an address, Ray's State API asks whichever Ray it finds on this machine. Ray Train would ask another
@@ -153,7 +162,8 @@ def _start_local(dashboard: bool, stack: ExitStack) -> Any:
     stack.callback(_restore, before)
     os.environ |= local
     stack.enter_context(ray_internals.loopback_only())
-    return _init("local", local, include_dashboard=dashboard, dashboard_port=port)
+    options = {"include_dashboard": dashboard, "dashboard_port": port, "num_cpus": allowed_cpus()}
+    return start(lambda: _init("local", local, **options), log)
 
 
 def _restore(environment: dict[str, str | None]) -> None:

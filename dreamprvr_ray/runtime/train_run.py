@@ -64,7 +64,7 @@ def train(
     experiment = with_feature_sizes(experiment, manifest)
     check_run(storage, experiment, resume)
     check_shards(storage, manifest)
-    with storage.lock(), ray_session(dashboard=False):
+    with storage.lock(), ray_session(dashboard=False, log=log):
         group = plan_group(workers.maximum, min_workers=workers.minimum)
         storage.write_text(EXPERIMENT, experiment.to_yaml())
         store = CheckpointStore(storage / CHECKPOINTS)

@@ -19,6 +19,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
+from dreamprvr_ray.runtime.ray_internals.tune import without_access_keys
 from dreamprvr_ray.search.epoch_log import EpochLog
 from dreamprvr_ray.search.messages import TrialEpoch, TrialRequest, decode_report
 from dreamprvr_ray.search.plan import TrialPlan
@@ -75,7 +76,10 @@ def run_trials(
         callbacks.insert(0, ProgressCallback(progress))
     name, settings = session.storage.name, session.search.settings
     # Ray Tune's own records are deleted afterwards: nothing reads them, and they hold locations with their access keys.
-    with tempfile.TemporaryDirectory(prefix="dreamprvr-tune-", ignore_cleanup_errors=True) as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="dreamprvr-tune-", ignore_cleanup_errors=True) as folder,
+        without_access_keys(),
+    ):
         ray.tune.Tuner(
             _trainable(session, runs),
             tune_config=ray.tune.TuneConfig(

@@ -69,7 +69,7 @@ def open_session(search: Search, *, resume: bool, log: Callable[[str], None]) ->
     with (
         storage.lock(),
         working_copy(storage, log) as copy,
-        ray_session(dashboard=True) as dashboard,
+        ray_session(dashboard=True, log=log) as dashboard,
         Gauges(storage.name) as gauges,
     ):
         if dashboard:

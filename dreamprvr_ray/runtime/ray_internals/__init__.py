@@ -3,8 +3,8 @@
 Ray may change any of them in a minor release, so commands refuse to run with any other than the tested one. To move to
 another release, change `ray_version.py` and pyproject.toml, and run `tests/runtime/test_ray_internals.py` first.
 
-This file holds what connecting to Ray needs. What Ray Train needs is in `trainers.py`: importing `ray.train` takes more
-than a second, which a command spends while Ray's processes start.
+This file holds what connecting to Ray needs. What Ray Train and Ray Tune need is in `trainers.py` and `tune.py`:
+importing `ray.train` takes more than a second, which a command spends while Ray's processes start.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ import ray
 from dreamprvr_ray.runtime.ray_version import unsupported_ray
 
 try:
+    from ray._common.utils import get_default_system_temp_dir
     from ray._private import ray_constants
     from ray._private.services import canonicalize_bootstrap_address
     from ray._private.utils import read_ray_address
+    from ray._private.worker import global_worker
 except ImportError as error:
     raise unsupported_ray() from error
 
@@ -28,10 +30,13 @@ _SCALING_POLICY = "ray.train.v2._internal.execution.scaling_policy:FixedScalingP
 _TRAINER = "ray.train.v2.api.data_parallel_trainer:DataParallelTrainer"
 # Every private name in use, as MODULE:ATTRIBUTE; a test checks that the installed Ray has each.
 PRIVATE_NAMES = (
+    "ray._common.utils:get_default_system_temp_dir",
     "ray._private.authentication.authentication_token_setup:logger",
+    "ray._private.node:Node.dead_processes",
     "ray._private.ray_constants:ENABLE_RAY_CLUSTER",
     "ray._private.services:canonicalize_bootstrap_address",
     "ray._private.utils:read_ray_address",
+    "ray._private.worker:global_worker",
     _SCALING_POLICY,
     f"{_SCALING_POLICY}.after_controller_start",
     f"{_SCALING_POLICY}._maybe_send_resource_request",
@@ -42,6 +47,7 @@ PRIVATE_NAMES = (
     "ray.train.v2._internal.callbacks:DatasetsCallback",
     "ray.train.v2._internal.callbacks.placement_group_callback:PlacementGroupCleanerCallback",
     "ray.train.v2._internal.execution.controller:TrainController.abort",
+    "ray.tune.execution.class_cache:ENV_VARS_TO_PROPAGATE",
 )
 
 
@@ -92,3 +98,24 @@ def silence_token_notice() -> None:
     action.
     """
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+
+
+def temporary_folder() -> str:
+    """Return the directory in which Ray makes its own, `ray`: RAY_TMPDIR, else TMPDIR, else /tmp.
+
+    Why: a directory that Ray cannot use is reported before Ray starts. Without it: a traceback of Ray's.
+    """
+    folder: str = get_default_system_temp_dir()
+    return folder
+
+
+def ended_processes() -> list[str]:
+    """Return which of the processes have ended, unasked, without which the local Ray of this process does not work.
+
+    Why: Ray notices it after a minute, or never. Without it: the command hangs.
+    """
+    node = global_worker.node
+    dead = node.dead_processes() if node is not None else []
+    return [
+        name for name, _ in dead if name in (ray_constants.PROCESS_TYPE_GCS_SERVER, ray_constants.PROCESS_TYPE_RAYLET)
+    ]

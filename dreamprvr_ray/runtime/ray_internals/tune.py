@@ -1,0 +1,28 @@
+"""What Ray Tune hands to its trials."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from dreamprvr_ray.runtime.ray_version import unsupported_ray
+
+try:
+    from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
+except ImportError as error:
+    raise unsupported_ray() from error
+
+
+@contextmanager
+def without_access_keys() -> Iterator[None]:
+    """Keep Ray Tune from handing AWS's access keys to its trials while the block runs.
+
+    Why: it puts them into the trials' runtime environment, which Ray writes into logs that all users can read. Trials
+    on this machine inherit them; the nodes of a cluster need their own access. Without it: secrets in logs.
+    """
+    keys = {name for name in ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
+    ENV_VARS_TO_PROPAGATE.difference_update(keys)
+    try:
+        yield
+    finally:
+        ENV_VARS_TO_PROPAGATE.update(keys)
