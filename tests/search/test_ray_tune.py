@@ -76,3 +76,20 @@ def test_an_interrupted_trial_stays_open(tmp_path: Path) -> None:
     assert [trial.state for trial in source.study.trials()] == [TrialState.RUNNING]
     again = searcher.suggest("third")
     assert isinstance(again, dict) and TrialRequest.from_config(again).number == 0
+
+
+def test_a_trial_that_ran_out_of_memory_runs_once_more_with_the_resources_of_two(tmp_path: Path) -> None:
+    search, messages = make_search(tmp_path), list[str]()
+    source = StudyTrials(make_session(search, messages, at_a_time=2), SearchStudy(search, tmp_path / "out"))
+    searcher, failure = SourceSearcher(source), TrialFailure("out_of_memory", "no memory left").to_dict()
+    searcher.suggest("first")
+    searcher.on_trial_complete("first", failure)
+    again = searcher.suggest("second")
+    assert isinstance(again, dict)
+    assert (TrialRequest.from_config(again).number, TrialRequest.from_config(again).share) == (0, 2)
+    searcher.on_trial_complete("second", failure)
+    assert source.study.trials()[0].state == TrialState.FAIL
+    assert messages == [
+        "trial 0 ran out of memory; retrying with the resources of two trials (no memory left)",
+        "trial 0 failed: no memory left",
+    ]

@@ -1,19 +1,22 @@
-"""A trial's retries after failed object-store requests, without Ray."""
+"""How a trial reports its failures, without Ray."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+import torch
 
 from dreamprvr_ray.config import load_experiment
-from dreamprvr_ray.errors import ObjectStoreError
+from dreamprvr_ray.errors import ObjectStoreError, UserError
 from dreamprvr_ray.runtime.resources import WorkerGroup
 from dreamprvr_ray.search import trial
 from dreamprvr_ray.search.messages import TrialRequest, decode_report
 from dreamprvr_ray.search.trial import TrialJob, run_trial
-from dreamprvr_ray.training.failure import TrialFailure
+from dreamprvr_ray.training.failure import TrainingDiverged, TrialFailure
 
+JOB = TrialJob(load_experiment("demo"), "shards", WorkerGroup(1, 1.0, 0.0), "s3://bucket/run", "runs")
+CONFIG = TrialRequest.for_trial(5, {"model.registers": 2}).to_config()
 FAILURE = "s3://bucket/run: object-store request failed: timeout"
 
 
@@ -31,7 +34,40 @@ def test_a_failed_object_store_request_is_retried_and_then_reported_with_its_kin
     monkeypatch.setattr(trial, "STORE_RETRY_SECONDS", 0.0)
     monkeypatch.setattr(trial, "train_trial", train)
     monkeypatch.setattr(trial.tune, "report", lambda metrics: reports.append(decode_report(metrics)))
-    job = TrialJob(load_experiment("demo"), "shards", WorkerGroup(1, 1.0, 0.0), "s3://bucket/run", "runs")
-    assert job.experiment.training.max_failures == 3
-    run_trial(TrialRequest.for_trial(5, {"model.registers": 2}).to_config(), job)
+    assert JOB.experiment.training.max_failures == 3
+    run_trial(CONFIG, JOB)
     assert runs == ["trial_005"] * attempts and reports == reported
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (MemoryError("no memory left"), "out_of_memory"),
+        (torch.OutOfMemoryError("no memory left"), "out_of_memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out_of_memory"),
+        (TrainingDiverged("the loss is not finite"), "diverged"),
+        (UserError("the shards have other sizes"), "error"),
+    ],
+)
+def test_a_failure_that_a_retry_would_not_fix_is_reported(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, kind: str
+) -> None:
+    reports = list[Any]()
+
+    def train(request: TrialRequest, job: TrialJob) -> None:
+        raise error
+
+    monkeypatch.setattr(trial, "train_trial", train)
+    monkeypatch.setattr(trial.tune, "report", lambda metrics: reports.append(decode_report(metrics)))
+    run_trial(CONFIG, JOB)
+    (report,) = reports
+    assert (report.kind, report.reason) == (kind, str(error))
+
+
+def test_any_other_error_is_left_to_ray_tune(monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(request: TrialRequest, job: TrialJob) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(trial, "train_trial", train)
+    with pytest.raises(RuntimeError, match="broken"):
+        run_trial(CONFIG, JOB)

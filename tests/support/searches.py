@@ -33,13 +33,13 @@ def make_search(folder: Path, space: dict[str, Any] | None = None, **keys: Any) 
     return load_search(path)
 
 
-def make_session(search: Search, messages: list[str] | None = None) -> SearchSession:
-    """Return a session with one trial at a time, without locking the directory or connecting to Ray."""
+def make_session(search: Search, messages: list[str] | None = None, at_a_time: int = 1) -> SearchSession:
+    """Return a session of trials with one worker, without locking the directory or connecting to Ray."""
     log = [].append if messages is None else messages.append
     storage = Storage.of(search.settings.out)
     assert storage.directory is not None
     copy = WorkingCopy(storage, storage.directory, log)
-    plan = TrialPlan(WorkerGroup(1, 1.0, 0.0), at_a_time=1)
+    plan = TrialPlan(WorkerGroup(1, 1.0, 0.0), at_a_time)
     return SearchSession(search, storage, search.settings.shards, plan, copy, Gauges("synthetic"), log)
 
 
