@@ -10,18 +10,19 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import ray.train
 from ray.util.queue import Queue
-from tensorboardX import SummaryWriter
 
 from dreamprvr_ray.checkpoints.layout import TENSORBOARD
 from dreamprvr_ray.checkpoints.store import CheckpointStore
+from dreamprvr_ray.errors import UserError, first_line
 from dreamprvr_ray.runtime.metrics import Gauges
+from dreamprvr_ray.runtime.tensorboard import EventFile
 from dreamprvr_ray.storage.location import Storage
 from dreamprvr_ray.training.reporter import EpochResult, Snapshot
 
@@ -110,7 +111,8 @@ class RayTrainReporter:
 
     def report(self, result: EpochResult, snapshot: Snapshot) -> None:
         write_checkpoint(self.store, result, snapshot)
-        print(result.line(), flush=True)  # into the worker's log, which the dashboard shows
+        with suppress(OSError):  # of a full disk
+            print(result.line(), flush=True)  # into the worker's log, which the dashboard shows
         ray.train.report(result.to_dict())
         self._send(EpochFinished(result))
 
@@ -165,18 +167,18 @@ class _Relay:
 
     def run(self, messages: Queue, stopped: threading.Event) -> None:
         """Show messages until `stopped` is set and the queue is empty."""
-        with _tensorboard(self._storage) as writer:
+        with _tensorboard(self._storage, self._log) as events:
             while True:
                 stopping = stopped.is_set()  # read before the queue is, or the last message could be lost
                 # `get` on an empty queue would show as a failed task on the dashboard.
                 if not messages.empty():
-                    self._show(read_message(messages.get()), writer)
+                    self._show(read_message(messages.get()), events)
                 elif stopping:
                     return
                 else:
                     stopped.wait(POLL_SECONDS)
 
-    def _show(self, message: Message, writer: SummaryWriter) -> None:
+    def _show(self, message: Message, events: EventFile) -> None:
         if isinstance(message, TrainingStarted):
             self._gauges.mark_running(self._storage.name)
             self._log(message.line(self._start))
@@ -188,20 +190,23 @@ class _Relay:
             self._log(result.traffic.line())
             self._traffic_printed = True
         self._gauges.record_epoch(self._storage.name, result)
-        for name, value in result.to_dict().items():
-            writer.add_scalar(name, float(value), result.epoch)
+        events.add_scalars(result.to_dict(), result.epoch)
 
 
 @contextmanager
-def _tensorboard(storage: Storage) -> Iterator[SummaryWriter]:
+def _tensorboard(storage: Storage, log: Callable[[str], None]) -> Iterator[EventFile]:
     """Write TensorBoard's event files into a run's directory; in an object store, upload them when the block ends."""
-    if storage.directory is not None:
-        with SummaryWriter(str(storage.directory / TENSORBOARD)) as writer:
-            yield writer
-        return
-    with tempfile.TemporaryDirectory(prefix="dreamprvr-tensorboard-") as folder:
+    with ExitStack() as stack:
+        directory = storage.directory and storage.directory / TENSORBOARD
+        if directory is None:
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dreamprvr-tensorboard-")))
+        events = EventFile(directory, log)
         try:
-            with SummaryWriter(folder) as writer:
-                yield writer
+            yield events
         finally:
-            storage.upload_directory(TENSORBOARD, Path(folder))
+            events.close()
+            if storage.directory is None:
+                try:
+                    storage.upload_directory(TENSORBOARD, directory)
+                except (UserError, OSError) as error:
+                    log(f"warning: TensorBoard's file was not uploaded: {first_line(error)}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
 from tensorboardX.summary import hparams
 
 from dreamprvr_ray.checkpoints.layout import TENSORBOARD
 from dreamprvr_ray.runtime.metrics import Gauges
+from dreamprvr_ray.runtime.tensorboard import EventFile
 from dreamprvr_ray.search.layout import EPOCHS, read_epochs
 from dreamprvr_ray.search.messages import TrialEpoch, TrialRequest
 from dreamprvr_ray.storage.files import write_text
@@ -18,11 +19,11 @@ from dreamprvr_ray.storage.files import write_text
 class EpochLog:
     """Logs each epoch once. A training that resumes after a kill may report an epoch twice."""
 
-    def __init__(self, runs: Path, gauges: Gauges) -> None:
-        """`runs` is the directory that holds the runs' directories."""
-        self._runs, self._gauges = runs, gauges
+    def __init__(self, runs: Path, gauges: Gauges, log: Callable[[str], None] = print) -> None:
+        """`runs` is the directory that holds the runs' directories. `log` receives warnings."""
+        self._runs, self._gauges, self._log = runs, gauges, log
         self._last_epoch: dict[str, int] = {}
-        self._tensorboards: dict[str, SummaryWriter] = {}
+        self._tensorboards: dict[str, EventFile] = {}
 
     def start(self, run: str) -> None:
         """Record that a run has started."""
@@ -39,8 +40,7 @@ class EpochLog:
         self._gauges.record_epoch(run, epoch.result)
         with (self._runs / run / EPOCHS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(epoch.to_dict()) + "\n")
-        for name, value in epoch.to_dict().items():
-            self._tensorboards[run].add_scalar(name, float(value), number)
+        self._tensorboards[run].add_scalars(epoch.to_dict(), number)
 
     def close(self, run: str) -> None:
         """Record that a run has ended."""
@@ -55,9 +55,8 @@ class EpochLog:
         # Rewritten because a kill in the middle of a write leaves an incomplete line, to which the next one would be
         # appended.
         write_text(directory / EPOCHS, "".join(json.dumps(epoch) + "\n" for epoch in logged))
-        tensorboard = SummaryWriter(str(directory / TENSORBOARD))
+        tensorboard = EventFile(directory / TENSORBOARD, self._log)
         self._tensorboards[request.run] = tensorboard
         # The run's line in TensorBoard's HPARAMS table, with the best SumR as its metric.
         experiment, start, _ = hparams(request.values, {"best_SumR": None})
-        for summary in (experiment, start):
-            tensorboard.file_writer.add_summary(summary)
+        tensorboard.add_summaries(experiment, start)

@@ -69,7 +69,7 @@ def run_trials(
     # its own.
     for name in ("ray.tune.analysis.experiment_analysis", "ray.tune.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    log = EpochLog(session.copy.path / runs, session.gauges)
+    log = EpochLog(session.copy.path / runs, session.gauges, session.log)
     searcher = SourceSearcher(source)
     callbacks: list[Callback] = [StartCallback(log), SyncCallback(session.copy)]
     if progress is not None:
