@@ -37,7 +37,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 # Sizes beyond these bounds are typing errors: they would exhaust the memory, or never end.
 MAX_COUNT = 1_000_000
-MAX_WIDTH = 8192  # of the model; the paper's is 384
+MAX_WIDTH = 2**22  # of the model; the paper's is 384, and a wider model than this fails at once for lack of memory
 MAX_FEATURE_SIZE = 65_536  # of one row of features; the largest that benchmarks distribute is a few thousand
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 CountOrZero = Annotated[int, Field(ge=0, le=MAX_COUNT)]

@@ -369,7 +369,7 @@ def test_every_integer_has_an_upper_bound(section: type[Section]) -> None:
     ("key", "bound"),
     [
         ("model.denoiser_layers", 64),
-        ("model.hidden_size", 8192),
+        ("model.hidden_size", 2**22),
         ("model.branches", 16),
         ("model.diffusion_steps", 1000),
         ("data.video_size", 65536),
