@@ -8,6 +8,7 @@ Modules that take seconds to load (torch, Ray) are imported by the functions tha
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -47,7 +48,10 @@ def convert_features(
     from dreamprvr_ray.data.source import Source
 
     settings = ConversionSettings(dtype=dtype, protocol=protocol, dev_fraction=dev_fraction, seed=seed)
-    convert(Source.open(Path(source), collection, features), Path(out), settings, workers)
+    tree = Source.open(Path(source), collection, features)
+    conversion = convert(tree, Path(out), settings, workers)
+    for note in [*tree.notes(), *conversion.notes]:
+        logging.getLogger(__name__).warning("%s", note)
     return open_shards(out)
 
 

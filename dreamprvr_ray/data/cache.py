@@ -40,7 +40,7 @@ from pyarrow.fs import FileSystem
 from dreamprvr_ray.data.manifest import MANIFEST, FileRecord, Manifest
 from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.errors import UserError, first_line, redact_uri
-from dreamprvr_ray.storage.files import partial_path, remove_partial_files, replacing_file
+from dreamprvr_ray.storage.files import open_lock_file, partial_path, remove_partial_files, replacing_file
 from dreamprvr_ray.storage.location import is_uri
 
 CACHE = "DREAMPRVR_RAY_CACHE"
@@ -73,7 +73,7 @@ def local_shards(location: str) -> ShardSet:
     cache = _cache_directory()
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        in_use = os.open(_in_use_path(cache / remote.name), os.O_RDWR | os.O_CREAT, 0o666)
+        in_use = os.open(_in_use_path(cache / remote.name), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             fcntl.flock(in_use, fcntl.LOCK_SH)
             os.utime(in_use)
@@ -166,7 +166,7 @@ def _open(folder: Path) -> ShardSet | None:
 def _fill(remote: _RemoteShards, cache: Path) -> ShardSet:
     """Download the set unless another process has already done so. The caller holds the lock on its `.in-use`."""
     folder = cache / remote.name
-    with open(cache / ".filling", "w") as filling:
+    with open_lock_file(cache / ".filling") as filling:
         try:
             fcntl.flock(filling, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

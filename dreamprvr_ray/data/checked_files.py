@@ -21,7 +21,7 @@ from pathlib import Path
 from dreamprvr_ray.cpus import allowed_cpus
 from dreamprvr_ray.data.manifest import FileRecord
 from dreamprvr_ray.errors import UserError, first_few
-from dreamprvr_ray.storage.files import reading, write_json
+from dreamprvr_ray.storage.files import open_lock_file, reading, write_json
 
 CACHE = "DREAMPRVR_RAY_CACHE"
 _RECORDS = 500  # directories that are remembered; the oldest records are removed
@@ -128,5 +128,5 @@ def _lock(directory: Path) -> Iterator[None]:
         return
     with ExitStack() as stack:
         with suppress(OSError):  # a file system without locks: every process checks
-            fcntl.flock(stack.enter_context(open(path.with_suffix(".lock"), "w")), fcntl.LOCK_EX)
+            fcntl.flock(stack.enter_context(open_lock_file(path.with_suffix(".lock"))), fcntl.LOCK_EX)
         yield

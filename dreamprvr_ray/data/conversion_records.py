@@ -18,7 +18,7 @@ from typing import Any
 
 from dreamprvr_ray.data.manifest import UNFINISHED, FileRecord
 from dreamprvr_ray.errors import UserError
-from dreamprvr_ray.storage.files import reading, remove_partial_files, replacing, write_json, writing
+from dreamprvr_ray.storage.files import open_lock_file, reading, remove_partial_files, replacing, write_json, writing
 
 SETTINGS = "settings.json"
 _LOCK = "lock"
@@ -139,7 +139,7 @@ def lock_records(out: Path) -> Iterator[None]:
     Raises:
         UserError: Another conversion is using the directory.
     """
-    with open(out / UNFINISHED / _LOCK, "w") as lock:
+    with open_lock_file(out / UNFINISHED / _LOCK) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

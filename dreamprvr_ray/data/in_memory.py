@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from dreamprvr_ray.data.shard_plan import ConversionSettings
 from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.data.source import SPLITS, Source
 from dreamprvr_ray.errors import UserError, did_you_mean, first_few, first_line
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +77,10 @@ def write_shards(
             missing or empty, or `directory` holds anything else.
     """
     settings = ConversionSettings(dtype=dtype, protocol=protocol, dev_fraction=dev_fraction, seed=seed)
-    convert(_InMemorySource.from_splits(collection, features, splits), Path(directory), settings, workers=1)
+    source = _InMemorySource.from_splits(collection, features, splits)
+    conversion = convert(source, Path(directory), settings, workers=1)
+    for note in [*source.notes(), *conversion.notes]:
+        _log.warning("%s", note)
     return ShardSet.open(directory)
 
 

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from dreamprvr_ray.errors import PATH_ERRORS, NotWritableError, UserError, first_line
 
@@ -101,6 +101,14 @@ def remove_partial_files(directory: Path, names: Iterable[str]) -> None:
         name, _, process = path.name.rpartition(".partial-")
         if name in own and process.isdecimal() and not path.is_dir():
             path.unlink(missing_ok=True)
+
+
+def open_lock_file(path: Path) -> IO[bytes]:
+    """Open a file to lock it, creating it. Its content stays; a symbolic link, which others may plant, is refused.
+
+    Raises OSError if it cannot be opened.
+    """
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+b", buffering=0)
 
 
 @contextmanager

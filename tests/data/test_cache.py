@@ -390,3 +390,14 @@ def test_environment_variables(folder: Path, cache: Path, tmp_path: Path, monkey
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert local_shards(folder.as_uri()).directory.parent == tmp_path / "home" / ".cache" / "dreamprvr_ray"
+
+
+def test_a_planted_link_is_not_followed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, victim = tmp_path / "cache", tmp_path / "victim"
+    cache.mkdir()
+    victim.write_text("mine")
+    (cache / ".filling").symlink_to(victim)
+    monkeypatch.setenv("DREAMPRVR_RAY_CACHE", str(cache))
+    with pytest.raises(UserError, match="cannot cache"):
+        local_shards(f"file://{folder}")
+    assert victim.read_text() == "mine"

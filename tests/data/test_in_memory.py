@@ -201,3 +201,16 @@ def test_invalid_splits(tmp_path: Path) -> None:
         "mini: test query 'train0#0': the id has other tokens in another split",
     )
     assert not (tmp_path / "a").exists()
+
+
+def test_odd_features_and_overlaps_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    splits = small_splits()
+    (video, *_) = splits["train"].videos
+    train = FeatureSplit(dict(splits["train"].videos) | {video: np.zeros((3, 6))}, splits["train"].queries)
+    query = splits["test"].queries[0]
+    test_video = {query.video: splits["test"].videos[query.video]}
+    val = FeatureSplit(dict(splits["val"].videos) | test_video, [*splits["val"].queries, query])
+    shards = write_shards(tmp_path / "a", collection="mini", splits=splits | {"train": train, "val": val})
+    assert shards.manifest.protocol == "own splits, val overlaps test"
+    assert any("1 of" in message and "all zeros" in message for message in caplog.messages)
+    assert any("val queries are also in test" in message for message in caplog.messages)
