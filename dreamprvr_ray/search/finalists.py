@@ -18,12 +18,15 @@ from dreamprvr_ray.search.final_result import Candidate
 from dreamprvr_ray.search.final_runs import PlannedRun, is_trained, plan_runs
 from dreamprvr_ray.search.layout import FINAL_PLAN, FINAL_RUNS
 from dreamprvr_ray.search.messages import TrialEpoch, TrialRequest
+from dreamprvr_ray.search.progress import FinalProgress
 from dreamprvr_ray.search.ray_tune import run_trials
 from dreamprvr_ray.search.session import SearchSession
 from dreamprvr_ray.search.space import WITH_VAL
 from dreamprvr_ray.storage.files import write_text
 from dreamprvr_ray.training.failure import TrialFailure
 from dreamprvr_ray.training.reporter import duration
+
+EPOCHS_KEY = "training.epochs"
 
 
 def retrain_candidates(session: SearchSession, candidates: Sequence[Candidate]) -> list[PlannedRun]:
@@ -44,17 +47,22 @@ def retrain_candidates(session: SearchSession, candidates: Sequence[Candidate]) 
     if not waiting:
         return runs
     listed = ", ".join(candidate.shown_name for candidate in candidates)
-    log(f"final: training {listed}: {len(waiting)} runs, {session.plan.at_a_time} at a time")
+    settings = "1 setting" if len(candidates) == 1 else f"{len(candidates)} settings"
+    log(f"final stage: {len(waiting)} runs of {settings} ({listed}), {session.plan.at_a_time} at a time")
     if final_settings(search).with_val:
         for candidate in candidates:
             log(_describe_epochs(candidate))
     queue = RunQueue(waiting, log, finished=len(runs) - len(waiting), can_have_more=session.plan.can_have_more)
-    run_trials(session, queue, FINAL_RUNS)
+    epochs = {
+        request.run: int(request.values.get(EPOCHS_KEY, search.experiment.training.epochs)) for request in waiting
+    }
+    run_trials(session, queue, FINAL_RUNS, FinalProgress(epochs, log))
     if queue.failures:
         failures = "; ".join(f"{name} failed: {reason}" for name, reason in queue.failures.items())
         raise Failure(f"{session.storage}: {failures}")
     if not all(is_trained(final_runs / run.request.run) for run in runs):
         raise SearchInterrupted(f"{session.storage}: a final run was interrupted")
+    log(f"final stage: evaluating {len(runs)} runs once on test")
     return runs
 
 

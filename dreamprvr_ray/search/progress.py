@@ -6,14 +6,16 @@ import math
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from dreamprvr_ray.runtime.metrics import Gauges
+from dreamprvr_ray.search.layout import trial_name
 from dreamprvr_ray.search.leaderboard import ranked_trials
 from dreamprvr_ray.search.messages import TrialEpoch
 from dreamprvr_ray.search.results import STATES, TrialRecord, best_trial
 from dreamprvr_ray.search.study import SearchStudy
 from dreamprvr_ray.search.summary import format_table
+from dreamprvr_ray.search.time_left import Pace, epochs_left, final_epochs
 from dreamprvr_ray.training.reporter import duration
 
 TABLE_INTERVAL = 20.0  # seconds between two tables, unless a trial ended
@@ -36,15 +38,17 @@ class SearchProgress:
         self._name, self._planned = study.search.name, study.search.settings.trials
         self._keys = [parameter.key for parameter in study.search.parameters]
         self._started = self._logged = time.monotonic()
+        self._pace = Pace()
         self._measured = -math.inf
         self._ended_before = sum(trial.state in ENDED for trial in ranked_trials(study))  # by an earlier driver
         self._ended = self._ended_before
 
-    def update(self, ended: int, epochs: Sequence[TrialEpoch]) -> None:
-        """Show the number of trials that this driver has ended, and the latest epoch of each trial.
+    def update(self, ended: int, epochs: Mapping[str, TrialEpoch]) -> None:
+        """Show the number of trials that this driver has ended, and the latest epoch of each running one, by its run.
 
         Something is logged only when a trial has ended, or after a while.
         """
+        self._pace.observe(epochs, ended)
         ended += self._ended_before
         if ended != self._ended or time.monotonic() - self._measured > GAUGE_INTERVAL:
             self._measured = time.monotonic()
@@ -68,7 +72,7 @@ class SearchProgress:
             STATES.values(),
         )
 
-    def _summary(self, trials: list[TrialRecord], epochs: Sequence[TrialEpoch]) -> str:
+    def _summary(self, trials: list[TrialRecord], epochs: Mapping[str, TrialEpoch]) -> str:
         counts: Counter[str] = Counter(trial.state for trial in trials)
         ended = sum(counts[state] for state in ENDED)
         best = best_trial(trials)
@@ -81,18 +85,56 @@ class SearchProgress:
         elapsed = time.monotonic() - self._started
         return (
             f"search {self._name}: {ended} of {self._planned} trials ended ({states}) | {sumr}"
-            f" | {duration(elapsed)} so far, left: {self._time_left(ended, epochs, elapsed)}{failures}"
+            f" | {duration(elapsed)} so far, left: {self._time_left(trials, epochs, elapsed)}{failures}"
         )
 
-    def _time_left(self, ended: int, epochs: Sequence[TrialEpoch], elapsed: float) -> str:
-        if ended_here := ended - self._ended_before:
-            return duration(elapsed / ended_here * (self._planned - ended))
-        if not epochs:
+    def _time_left(self, trials: list[TrialRecord], epochs: Mapping[str, TrialEpoch], elapsed: float) -> str:
+        search = self._study.search
+        planned = search.experiment.training.epochs
+        running = {
+            trial.number: epochs[trial_name(trial.number)].result.epoch
+            for trial in trials
+            if trial_name(trial.number) in epochs
+        }
+        final = final_epochs(search.settings.final, trials, planned)
+        left = epochs_left(trials, running, self._planned, planned)
+        seconds = self._pace.seconds(left + final, elapsed, len(epochs))
+        if seconds is None:
             return "not known yet"
-        # No trial has ended: assume that all take as long as the running ones estimate for themselves.
-        per_trial = sum(epoch.seconds_total + epoch.result.seconds_left for epoch in epochs) / len(epochs)
-        rounds = (self._planned - self._ended_before) / len(epochs)
-        return duration(max(0.0, per_trial * rounds - elapsed))
+        return duration(seconds) + (" with the final stage" if final else "")
+
+
+class FinalProgress:
+    """Logs how far the final stage is, and how long it will still take."""
+
+    def __init__(self, planned_epochs: Mapping[str, int], log: Callable[[str], None]) -> None:
+        """`planned_epochs` has the epochs of each run that is trained, by its name."""
+        self._planned_epochs, self._log = planned_epochs, log
+        self._started = self._logged = time.monotonic()
+        self._pace, self._ended = Pace(), 0
+
+    def update(self, ended: int, epochs: Mapping[str, TrialEpoch]) -> None:
+        """Show the number of runs that have ended, and the latest epoch of each running one, by its name.
+
+        Something is logged only when a run has ended, or after a while.
+        """
+        self._pace.observe(epochs, ended)
+        is_due = bool(epochs) and time.monotonic() - self._logged > TABLE_INTERVAL
+        if ended == self._ended and not is_due:
+            return
+        self._ended, self._logged = ended, time.monotonic()
+        elapsed = self._logged - self._started
+        done = {run: epoch.result.epoch for run, epoch in self._pace.latest.items()}
+        ended_early = {run for run in done if run not in epochs}  # their patience ran out
+        left = sum(
+            planned - done.get(run, 0) for run, planned in self._planned_epochs.items() if run not in ended_early
+        )
+        seconds = self._pace.seconds(left, elapsed, len(epochs))
+        running = "".join(f", {run} at epoch {done[run]}/{self._planned_epochs.get(run, '?')}" for run in epochs)
+        self._log(
+            f"final stage: {ended} of {len(self._planned_epochs)} runs ended{running} | {duration(elapsed)} so far,"
+            f" left: {'not known yet' if seconds is None else duration(seconds)}"
+        )
 
 
 def format_progress(trials: Sequence[TrialRecord], keys: Sequence[str], width: int | None = None) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -54,8 +54,8 @@ class TrialSource(Protocol):
 class SearchProgressDisplay(Protocol):
     """What shows the progress of the running trials."""
 
-    def update(self, ended: int, epochs: Sequence[TrialEpoch]) -> None:
-        """Take the number of ended trials and the latest epoch of each trial."""
+    def update(self, ended: int, epochs: Mapping[str, TrialEpoch]) -> None:
+        """Take the number of ended trials and the latest epoch of each running trial, by the name of its run."""
 
 
 def run_trials(
@@ -228,14 +228,18 @@ class ProgressCallback(Callback):
 
     def __init__(self, progress: SearchProgressDisplay) -> None:
         self._progress = progress
-        self._latest: dict[str, TrialEpoch] = {}  # by Ray Tune's trial id
+        self._latest: dict[str, TrialEpoch] = {}  # by the name of the run
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         report = decode_report(result)
         if isinstance(report, TrialEpoch):
-            self._latest[trial.trial_id] = report
+            self._latest[TrialRequest.from_config(trial.config).run] = report
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        self._progress.update(sum(trial.is_finished() for trial in trials), list(self._latest.values()))
+        ended = [trial for trial in trials if trial.is_finished()]
+        # The last epoch of a trial is passed on once, although the trial may have ended with it.
+        self._progress.update(len(ended), dict(self._latest))
+        for trial in ended:
+            self._latest.pop(TrialRequest.from_config(trial.config).run, None)
