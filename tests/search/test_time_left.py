@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,7 @@ def test_the_time_left_counts_down_after_a_resume(tmp_path: Path, monkeypatch: p
             left.append(seconds_left(lines[-1]))
     # In epochs: 5 of this trial, 9 of the next one, and 2 settings with 2 seeds of 9 each.
     assert left[0] == pytest.approx((5 + 9 + 36) * 30, abs=60)
-    assert all(after < before for before, after in zip(left, left[1:], strict=False)), left
+    assert all(after < before for before, after in pairwise(left)), left
     study.finish(6, epoch_of(EPOCHS, finished=True))
     display.update(1, {})
     assert seconds_left(lines[-1]) == pytest.approx((9 + 36) * 30, abs=60) and "with the final stage" in lines[-1]
