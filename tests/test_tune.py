@@ -161,13 +161,16 @@ def test_a_tracker_has_every_trial_with_its_values_and_curve(
     from mlflow import MlflowClient
 
     out = searched[0].parent / "out"
+    assert "mlflow" not in searched[1].stderr.lower() and "warning" not in searched[1].stderr.lower()
     client = MlflowClient(f"sqlite:///{out / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("out").experiment_id])
     tracked = {int(run.data.params["trial_number"]): run for run in runs if "run" not in run.data.params}
     assert {run.data.params["run"] for run in runs if "run" in run.data.params} == {
         path.name for path in (out / "final").iterdir()
     }
+    assert all(run.info.run_name == run.data.params["run"] for run in runs if "run" in run.data.params)
     for number, entry in leaderboard(out).items():
+        assert tracked[number].info.run_name == f"trial_{number:03d}"
         assert (
             float(tracked[number].data.params["optimizer.learning_rate"]) == entry["values"]["optimizer.learning_rate"]
         )

@@ -88,7 +88,8 @@ def run_trials(
                 reuse_actors=session.plan.group.workers == 1,
                 search_alg=searcher,
                 scheduler=SourceScheduler(source, searcher, log),
-                trial_dirname_creator=lambda trial: TrialRequest.from_config(trial.config).run,
+                trial_dirname_creator=run_name,
+                trial_name_creator=run_name,  # for experiment trackers
             ),
             run_config=ray.tune.RunConfig(
                 name=name,
@@ -98,6 +99,11 @@ def run_trials(
                 failure_config=ray.tune.FailureConfig(max_failures=session.search.experiment.training.max_failures),
             ),
         ).fit()
+
+
+def run_name(trial: Trial) -> str:
+    """Return the name of a trial's run, such as trial_007."""
+    return TrialRequest.from_config(trial.config).run
 
 
 def _trainable(session: SearchSession, runs: str) -> Any:

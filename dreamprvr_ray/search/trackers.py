@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
+from dreamprvr_ray.errors import first_line, redact
 from dreamprvr_ray.search.messages import TrialEpoch, decode_report
 from dreamprvr_ray.training.failure import TrialFailure
 
@@ -27,7 +29,13 @@ def create_trackers(names: Iterable[str], experiment: str, directory: Path) -> l
 
 
 def _mlflow(experiment: str, directory: Path) -> Callback:
-    from ray.air.integrations.mlflow import MLflowLoggerCallback  # imports MLflow, which takes seconds
+    # MLflow and its database library log how they start, and warn of what needs no action.
+    warnings.filterwarnings("ignore", module=r"mlflow\.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from ray.air.integrations.mlflow import MLflowLoggerCallback  # imports MLflow, which takes seconds
+    for name in ("mlflow", "alembic", "ray.air._internal.mlflow"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
     class EpochsToMLflow(MLflowLoggerCallback):  # type: ignore[misc]
         """Ray's callback with the training's own epoch count as step and with metric names that MLflow accepts.
@@ -48,14 +56,14 @@ def _mlflow(experiment: str, directory: Path) -> Callback:
             try:
                 self.mlflow_util.log_metrics(run_id=self._trial_runs[trial], metrics_to_log=metrics, step=epoch)
             except Exception as error:  # the types of MLflow and of its HTTP clients have no common base
-                _log.warning("MLflow did not accept epoch %s of %s: %s", epoch, trial, error)
+                _log.warning("MLflow did not accept epoch %s of %s: %s", epoch, trial, redact(first_line(error)))
 
         def log_trial_end(self, trial: Trial, failed: bool = False) -> None:
             has_failed = failed or isinstance(decode_report(trial.last_result), TrialFailure)
             try:
                 super().log_trial_end(trial, has_failed)
             except Exception as error:
-                _log.warning("MLflow did not accept the end of %s: %s", trial, error)
+                _log.warning("MLflow did not accept the end of %s: %s", trial, redact(first_line(error)))
 
     # Given even if it equals the environment variable: otherwise Ray's callback would use MLflow's own default.
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{directory / 'mlflow.db'}"
