@@ -111,6 +111,8 @@ def recorded_ranks(checkpoint: Storage) -> list[int]:
     """Return the rank of each query's video (Q,) at a recorded evaluation on test. Raises `UserError` if damaged."""
     try:
         ranks = json.loads(checkpoint.read_text(TEST_RANKS))
+    except FileNotFoundError:
+        raise UserError(f"{checkpoint}/{TEST_RANKS}: no such file") from None
     except ValueError as error:
         raise UserError(f"{checkpoint}/{TEST_RANKS}: damaged: {first_line(error)}") from None
     if not isinstance(ranks, list) or not all(isinstance(rank, int) for rank in ranks):

@@ -147,13 +147,16 @@ class Storage:
             return bool(filesystem.get_file_info(f"{path}/{name}").is_file)
 
     def read_text(self, name: str) -> str:
-        """Return the content of a small file."""
-        if (directory := self.directory) is not None:
-            with _reading(directory / name):
-                return (directory / name).read_text(encoding="utf-8")
-        filesystem, path = self._store
-        with _requests_to(self), filesystem.open_input_stream(f"{path}/{name}") as file:
-            return bytes(file.read()).decode()
+        """Return the content of a small file. Raises `UserError` if it is not UTF-8."""
+        try:
+            if (directory := self.directory) is not None:
+                with _reading(directory / name):
+                    return (directory / name).read_text(encoding="utf-8")
+            filesystem, path = self._store
+            with _requests_to(self), filesystem.open_input_stream(f"{path}/{name}") as file:
+                return bytes(file.read()).decode()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{self}/{name}: damaged: not UTF-8 at byte {error.start}") from None
 
     def write_text(self, name: str, text: str) -> None:
         """Write a small file atomically."""

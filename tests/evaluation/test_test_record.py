@@ -196,6 +196,18 @@ def test_damaged_ranks_are_reported(content: str, copied: Storage) -> None:
         recorded_ranks(copied)
 
 
+def test_a_record_that_is_not_text_is_reported(copied: Storage) -> None:
+    assert copied.directory is not None
+    for name, read in (("test.json", recorded_test), ("test_ranks.json", recorded_ranks)):
+        (copied.directory / name).write_bytes(b'{"readings": "\xff"}')
+        with pytest.raises(UserError) as error:
+            read(copied)
+        assert str(error.value) == f"{copied}/{name}: damaged: not UTF-8 at byte 14"
+    (copied.directory / "test_ranks.json").unlink()
+    with pytest.raises(UserError, match=r"test_ranks\.json: no such file$"):
+        recorded_ranks(copied)
+
+
 def test_weights_that_give_no_finite_scores_are_not_evaluated(
     copied: Storage, demo_shards: Path, call: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
