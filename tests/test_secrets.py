@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from support.object_store import S3
 
 from dreamprvr_ray.errors import UserError, redact, redact_uri
 from dreamprvr_ray.report.reader import read_search
@@ -105,3 +110,56 @@ def test_the_report_asks_for_the_password_that_is_not_recorded(tmp_path: Path, m
     with pytest.raises(UserError) as error:
         read_search(tmp_path)
     assert "canary" not in str(error.value) and "set DREAMPRVR_RAY_STORE" not in str(error.value)
+
+
+def test_a_search_and_a_training_leave_secrets_nowhere(
+    command: Callable[..., subprocess.CompletedProcess[str]],
+    demo_shards: Path,
+    tmp_path: Path,
+    s3: S3,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Everything that is printed or written is searched, Ray's logs and the bucket included."""
+    bucket = Storage.of(s3.uri().replace("s3://", "s3://key:canary-1@"))
+    bucket.upload_directory("shards", demo_shards, last="manifest.json")
+    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "WANDB_API_KEY"):
+        monkeypatch.setenv(name, f"canary-2/{name}")
+    database = f"sqlite:///file:{tmp_path}/study.db?uri=true&token=canary-3"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///file:{tmp_path}/mlflow.db?uri=true&token=canary-4")
+    logs = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short, because Ray's sockets are in it
+    monkeypatch.setenv("RAY_TMPDIR", str(logs))
+    small = ("--set", "model.hidden_size=16", "model.branches=1", "training.epochs=1")
+    space = tmp_path / "space.yaml"
+    contents = {
+        "config": "demo",
+        "shards": (bucket / "shards").location,
+        "out": (bucket / "out").location,
+        "trials": 1,
+        "store": database,
+        "trackers": ["mlflow"],
+        "space": {"model.registers": {"int": [0, 8]}},
+    }
+    space.write_text(yaml.safe_dump(contents))
+    try:
+        search = command("tune", "--space", space, "--json", *small)
+        where = ("--shards", contents["shards"], "--out", (bucket / "run").location)
+        training = command("train", "--config", "demo", *where, "--json", *small)
+        refused = command(
+            "train", "--config", "demo", "--shards", contents["shards"], "--out", "s3:/k:canary/5@b", *small
+        )
+        assert search.returncode == training.returncode == 0, search.stderr + training.stderr
+        assert refused.returncode == 2 and "s3:/k:***@b: is neither a path nor a URI" in refused.stderr
+        space.unlink()
+        printed = search.stdout + search.stderr + training.stdout + training.stderr + refused.stdout + refused.stderr
+        files = [path for folder in (logs, tmp_path) for path in folder.rglob("*") if path.is_file()]
+        assert len([path for path in files if path.is_relative_to(logs)]) > 10  # otherwise it looks at the wrong place
+        assert "canary" not in printed
+        assert not [path for path in files if b"canary" in path.read_bytes()]
+        copy = tmp_path / "bucket"
+        for name in ("out", "run"):
+            with (bucket / name).local_directory() as directory:
+                shutil.copytree(directory, copy / name)
+        files = [path for path in copy.rglob("*") if path.is_file()]
+        assert files and not [path for path in files if b"canary" in path.read_bytes()]
+    finally:
+        shutil.rmtree(logs, ignore_errors=True)

@@ -62,6 +62,8 @@ class Storage:
         text = str(location)
         if "\0" in text:
             raise UserError(f"{redact(text)!r}: a location must not hold a NUL character")
+        if match := re.match(r"(s3|gs|gcs|abfss?|hdfs|https?|file):(?!//)", text):
+            raise UserError(f"{redact_uri(text)}: is neither a path nor a URI; a URI begins with {match[1]}://")
         if not is_uri(text) or text.startswith("file://"):
             return cls(str(Path(text.removeprefix("file://")).resolve()))
         try:

@@ -266,3 +266,10 @@ def test_a_name_that_is_too_long(tmp_path: Path) -> None:
             use("x" * 300)
     with pytest.raises(FileNotFoundError):  # it may appear
         storage.read_text("missing")
+
+
+@pytest.mark.parametrize("location", ["s3:/bucket/run", "s3:bucket/run", "gs:/k:canary@bucket", "file:/tmp/run"])
+def test_a_uri_without_two_slashes_is_refused(location: str) -> None:
+    with pytest.raises(UserError, match=r"is neither a path nor a URI; a URI begins with \w+://") as error:
+        Storage.of(location)
+    assert "canary" not in str(error.value)
