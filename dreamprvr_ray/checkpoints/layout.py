@@ -4,7 +4,7 @@ from __future__ import annotations
 
 CHECKPOINTS = "checkpoints"  # a `CheckpointStore`: the best and the latest checkpoint
 EXPERIMENT = "experiment.yaml"  # the configuration, also in each checkpoint
-BEST = "best"  # a copy of the best checkpoint, written when training has ended
+BEST = "best"  # a copy of the best checkpoint, written when training has ended or was interrupted
 TENSORBOARD = "tensorboard"  # TensorBoard's event files
 RAY = "ray"  # Ray Train's own records of the run
 

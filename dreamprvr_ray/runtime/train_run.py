@@ -1,8 +1,8 @@
 """One training run: a group of Ray Train workers that train a model in a run's directory.
 
 The directory holds `experiment.yaml`, `checkpoints/` (the best and the latest), `ray/` (Ray Train's own records),
-`tensorboard/`, and, once training has ended, `best/`, a copy of the best checkpoint. It can be on a local disk, on a
-file system that all nodes share, or in an object store.
+`tensorboard/`, and, once training has ended or was interrupted, `best/`, a copy of the best checkpoint. It can be on a
+local disk, on a file system that all nodes share, or in an object store.
 """
 
 from __future__ import annotations
