@@ -76,7 +76,11 @@ def test_a_finished_search_is_resumed_without_training_or_testing(earlier: Path,
     files, entries, trials = trained_files(search), leaderboard(search), study_trials(search)
     assert len(files) > 20
     recorded = json.loads((search / "best" / "test.json").read_text())["readings"]
-    outcome = last_json(call("tune", "--space", "space.yaml", "--resume", "--json"))
+    done = call("tune", "--space", "space.yaml", "--resume", "--json")
+    outcome = last_json(done)
+    # Its final runs have seeds 0 and 1, and its trials seed 0.
+    assert "share seed 0 with the search: the comparison favours the trial" in done.stderr
+    assert json.loads((search / "final.json").read_text())["shared_seeds"] == [0]
     assert trained_files(search) == files and leaderboard(search) == entries and study_trials(search) == trials
     assert outcome["trials"] == 4 and outcome["test"] == recorded[0] and outcome["test"]["test_reads"] == 1
 

@@ -304,7 +304,7 @@ def _describe_ablation(search: SearchRecord, result: FinalResult, comparison: Co
     reset = comparison.reversed()
     text = (
         f"{trial} with {_reset(search, key or comparison.than)}: {format_difference(reset.difference)} SumR"
-        f" ({_interval(reset)})"
+        f" ({_interval(reset)}{'' if reset.covers_seeds else f', {reset.coverage}'})"
     )
     if not reset.covers_seeds:
         return f"{text}; with one seed, it is not known whether other seeds would agree."
