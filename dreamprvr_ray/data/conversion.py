@@ -43,7 +43,7 @@ from dreamprvr_ray.data.shard_plan import ConversionSettings, ShardPlan, choose_
 from dreamprvr_ray.data.shard_workers import FinishedShard, ShardTask, make_shards
 from dreamprvr_ray.data.source import Source
 from dreamprvr_ray.errors import UserError
-from dreamprvr_ray.storage.files import reading
+from dreamprvr_ray.storage.files import reading, remove_empty
 
 _NAMED = 3  # how many ids a note names
 
@@ -103,6 +103,7 @@ def convert(
     if finished:
         return _already_converted(out, conversion)
     plans, stems = plan_shards(splits, source.raw, settings.dtype)
+    created = [parent for parent in out.absolute().parents if not parent.exists()]
     open_records(out, conversion)
     names = [plan.stem for plan in plans]
     with lock_records(out):
@@ -115,12 +116,10 @@ def convert(
             for shard in make_shards(tasks, workers):
                 records[shard.stem] = shard.record
                 tally.add(shard)
-        except UserError:
-            discard(out, names)
-            raise
-        except OSError:  # a full disk
-            if not has_records(out):
+        except (UserError, OSError) as error:
+            if isinstance(error, UserError) or not has_records(out):  # else a full disk: what is finished is kept
                 discard(out, names)
+                remove_empty(created)
             raise
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,

@@ -27,7 +27,7 @@ from dreamprvr_ray import command_line
 from dreamprvr_ray.data.captions import Moment, Query
 from dreamprvr_ray.data.source_writer import SourceVideo, write_source_tree
 from dreamprvr_ray.errors import Failure, NotWritableError, UserError, first_line
-from dreamprvr_ray.storage.files import read_json, reason, write_json, writing
+from dreamprvr_ray.storage.files import read_json, reason, remove_empty, write_json, writing
 from dreamprvr_ray.storage.location import local_folder
 
 COLLECTION = "demo"
@@ -177,9 +177,7 @@ def write_demo(directory: Path, seed: int = 0, videos: Mapping[str, int] = VIDEO
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
-        for path in created:
-            with suppress(OSError):  # it holds the demo
-                path.rmdir()
+        remove_empty(created)
     return ceilings
 
 

@@ -63,13 +63,13 @@ class HDF5Features:
         dataset, shape = self._dataset(id), self.shape(id)
         if 4 * np.prod([float(size) for size in shape]) > _LARGEST_BYTES:
             raise UserError(f"{self.path}: {self.kind} {quoted(id)}: shape {shape} is too large")
-        rows = np.empty(shape, dtype=np.float32)
         try:
+            rows = np.empty(shape, dtype=np.float32)
             if dataset.dtype.kind not in "fiu":
                 raise UserError(f"{self.path}: {self.kind} {quoted(id)}: must hold numbers, not {dataset.dtype}")
             if rows.size:
                 dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, rows)
-        except (OSError, RuntimeError, TypeError, ValueError, KeyError) as error:
+        except (OSError, RuntimeError, TypeError, ValueError, KeyError, MemoryError) as error:
             raise self._unreadable(id, error) from None
         return rows
 

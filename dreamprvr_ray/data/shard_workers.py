@@ -14,6 +14,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from dreamprvr_ray.data.feature_files import RawFeatures
 from dreamprvr_ray.data.manifest import FeatureType
 from dreamprvr_ray.data.shard_files import ShardContent, write_shard
 from dreamprvr_ray.data.shard_plan import ShardPlan
-from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.errors import Failure, UserError
 
 NORM_TOLERANCE = 1e-3  # by which the norm of a pooled row that is not zero may differ from 1
 PROCESS_BYTES = 256 * 2**20  # size of features that justifies starting another process
@@ -55,7 +56,7 @@ class FinishedShard:
 def make_shards(tasks: Sequence[ShardTask], workers: int) -> Iterator[FinishedShard]:
     """Make shards with up to `workers` processes and yield each as it is finished, in any order.
 
-    An error in a task ends the iteration with it.
+    An error in a task ends the iteration with it. Raises `Failure` if a process is killed.
     """
     workers = min(workers, len(tasks), 1 + int(sum(task.plan.max_bytes for task in tasks) / PROCESS_BYTES))
     if workers <= 1:
@@ -69,6 +70,11 @@ def make_shards(tasks: Sequence[ShardTask], workers: int) -> Iterator[FinishedSh
         futures: list[Future[FinishedShard]] = [executor.submit(make_shard, task) for task in tasks]
         for future in as_completed(futures):
             yield future.result()
+    except BrokenProcessPool:
+        raise Failure(
+            "a process that makes shards was killed, perhaps because memory ran out; run the same command again to"
+            " resume, with fewer --workers"
+        ) from None
     except KeyboardInterrupt:
         for process in multiprocessing.active_children():
             process.terminate()

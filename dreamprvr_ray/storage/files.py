@@ -12,7 +12,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -133,6 +133,13 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write an indented JSON object atomically, creating its directory. Raises `NotWritableError` as `write_text`."""
     write_text(path, json.dumps(values, indent=1) + "\n")
+
+
+def remove_empty(directories: Iterable[Path]) -> None:
+    """Remove those directories that are empty, in this order."""
+    for directory in directories:
+        with suppress(OSError):
+            directory.rmdir()
 
 
 def copy_files(source: Path, target: Path) -> None:

@@ -394,3 +394,37 @@ def test_zero_and_vanishing_features_are_noted(tree: Path, tmp_path: Path, worke
         " right? 'vid_001', 'vid_002'",
     ]
     assert _convert(tree, tmp_path / "again", 1, dtype="float32").notes == notes
+
+
+KILLED_WORKER = """
+import os, sys
+from pathlib import Path
+from dreamprvr_ray import command_line, convert
+from dreamprvr_ray.data import shard_plan, shard_workers
+
+def kill(task):
+    os.kill(os.getpid(), 9)
+
+if __name__ == "__main__":
+    shard_plan.SMALLEST_SHARD_BYTES = shard_workers.PROCESS_BYTES = 1
+    shard_workers.make_shard = kill
+    command_line.run(convert.main)
+"""
+
+
+def test_a_killed_process_of_a_conversion_is_one_line(tree: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(KILLED_WORKER)
+    command = ["--source", str(tree), "--collection", "mini", "--out", str(tmp_path / "out"), "--workers", "2"]
+    done = subprocess.run([sys.executable, str(script), *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("failed: a process that makes shards was killed, perhaps because memory ran out;")
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_error_leaves_no_new_parent_directories(tree: Path, tmp_path: Path) -> None:
+    with h5py.File(tree / "FeatureData" / "i3d" / "feature.hdf5", "a") as file:
+        file["vid_005"][7, 3] = np.nan
+    with pytest.raises(UserError, match="NaN"):
+        _convert(tree, tmp_path / "a" / "b" / "out")
+    assert not (tmp_path / "a").exists()
