@@ -114,7 +114,7 @@ def exit_code(main: Callable[[list[str]], int | None], arguments: list[str]) -> 
 
 def _print_error(code: int, *messages: str) -> int:
     for message in messages:
-        print(f"{'error' if code == 2 else 'failed'}: {one_line(message)}", file=sys.stderr)
+        print(f"{'error' if code == 2 else 'failed'}: {one_line(redact(message))}", file=sys.stderr)
     return code
 
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from dreamprvr_ray.command_line import Parser, print_json, print_progress, run
 from dreamprvr_ray.config import Experiment, parse_overrides
 from dreamprvr_ray.errors import SearchInterrupted, redact_uri
 from dreamprvr_ray.search.settings import SearchSettings
 from dreamprvr_ray.search.space import Search, load_search
+from dreamprvr_ray.storage.location import local_file
 
 
 def main(arguments: list[str]) -> None:
     parser = Parser(
         "tune", "Search a space. The best model by val SumR is written to OUT/best and evaluated once on test."
     )
-    parser.add_argument("--space", type=Path, required=True, help="YAML file of a search; search_spaces/ has examples")
+    parser.add_argument(
+        "--space", type=local_file, required=True, help="YAML file of a search; search_spaces/ has examples"
+    )
     parser.add_argument("--shards", help="directory or URI of the shards written by `convert`; overrides the file's")
     parser.add_argument("--out", help="directory or URI of the search, which must be new; overrides the file's")
     parser.add_argument("--trials", type=int, help="number of trials; overrides the file's")

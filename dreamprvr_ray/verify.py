@@ -7,11 +7,10 @@ which always runs on the CPU. The exit code is 1 if any check is out of toleranc
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 from dreamprvr_ray.command_line import Parser, print_json, run
+from dreamprvr_ray.storage.location import local_file
 from dreamprvr_ray.training.golden import format_checks, verify
 
 
@@ -21,7 +20,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument(
         "golden",
-        type=Path,
+        type=local_file,
         nargs="?",
         metavar="GOLDEN",
         help="directory with recorded numbers, laid out like tests/golden (default: the project's own)",

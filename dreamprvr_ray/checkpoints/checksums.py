@@ -29,6 +29,8 @@ def check_file(directory: Path, name: str) -> None:
     Raises `UserError` if the file's content is not what was written.
     """
     path = directory / name
+    if path.exists() and not path.is_file():  # reading a pipe or a device may never end
+        raise UserError(f"{path}: cannot be read: not a regular file")
     if not path.is_file() or not (directory / CHECKSUMS).is_file():
         return
     digests = read_json(directory / CHECKSUMS).get("sha256")

@@ -9,7 +9,7 @@ from dreamprvr_ray.command_line import Parser, print_json, run
 from dreamprvr_ray.report.page import check_replaceable, write_report
 from dreamprvr_ray.report.reader import read_search
 from dreamprvr_ray.search.working_copy import downloaded
-from dreamprvr_ray.storage.location import Storage, is_uri
+from dreamprvr_ray.storage.location import Storage, is_uri, local_file
 
 
 def main(arguments: list[str]) -> None:
@@ -19,7 +19,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("experiment", help="directory or URI of the search, as given to `tune --out`")
     parser.add_argument(
         "--out",
-        type=Path,
+        type=local_file,
         help="file to write (default: EXPERIMENT/report.html, or ./report.html if EXPERIMENT is a URI)",
     )
     options = parser.parse_args(arguments)

@@ -47,6 +47,13 @@ def local_folder(location: str) -> Path:
     return Path(location)
 
 
+def local_file(location: str) -> Path:
+    """Return the path of a file that a command reads or writes on this machine. Raises `UserError` for a URI."""
+    if is_uri(location):
+        raise UserError(f"{redact_uri(location)}: must be a path on this machine, not a URI")
+    return Path(location)
+
+
 @dataclass(frozen=True)
 class Storage:
     """A directory. `location` is an absolute path or the URI as the user wrote it, which may hold credentials.
