@@ -75,7 +75,9 @@ def coverage(interval: Interval, seeds: int, videos: int, spread: float, repeats
 
 
 def main(arguments: list[str]) -> None:
-    parser = Parser("interval_coverage", "How often the interval of a comparison contains the true difference.")
+    parser = Parser(
+        "interval_coverage", "How often the interval of a comparison contains the true difference.", "benchmarks"
+    )
     parser.add_argument("--videos", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=1000)
     options = parser.parse_args(arguments)

@@ -83,7 +83,7 @@ def _mean_of_runs(search: Search, candidate: Candidate, number: int, seeds: Sequ
 
 
 def main(arguments: list[str]) -> None:
-    parser = Parser("selection_bias", "Does the final stage favour the trial that a search selected?")
+    parser = Parser("selection_bias", "Does the final stage favour the trial that a search selected?", "benchmarks")
     parser.add_argument("--searches", type=int, default=2000)
     options = parser.parse_args(arguments)
     results = []
