@@ -59,8 +59,8 @@ class ModelConfig(Section):
     registers: int = Field(
         ge=0,
         le=64,
-        description="Number of registers per video, K in the paper. 0 disables registers: fusion blocks then see "
-        "tokens only, and the variational and denoising losses are 0.",
+        description="Number of registers per video, K in the paper; 0 disables them. Without registers, fusion "
+        "blocks see tokens only, and the variational and denoising losses are 0.",
     )
     diffusion_steps: int = Field(
         ge=1,

@@ -62,7 +62,8 @@ def help_text(heading: str, section: type[Section]) -> str:
     entries = []
     for key in document_keys(section):
         summary = textwrap.fill(key.summary, HELP_WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
-        entries.append(f"  {key.name} ({key.allowed})\n{summary}")
+        default = "required" if key.default is None else f"default {key.default}"
+        entries.append(f"  {key.name} ({key.allowed}; {default})\n{summary}")
     return "\n".join([heading, *entries])
 
 

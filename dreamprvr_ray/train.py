@@ -55,13 +55,19 @@ def main(arguments: list[str]) -> None:
 def _parser() -> Parser:
     parser = Parser("train", "Train one model in Ray Train workers. OUT/best is the best checkpoint by val SumR.")
     parser.add_argument("--config", required=True, help="a preset (tvr, activitynet, charades, demo) or a YAML file")
-    parser.add_argument("--shards", help="output of `convert`: a directory, or a URI such as s3://bucket/shards")
-    parser.add_argument("--out", help="new directory for the run, or a URI such as s3://bucket/run")
+    parser.add_argument(
+        "--shards",
+        help="output of `convert`: a directory, or a URI such as s3://bucket/shards; required except with --dry-run",
+    )
+    parser.add_argument(
+        "--out", help="new directory for the run, or a URI such as s3://bucket/run; required except with --dry-run"
+    )
     parser.add_argument(
         "--workers",
         default="1",
         metavar="N or MIN:MAX",
-        help="data-parallel workers, each with a GPU if there are enough; 2:8 uses two to eight, as many as fit (1)",
+        help="data-parallel workers, each with a GPU if there are enough; 2:8 uses two to eight, as many as fit "
+        "(default: 1)",
     )
     parser.add_argument("--resume", action="store_true", help="continue the run in OUT")
     parser.add_argument("--dry-run", action="store_true", help="print the configuration and its cost without training")

@@ -21,7 +21,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--out", help="directory or URI of the search, which must be new; overrides the file's")
     parser.add_argument("--trials", type=int, help="number of trials; overrides the file's")
     parser.add_argument("--resume", action="store_true", help="continue the search in OUT")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and its cost without training anything")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the plan and the cost of a trial without training"
+    )
     parser.add_overrides(
         ("search-file keys (docs/configuration.md explains them in full):", SearchSettings),
         ("configuration keys, which `space` may search or fix:", Experiment),

@@ -382,7 +382,8 @@ def test_a_size_beyond_its_bound_is_reported(key: str, bound: int) -> None:
         with pytest.raises(UserError) as error:
             load_experiment("tvr", {key: size})
         (line,) = error.value.mistakes
-        assert line == f"--set: {key} = {size}: must be less than or equal to {bound}"
+        value = size if size < 10**18 else "an integer of more than 18 digits"
+        assert line == f"--set: {key} = {value}: must be less than or equal to {bound}"
     assert load_experiment("tvr", {key: bound}).flat()[key] == bound
 
 
@@ -392,7 +393,8 @@ def test_help_lists_every_key(
 ) -> None:
     text = " ".join(call(command, "--help").stdout.split())
     for key in (key for section in sections for key in document_keys(section)):
-        assert f"{key.name} ({key.allowed}) {key.summary}" in text
+        default = "required" if key.default is None else f"default {key.default}"
+        assert f"{key.name} ({key.allowed}; {default}) {key.summary}" in text
 
 
 def test_configuration_page_is_current() -> None:

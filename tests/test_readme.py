@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = [block.replace("\\\n", "") for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)]
 COMMANDS = [" ".join(line.split()) for block in BLOCKS for line in block.splitlines() if line]
+COMMANDS = [line.partition(" # ")[0].strip() for line in COMMANDS]
 # Searches and trainings are shortened; every other command runs as written.
 SHORTER = {"tune": " --trials 2 --set training.epochs=2 final.seeds=1", "train": " --set training.epochs=1"}
 
@@ -37,6 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copy(source, folder / name)
     sizes = {"train": 10, "val": 10, "test": 10}
     write_random_source_tree(folder / "data", "tvr", "i3d_resnet", 3072, 768, sizes)
+    write_random_source_tree(folder / "data", "mine", "clip", 32, 32, sizes)
     return folder
 
 
@@ -96,6 +98,9 @@ def test_make_search(folder: Path) -> None:
     assert re.search(r"best trial: trial \d, val SumR [\d.]+ at epoch \d", done.stdout)
     assert re.search(r"trial 1 against paper: [+-][\d.]+ test SumR", done.stdout)
     assert re.search(r"selected model: .*demo/search/best", done.stdout)
+    report = "python -m dreamprvr_ray.report demo/search"
+    assert f"`{report}`" in README and run(report, folder).returncode == 0
+    assert (folder / "demo" / "search" / "report.html").exists()
 
 
 def test_python_example(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

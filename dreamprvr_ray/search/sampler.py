@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 import optuna
@@ -33,18 +33,21 @@ class PerTrialSampler(BaseSampler):
         return self._sampler
 
     def _create(self, number: int, key: str = "") -> BaseSampler:
+        """`key`: of one value that is sampled independently of the others."""
         seed = int(np.random.SeedSequence([self._settings.seed, number, *key.encode()]).generate_state(1)[0])
         startup = self._settings.startup_trials
         if self._settings.kind == "random":
             return RandomSampler(seed=seed)
         if self._settings.kind == "gp":
             return GPSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False)
-        with warnings.catch_warnings():  # `group` is experimental
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            # Without groups, keys that some trials lack would be sampled independently of each other.
-            return TPESampler(
-                seed=seed, n_startup_trials=startup, multivariate=True, group=self._conditional, constant_liar=True
-            )
+        if self._settings.kind == "tpe":
+            with warnings.catch_warnings():  # `group` is experimental
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                # Without groups, keys that some trials lack would be sampled independently of each other.
+                return TPESampler(
+                    seed=seed, n_startup_trials=startup, multivariate=True, group=self._conditional, constant_liar=True
+                )
+        assert_never(self._settings.kind)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         space: dict[str, BaseDistribution] = self._sampler_of(trial).infer_relative_search_space(study, trial)

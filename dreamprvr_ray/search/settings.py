@@ -78,7 +78,7 @@ class Pruning(Section):
     )
     grace_epochs: Count = Field(
         default=2,
-        description="Epochs before the first comparison, at least 1. Choose it beyond "
+        description="Epochs before trials are first compared and the weak ones stopped. Choose it beyond "
         "`loss.hard_negative_start_epoch`.",
     )
     reduction_factor: Annotated[int, Field(ge=2, le=MAX_COUNT)] = Field(

@@ -151,7 +151,11 @@ class GradientPass:
         inputs = {
             name: self._copy(name, getattr(batch, name), device) for name in ("clips", "frames", "frame_mask", "owner")
         }
-        noise = {name: self._copy(name, getattr(randomness, name), device) for name in ("alpha_noise", "beta_noise")}
+        noise = {
+            field.name: self._copy(field.name, getattr(randomness, field.name), device)
+            for field in fields(randomness)
+            if field.name != "negatives"
+        }
         draws = {
             field.name: self._copy(field.name, getattr(randomness.negatives, field.name), device)
             for field in fields(randomness.negatives)
