@@ -109,7 +109,7 @@ def test_a_run_whose_ray_is_lost_ends_within_seconds_and_resumes(
     arguments = ("--config", "demo", "--shards", demo_shards, "--out", tmp_path / "run")
     driver = drive("train", *arguments, *small)
     driver.wait_for_output("starting Ray ...")
-    driver.wait_for_output("epoch 1/1000")
+    driver.wait_for_output("1/1000 | loss")
     children = psutil.Process(driver.process.pid).children(recursive=True)
     (lost,) = [child for child in children if child.name() == process]
     lost.kill()
