@@ -16,10 +16,13 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from dreamprvr_ray.cpus import allowed_cpus
 from dreamprvr_ray.data.manifest import FileRecord
+from dreamprvr_ray.data.overlaps import Overlap
 from dreamprvr_ray.errors import UserError, first_few
 from dreamprvr_ray.storage.files import open_lock_file, reading, write_json
 
@@ -59,8 +62,27 @@ def remember_files(directory: Path, files: Mapping[str, FileRecord]) -> None:
     path = _record_path(directory)
     if path is not None:
         with suppress(OSError):
-            write_json(path, {"directory": str(directory.absolute()), "files": checked})
+            write_json(path, _record(path) | {"directory": str(directory.absolute()), "files": checked})
             _remove_oldest(path.parent)
+
+
+def remembered_overlaps(directory: Path, fingerprint: str) -> dict[str, Overlap] | None:
+    """Return what `remember_overlaps` remembered for shards with this fingerprint, or None."""
+    path = _record_path(directory)
+    with suppress(KeyError, TypeError, AttributeError):
+        overlaps = _record(path)["overlaps"] if path is not None else {}
+        if overlaps.get("fingerprint") == fingerprint:
+            return {name: Overlap(**values) for name, values in overlaps["splits"].items()}
+    return None
+
+
+def remember_overlaps(directory: Path, fingerprint: str, overlaps: Mapping[str, Overlap]) -> None:
+    """Remember what splits share: finding it takes seconds for large collections."""
+    path = _record_path(directory)
+    if path is not None:
+        splits = {name: asdict(overlap) for name, overlap in overlaps.items()}
+        with suppress(OSError):
+            write_json(path, _record(path) | {"overlaps": {"fingerprint": fingerprint, "splits": splits}})
 
 
 def _compare(directory: Path, files: Mapping[str, FileRecord]) -> None:
@@ -92,9 +114,16 @@ def _stamp(path: Path, record: FileRecord) -> list[object]:
 def _read(directory: Path) -> dict[str, list[object]]:
     path = _record_path(directory)
     if path is not None:
-        with suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            return dict(json.loads(path.read_text(encoding="utf-8"))["files"].items())
+        with suppress(TypeError, KeyError, AttributeError):
+            return dict(_record(path)["files"].items())
     return dict(_checked_here.get(directory.absolute(), {}))
+
+
+def _record(path: Path) -> dict[str, Any]:
+    with suppress(OSError, ValueError, RecursionError):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return values if isinstance(values, dict) else {}
+    return {}
 
 
 def _record_path(directory: Path) -> Path | None:

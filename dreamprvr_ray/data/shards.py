@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from dreamprvr_ray.data.captions import Caption
-from dreamprvr_ray.data.checked_files import check_files
+from dreamprvr_ray.data.checked_files import check_files, remember_overlaps, remembered_overlaps
 from dreamprvr_ray.data.manifest import MANIFEST, FileRecord, Manifest
 from dreamprvr_ray.data.overlaps import find_overlaps
 from dreamprvr_ray.data.shard_files import MappedShard
@@ -45,8 +45,13 @@ class ShardSet:
         """
         shards = ShardSet(Path(directory), Manifest.open(Path(directory)))
         if shards.manifest.overlaps is None and {"val", "test"} <= shards.manifest.splits.keys():
-            # Written by an earlier version, which did not look for overlaps: a fraction of a second.
-            shards.manifest = shards.manifest.with_overlaps(find_overlaps(shards._captions()))
+            # Written by an earlier version, which did not look for overlaps.
+            fingerprint = shards.manifest.fingerprint
+            overlaps = remembered_overlaps(shards.directory, fingerprint)
+            if overlaps is None:
+                overlaps = find_overlaps(shards._captions())
+                remember_overlaps(shards.directory, fingerprint, overlaps)
+            shards.manifest = shards.manifest.with_overlaps(overlaps)
         return shards
 
     def split(self, name: str) -> Split:

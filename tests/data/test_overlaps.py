@@ -99,7 +99,9 @@ def test_a_val_that_is_mostly_test_is_refused(tree: Path, tmp_path: Path, conver
     assert not (tmp_path / "shards").exists()
 
 
-def test_shards_of_earlier_versions_are_examined(tree: Path, converted: Converted) -> None:
+def test_shards_of_earlier_versions_are_examined(
+    tree: Path, converted: Converted, monkeypatch: pytest.MonkeyPatch
+) -> None:
     add(tree, "val", *lines_of(tree, "test")[:2])
     path = converted(tree).directory / MANIFEST
     values = json.loads(path.read_text())
@@ -109,6 +111,9 @@ def test_shards_of_earlier_versions_are_examined(tree: Path, converted: Converte
         assert manifest.protocol == "own splits, val overlaps test"
     with pytest.raises(UserError, match="cannot train on val"):
         ShardSet.open(path.parent).joined("train", "val")
+    with monkeypatch.context() as patch:  # what was found is remembered
+        patch.setattr(ShardSet, "_captions", None)
+        assert ShardSet.open(path.parent).manifest.protocol == "own splits, val overlaps test"
     # Val is test but for one query: its shards are listed as val's.
     values["splits"]["val"] = values["splits"]["test"]
     path.write_text(json.dumps(values | {"protocol": "own splits"}))
