@@ -111,7 +111,7 @@ def test_shards_of_earlier_versions_are_examined(
         assert manifest.protocol == "own splits, val overlaps test"
     with pytest.raises(UserError, match="cannot train on val"):
         ShardSet.open(path.parent).joined("train", "val")
-    with monkeypatch.context() as patch:  # what was found is remembered
+    with monkeypatch.context() as patch:  # the result is remembered
         patch.setattr(ShardSet, "_captions", None)
         assert ShardSet.open(path.parent).manifest.protocol == "own splits, val overlaps test"
     # Val is test but for one query: its shards are listed as val's.
