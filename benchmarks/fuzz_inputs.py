@@ -573,13 +573,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--inputs", type=int, default=2000, help="number of inputs (default: 2000)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first input (default: 0)")
     parser.add_argument("--processes", type=int, default=2, help="number of inputs at a time (default: 2)")
+    parser.add_argument("--minutes", type=float, default=120.0, help="start no input after this time (default: 120)")
     options = parser.parse_args(arguments)
     started, counts, codes = time.monotonic(), Counter[str](), Counter[str]()
     with tempfile.TemporaryDirectory(prefix="dreamprvr-fuzz-") as name:
         folder = Path(name)
         write_base(folder / "base")
         first, last = options.seed * options.inputs, (options.seed + 1) * options.inputs
-        parts = [(n, min(n + 20, last), folder / "base", folder) for n in range(first, last, 20)]
+        parts = [(n, min(n + 10, last), folder / "base", folder) for n in range(first, last, 10)]
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(options.processes, mp_context=spawn) as pool:
             for outcomes in pool.map(_try_many, parts):
@@ -589,7 +590,10 @@ def main(arguments: list[str]) -> int:
                     if outcome.faults:
                         print_progress(f"{', '.join(outcome.faults)}: {outcome.kind}: {outcome.words!r:.600}")
                         print_progress(f"  {outcome.output[-700:]!r} {outcome.changed}")
-    result = {"inputs": options.inputs, "seconds": round(time.monotonic() - started), "exit codes": dict(codes)}
+                if time.monotonic() - started > 60 * options.minutes:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    break
+    result = {"inputs": codes.total(), "seconds": round(time.monotonic() - started), "exit codes": dict(codes)}
     names = ("tracebacks", "bugs", "hangs", "changed files", "executed canaries", "printed canaries")
     result |= dict.fromkeys(names, 0) | dict(counts)
     print(", ".join(f"{name}: {value}" for name, value in result.items()))
