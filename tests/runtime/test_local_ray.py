@@ -102,7 +102,7 @@ def test_access_keys_are_not_handed_to_trials() -> None:
 
 
 @pytest.mark.parametrize("process", ["raylet", "gcs_server"])
-def test_a_run_whose_ray_is_lost_ends_within_seconds_and_resumes(
+def test_a_run_whose_ray_is_lost_ends_within_seconds(
     demo_shards: Path, tmp_path: Path, drive: Callable[..., Driver], process: str
 ) -> None:
     small = ("--set", "model.hidden_size=16", "model.branches=1", "training.epochs=1000", "training.patience=1000")
