@@ -239,8 +239,13 @@ def test_a_finished_search_is_left_as_it_is(
     best = space.parent / "out" / "best"
     shards = yaml.safe_load(space.read_text())["shards"]
     last_json(call("evaluate", "--checkpoint", best, "--shards", shards, "--split", "test", "--json"))
-    resumed = last_json(call("tune", "--space", space, "--resume", "--json"))
-    assert resumed == last_json(done)  # nothing is retrained, and test is not evaluated again
+    renamed = space.with_name("renamed.yaml")
+    renamed.write_bytes(space.read_bytes())
+    own = space.parent / "out" / "runs" / "my notes"
+    own.mkdir()
+    resumed = last_json(call("tune", "--space", renamed, "--resume", "--json"))
+    assert resumed == last_json(done)  # nothing is retrained or deleted, and test is not evaluated again
+    own.rmdir()
     assert (
         len(json.loads((best / "test.json").read_text())["readings"]) == 2
     )  # the user's own evaluation stays recorded

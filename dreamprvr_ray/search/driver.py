@@ -17,12 +17,13 @@ from dreamprvr_ray.search.final_evaluation import evaluate_candidates
 from dreamprvr_ray.search.final_record import write_final_record
 from dreamprvr_ray.search.final_result import FinalResult
 from dreamprvr_ray.search.finalists import retrain_candidates
-from dreamprvr_ray.search.layout import FINAL_RUNS, JOURNAL, RUNS
+from dreamprvr_ray.search.layout import FINAL_RUNS, RUNS
 from dreamprvr_ray.search.progress import SearchProgress
 from dreamprvr_ray.search.publication import SearchOutcome, publish_best_trial, publish_final
 from dreamprvr_ray.search.ray_tune import run_trials
 from dreamprvr_ray.search.results import TrialRecord
 from dreamprvr_ray.search.session import SearchSession, open_session
+from dreamprvr_ray.search.shared_store import driving
 from dreamprvr_ray.search.space import Search
 from dreamprvr_ray.search.study import SearchStudy
 from dreamprvr_ray.search.study_trials import StudyTrials
@@ -36,20 +37,19 @@ def run_search(search: Search, *, resume: bool, log: Callable[[str], None]) -> S
     succeeded or a final run failed.
     """
     with open_session(search, resume=resume, log=log) as session:  # checks the search and plans its trials
-        source = StudyTrials(session, _open_study(session))
-        trials = _run_study(session, source)
-        best, checkpoint = _best_trial(session, source, trials)
-        if search.settings.final is None:
-            return publish_best_trial(session, trials, best, checkpoint)
-        final = _run_finalists(session, trials)
-        return publish_final(session, trials, final)
+        study = SearchStudy(session.search, session.copy.path, owner=session.owner or str(session.storage))
+        with driving(study.study, session.search.settings.store, study.owner):
+            return _run(session, study)
 
 
-def _open_study(session: SearchSession) -> SearchStudy:
-    directory = session.copy.path
-    # A killed driver may have left it behind, and Optuna would wait half a minute for it.
-    (directory / f"{JOURNAL}.lock").unlink(missing_ok=True)
-    return SearchStudy(session.search, directory, owner=str(session.storage))
+def _run(session: SearchSession, study: SearchStudy) -> SearchOutcome:
+    source = StudyTrials(session, study)
+    trials = _run_study(session, source)
+    best, checkpoint = _best_trial(session, source, trials)
+    if session.search.settings.final is None:
+        return publish_best_trial(session, trials, best, checkpoint)
+    final = _run_finalists(session, trials)
+    return publish_final(session, trials, final)
 
 
 def _run_study(session: SearchSession, source: StudyTrials) -> list[TrialRecord]:

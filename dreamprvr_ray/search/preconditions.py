@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import yaml
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray.util.state import list_placement_groups
 
 from dreamprvr_ray.data.cache import read_manifest
-from dreamprvr_ray.data.manifest import MANIFEST
+from dreamprvr_ray.data.manifest import MANIFEST, Manifest
+from dreamprvr_ray.data.shards_record import ShardsRecord
 from dreamprvr_ray.errors import UserError, first_line, redact, redact_uri
 from dreamprvr_ray.runtime.run_directory import check_new
+from dreamprvr_ray.search.identity import SearchIdentity, read_record, recorded_identity
 from dreamprvr_ray.search.layout import SEARCH
 from dreamprvr_ray.search.settings import RESUME_MAY_CHANGE
+from dreamprvr_ray.search.shared_store import check_study
 from dreamprvr_ray.search.space import Search
 from dreamprvr_ray.search.study import open_storage
 from dreamprvr_ray.search.working_copy import WorkingCopy
@@ -55,14 +59,21 @@ def planned_sizes(search: Search) -> tuple[Search, str]:
     return with_shard_sizes(search), f"the shards in {shards}"
 
 
-def check_directory(storage: Storage, search: Search, *, resume: bool) -> None:
-    """Raise `UserError` unless the search's directory is new or, with `resume`, holds the same search."""
+def check_directory(
+    storage: Storage, search: Search, *, resume: bool, manifest: Manifest | None = None
+) -> SearchIdentity:
+    """Raise `UserError` unless the search's directory is new or, with `resume`, holds the same search.
+
+    Return the search's identity: that of the directory if it is resumed. With `manifest`, that of the shards, the
+    directory's trials must have been trained on these.
+    """
     if not resume:
         check_new(storage)
-        return
+        return SearchIdentity.new(search, storage, manifest)
     if not storage.exists(SEARCH):
         raise UserError(f"{storage}: nothing to resume: {SEARCH} does not exist")
-    before = parse_yaml(storage.read_text(SEARCH), f"{storage}/{SEARCH}")
+    before = read_record(storage)
+    identity = recorded_identity(before, search, storage)
     now = parse_yaml(search.to_yaml(), "search")
     for record in (before, now):  # the password itself is not recorded; version 0.1.0 recorded it
         record["search"]["store"] = redact_uri(record["search"].get("store") or "")
@@ -73,8 +84,13 @@ def check_directory(storage: Storage, search: Search, *, resume: bool) -> None:
         if key not in RESUME_MAY_CHANGE
         for change in _changes(key, before[part].get(key), now[part][key])
     ]
+    if manifest is not None and identity.shards is not None:
+        changes += identity.shards.differences(ShardsRecord.of(manifest))
     if changes:
         raise UserError(*(redact(f"{storage}: cannot resume: {change}") for change in changes))
+    if identity.shards is None and manifest is not None:  # of version 0.1.0: checked from now on
+        identity = replace(identity, shards=ShardsRecord.of(manifest))
+    return identity
 
 
 def _changes(key: str, before: Any, now: Any) -> list[str]:
@@ -85,13 +101,14 @@ def _changes(key: str, before: Any, now: Any) -> list[str]:
     return [] if before == now else [f"{key} was {before!r} and is {now!r} now"]
 
 
-def claim_directory(search: Search, copy: WorkingCopy) -> None:
-    """Write `search.yaml`, from which on the directory is this search's.
+def claim_directory(search: Search, copy: WorkingCopy, identity: SearchIdentity | None = None) -> None:
+    """Write `search.yaml`, from which on the directory is this search's. Without `identity`, it gets a new one.
 
-    Raises `UserError` if the search's database cannot be used. That is checked first: otherwise the corrected search
-    would find its directory in use.
+    Raises `UserError` if the search's database cannot be used, or its study is another search's. That is checked first:
+    otherwise the corrected search would find its directory in use.
     """
-    _check_database(search, copy.path)
+    identity = identity or SearchIdentity.new(search, copy.storage)
+    _check_database(search, identity, copy.path)
     # Without passwords and access keys, which may be part of locations. A resumed search gets them from its user again.
     settings = search.settings
     locations = {"out": settings.out, "shards": settings.shards, "store": settings.store}
@@ -100,15 +117,18 @@ def claim_directory(search: Search, copy: WorkingCopy) -> None:
         directory = redact_uri(settings.source.directory)
         shown["source"] = settings.source.model_copy(update={"directory": directory})
     recorded = replace(search, settings=settings.model_copy(update=shown))
-    write_text(copy.path / SEARCH, recorded.to_yaml())
+    identified = parse_yaml(recorded.to_yaml(), SEARCH) | identity.to_dict()
+    write_text(copy.path / SEARCH, yaml.safe_dump(identified, sort_keys=False))
     copy.push()
 
 
-def _check_database(search: Search, directory: Path) -> None:
-    if search.settings.store is not None:
+def _check_database(search: Search, identity: SearchIdentity, directory: Path) -> None:
+    store = search.settings.store
+    if store is not None:
         with writing(directory):
             directory.mkdir(parents=True, exist_ok=True)  # the database may be a file in it
-        open_storage(search.settings.store, directory)
+        is_new = not (directory / SEARCH).exists()
+        check_study(open_storage(store, directory), store, identity.name, identity.owner, is_new=is_new)
 
 
 def check_shared(storage: Storage) -> None:

@@ -6,14 +6,19 @@ keep none. A running trial keeps its best and its latest checkpoint, from which 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from dreamprvr_ray.checkpoints.checkpoint import METRICS
+from dreamprvr_ray.checkpoints.checkpoint import EXPERIMENT, METRICS
 from dreamprvr_ray.checkpoints.store import CheckpointStore
+from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.search.layout import CHECKPOINTS, RUNS, trial_name
 from dreamprvr_ray.search.results import TrialRecord
 from dreamprvr_ray.storage.location import Storage
+
+TRIAL_NAME = re.compile(r"trial_\d{3,}")
 
 
 class CheckpointRetention:
@@ -46,13 +51,33 @@ class CheckpointRetention:
                 self._emptied.add(trial.number)
         self.stored_bytes = sum(checkpoint.size() for trial in ranked if (checkpoint := self.checkpoint(trial)))
 
-    def delete_orphans(self, trials: Iterable[TrialRecord]) -> None:
-        """Delete the directories of trials that the study does not know, which a killed driver may leave behind."""
-        known = {trial_name(trial.number) for trial in trials}
-        for runs in (self._runs, self._working_copy):
-            for name in runs.names():
-                if name not in known:
-                    runs.delete_directory(name)
+    def check_study(self, trials: Sequence[TrialRecord], search: str) -> None:
+        """Raise `UserError` if there are directories of trials, but the study of the search `search` has no trial.
+
+        Then the study is lost or another one; only the directories remain of the search.
+        """
+        names = [] if trials else self._runs.names()
+        names = [name for name in names if TRIAL_NAME.fullmatch(name) and self._runs.exists(f"{name}/{EXPERIMENT}")]
+        if names:
+            raise UserError(
+                f"{self._runs}: holds {len(names)} trials, but the study '{search}' has none; nothing was deleted:"
+                " restore the study, or start a new search with another --out"
+            )
+
+    def set_aside(self, number: int) -> str | None:
+        """Rename the directory that a new trial would get, if there is one; return its new name.
+
+        It is of a trial that the study has lost, as with a damaged end of its file, or a user's. The new trial must not
+        resume from its checkpoints.
+        """
+        name = trial_name(number)
+        if not self._runs.exists(f"{name}/{EXPERIMENT}"):
+            return None
+        taken = self._runs.names()
+        other = next(new for new in (f"{name}-lost-{count}" for count in itertools.count(1)) if new not in taken)
+        self._runs.rename_directory(name, other)
+        self._working_copy.rename_directory(name, other)
+        return other
 
     def _delete_other_epochs(self, trial: TrialRecord) -> None:
         store = self._store(trial)

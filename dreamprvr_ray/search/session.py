@@ -5,14 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import ray
 
+from dreamprvr_ray.data.cache import read_manifest
 from dreamprvr_ray.runtime.metrics import Gauges
 from dreamprvr_ray.runtime.session import ray_session
+from dreamprvr_ray.search.journal import prepare_journal
 from dreamprvr_ray.search.layout import JOURNAL
 from dreamprvr_ray.search.plan import TrialPlan, plan_trials
 from dreamprvr_ray.search.preconditions import (
@@ -41,6 +43,7 @@ class SearchSession:
     copy: WorkingCopy
     gauges: Gauges
     log: Callable[[str], None]  # receives progress messages, one or more lines each
+    owner: str | None = None  # of the trials: see `SearchIdentity`; by default the directory
 
     def compute(self, function: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
         """Call a function in this process, or on another node if this one lacks the resources of a trial's worker."""
@@ -65,22 +68,26 @@ def open_session(search: Search, *, resume: bool, log: Callable[[str], None]) ->
     """
     storage = Storage.of(search.settings.out)
     search = with_shard_sizes(search)
-    check_directory(storage, search, resume=resume)
-    with (
-        storage.lock(),
-        working_copy(storage, log) as copy,
-        ray_session(dashboard=True, log=log) as dashboard,
-        Gauges(storage.name) as gauges,
-    ):
-        if dashboard:
-            ray_command = Path(sys.executable).parent / "ray"
-            log(f"Ray dashboard: {dashboard} (`{ray_command} get-auth-token` prints the token that it asks for)")
-        plan = plan_trials(search, log)
-        log(f"search {search.name}: {search.settings.trials} trials, {plan}")
-        if plan.group.workers > 1:
-            check_state_api()
-        claim_directory(search, copy)
-        check_shared(storage)
-        if storage.directory is None:
-            log(f"the study while the search runs: {copy.path / JOURNAL}; uploaded to {storage}")
-        yield SearchSession(search, storage, absolute(search.settings.shards), plan, copy, gauges, log)
+    manifest = read_manifest(search.settings.shards)
+    check_directory(storage, search, resume=resume, manifest=manifest)
+    with storage.lock(), working_copy(storage, log) as copy:
+        # Again, since another command may have used the directory before it was locked.
+        identity = check_directory(storage, search, resume=resume, manifest=manifest)
+        if identity.name != search.name:
+            log(f"{storage}: resuming the study '{identity.name}', as the search file was called when it was started")
+        search = replace(search, name=identity.name)
+        prepare_journal(copy.path, log)
+        with ray_session(dashboard=True, log=log) as dashboard, Gauges(storage.name) as gauges:
+            if dashboard:
+                ray_command = Path(sys.executable).parent / "ray"
+                log(f"Ray dashboard: {dashboard} (`{ray_command} get-auth-token` prints the token that it asks for)")
+            plan = plan_trials(search, log)
+            log(f"search {search.name}: {search.settings.trials} trials, {plan}")
+            if plan.group.workers > 1:
+                check_state_api()
+            claim_directory(search, copy, identity)
+            check_shared(storage)
+            if storage.directory is None:
+                log(f"the study while the search runs: {copy.path / JOURNAL}; uploaded to {storage}")
+            shards = absolute(search.settings.shards)
+            yield SearchSession(search, storage, shards, plan, copy, gauges, log, identity.owner)

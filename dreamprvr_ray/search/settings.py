@@ -186,8 +186,8 @@ class SearchSettings(Section):
     )
     store: str | None = Field(
         default=None,
-        description="URL of a database for the Optuna study, which several drivers may share. By default a file in "
-        "`out`.",
+        description="URL of a database for the Optuna study, which may hold those of other searches. By default a file "
+        "in `out`.",
     )
     trial: TrialResources = Field(default=TrialResources(), description="Resources of one trial.")
     pruning: Pruning = Field(default=Pruning(), description="Early stopping of trials.")

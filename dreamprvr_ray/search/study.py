@@ -1,8 +1,7 @@
 """The Optuna study of a search: it proposes trials, decides which to prune, and records how each one ended.
 
 Every decision depends only on what the study's storage holds, so that a resumed search makes the same decisions as an
-uninterrupted one. Several drivers may share one storage: the user attribute `out` of a trial names the search directory
-whose driver runs it.
+uninterrupted one. The user attribute `out` of a trial names its search, which is the study's owner: see `shared_store`.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from dreamprvr_ray.errors import UserError, first_line, redact, redact_uri
+from dreamprvr_ray.search.journal import SafeJournal
 from dreamprvr_ray.search.layout import JOURNAL
 from dreamprvr_ray.search.messages import TrialEpoch, TrialRequest
 from dreamprvr_ray.search.sampler import PerTrialSampler
@@ -69,6 +68,10 @@ class SearchStudy:
     def trials(self) -> list[FrozenTrial]:
         """Return all trials except rejected proposals."""
         return [trial for trial in self.study.get_trials(deepcopy=False) if not trial.user_attrs.get("infeasible")]
+
+    def proposals(self) -> int:
+        """Return the number of all proposals, the rejected ones included."""
+        return len(self.study.get_trials(deepcopy=False))
 
     def propose(self) -> TrialRequest | None:
         """Return the next trial to run: an interrupted one if there is any, else a new one; None if no more are needed.
@@ -228,7 +231,7 @@ def _name_objectives(study: optuna.Study, names: list[str]) -> None:
 def open_storage(store: str | None, directory: Path) -> BaseStorage:
     """Open the database at a URL, or the journal in `directory`. Raises `UserError` if the database cannot be used."""
     if store is None:
-        return JournalStorage(JournalFileBackend(str(directory / JOURNAL)))
+        return JournalStorage(SafeJournal(directory / JOURNAL))
     try:
         return RDBStorage(store)
     except Exception as error:  # the types of SQLAlchemy, the database driver and Optuna have no common base

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.search.layout import RUNS
 from dreamprvr_ray.search.leaderboard import Leaderboard, ranked_trials
 from dreamprvr_ray.search.messages import TrialEpoch, TrialRequest
 from dreamprvr_ray.search.retention import CheckpointRetention
@@ -29,7 +30,15 @@ class StudyTrials:
         self._deadline = time.monotonic() + settings.hours * 3600 if settings.hours else None
 
     def next_request(self) -> TrialRequest | None:
-        return None if self._is_stopping() else self.study.propose()
+        if self._is_stopping():
+            return None
+        known = self.study.proposals()
+        request = self.study.propose()
+        if request is not None and request.number >= known:
+            if renamed := self.retention.set_aside(request.number):
+                self._log(f"{RUNS}/{request.run} is of no trial of the study; renamed to {RUNS}/{renamed}")
+            self._copy.try_push()  # so that a trial is known before its directory exists
+        return request
 
     def is_exhausted(self) -> bool:
         # Not before the running trials have ended: one that runs out of memory is proposed again.
@@ -63,8 +72,11 @@ class StudyTrials:
         self._after_trial()
 
     def delete_leftovers(self) -> None:
-        """Delete what a killed driver may have left behind, and write the leaderboard."""
-        self.retention.delete_orphans(ranked_trials(self.study))
+        """Delete the checkpoints that a killed driver may have left behind, and write the leaderboard.
+
+        Raises `UserError` if the study does not know the trials in the search's directory.
+        """
+        self.retention.check_study(ranked_trials(self.study), self.study.search.name)
         self._rank()
 
     def _is_stopping(self) -> bool:

@@ -262,6 +262,17 @@ class Storage:
                 filesystem.delete_file(f"{path}/{name}/{first}")
             filesystem.delete_dir(f"{path}/{name}")
 
+    def rename_directory(self, name: str, new: str) -> None:
+        """Rename the subdirectory `name`, if it exists, to `new`, which must not exist."""
+        if (directory := self.directory) is not None:
+            with suppress(FileNotFoundError):
+                os.rename(directory / name, directory / new)
+            return
+        filesystem, path = self._store
+        with _requests_to(self):  # object stores have no directories
+            for file in (self / name).files():
+                filesystem.move(f"{path}/{name}/{file}", f"{path}/{new}/{file}")
+
     def check_visible(self, name: str) -> None:
         """Raise `UserError` if this node does not see the file `name`, which another node wrote."""
         if not self.exists(name):

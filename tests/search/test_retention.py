@@ -9,6 +9,7 @@ import pytest
 from support.object_store import S3
 from support.searches import make_search, trial_epoch
 
+from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.search.leaderboard import Leaderboard, ranked_trials
 from dreamprvr_ray.search.retention import CheckpointRetention
 from dreamprvr_ray.search.study import SearchStudy
@@ -77,6 +78,33 @@ def test_the_best_trials_keep_one_checkpoint_each_and_the_others_none(tmp_path: 
     assert written[5]["error"] == "no memory left"
     assert retention.stored_bytes == 2 * len('{"best_epoch": 4}')
 
-    write_checkpoints(storage, 77, 1)  # of a trial that the study does not know
-    retention.delete_orphans(ranked_trials(study))
-    assert "trial_077" not in (storage / "runs").names() and len(kept_checkpoints(storage)) == 4
+
+def test_a_directory_in_the_place_of_a_new_trial_is_renamed_and_no_other_one_is_touched(
+    tmp_path: Path, storage: Storage
+) -> None:
+    """Before, all directories in `runs` that the study did not know were deleted, also a user's own."""
+    retention = CheckpointRetention(storage, tmp_path / "out", keep=2)
+    for name in ("trial_003", "trial_004", "notes", "trial_003-copy"):
+        (storage / "runs" / name).write_text("experiment.yaml", name)
+        (storage / "runs" / name).write_text("checkpoints/epoch-0001/metrics.json", name)
+    for name in ("trial_003-lost-1", "trial_003-lost-2"):
+        assert retention.set_aside(3) == name
+        (storage / "runs" / "trial_003").write_text("experiment.yaml", "again")
+        assert (storage / "runs" / name).exists("experiment.yaml")
+    assert (storage / "runs" / "trial_003-lost-1").read_text("checkpoints/epoch-0001/metrics.json") == "trial_003"
+    assert retention.set_aside(5) is None
+    assert {"trial_004", "notes", "trial_003-copy"} <= set((storage / "runs").names())
+
+
+def test_trials_that_the_study_does_not_know_end_a_resume(tmp_path: Path, storage: Storage) -> None:
+    """Before, `--resume` with a renamed search file, or without the study's file, deleted all of them."""
+    study = SearchStudy(make_search(tmp_path), tmp_path / "out")
+    retention = CheckpointRetention(storage, tmp_path / "out", keep=2)
+    (storage / "runs" / "notes").write_text("experiment.yaml", "a user's")
+    retention.check_study(ranked_trials(study), "synthetic")
+    (storage / "runs" / "trial_000").write_text("experiment.yaml", "")
+    with pytest.raises(UserError, match=r"runs: holds 1 trials, but the study 'synthetic' has none; nothing was dele"):
+        retention.check_study(ranked_trials(study), "synthetic")
+    assert set((storage / "runs").names()) == {"notes", "trial_000"}
+    study.propose()
+    retention.check_study(ranked_trials(study), "synthetic")
