@@ -75,6 +75,10 @@ class Failure(Exception):
     """
 
 
+class StorageFailure(Failure):
+    """A file system failed: it is full, its mount is missing, a node does not see it. Work on it can be resumed."""
+
+
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the allowed name closest to `name`, or an empty string if none is close."""
     allowed = list(allowed)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamprvr_ray.checkpoints.checkpoint import METRICS, check_metrics
-from dreamprvr_ray.errors import Failure, ObjectStoreError, first_line
+from dreamprvr_ray.errors import Failure, ObjectStoreError, StorageFailure, first_line
 from dreamprvr_ray.storage.files import parse_json
 from dreamprvr_ray.storage.location import Storage
 
@@ -127,7 +127,7 @@ class CheckpointStore:
             latest = f"the latest checkpoint is of epoch {epochs[-1]}" if epochs else "no checkpoint exists yet"
             reason = error.strerror or first_line(error)
             message = f"{self.storage}: cannot write the checkpoint of epoch {epoch}: {reason}; {latest}"
-            raise (Failure if self.storage.directory else ObjectStoreError)(message) from None
+            raise (StorageFailure if self.storage.directory else ObjectStoreError)(message) from None
         names = self.storage.names()  # including incomplete checkpoints of killed writers
         # Check after listing the names: a writer that claims the store from here on sees this checkpoint, and its own
         # is not listed.

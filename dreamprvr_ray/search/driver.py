@@ -64,6 +64,9 @@ def _run_study(session: SearchSession, source: StudyTrials) -> list[TrialRecord]
         run_trials(session, source, RUNS, progress)
         if source.store_failure:
             raise Failure(f"{source.store_failure}; use --resume to continue when the object store responds again")
+        if source.interruption:
+            raise Failure(f"{source.interruption}; no trial is lost: fix the cause, then use --resume to continue")
+        source.settle()
         source.delete_leftovers()
     trials = source.leaderboard.trials()
     is_open = any(trial.state in ("running", "waiting") for trial in trials)

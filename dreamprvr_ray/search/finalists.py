@@ -132,3 +132,7 @@ class RunQueue:
             self._waiting.insert(0, replace(request, share=2))
             return
         self.failures[request.run] = failure.reason
+
+    def interrupt(self, reason: str) -> None:
+        self._waiting = []
+        self.failures["the search"] = reason

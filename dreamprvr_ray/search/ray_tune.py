@@ -19,6 +19,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
+from dreamprvr_ray.errors import first_line
 from dreamprvr_ray.runtime.ray_internals.tune import without_access_keys
 from dreamprvr_ray.search.epoch_log import EpochLog
 from dreamprvr_ray.search.messages import TrialEpoch, TrialRequest, decode_report
@@ -49,6 +50,9 @@ class TrialSource(Protocol):
 
     def fail(self, request: TrialRequest, failure: TrialFailure) -> None:
         """Take the failure of a trial that Ray Tune does not retry."""
+
+    def interrupt(self, reason: str) -> None:
+        """Start no more trials, and leave the running ones open: what records them cannot be written."""
 
 
 class SearchProgressDisplay(Protocol):
@@ -144,11 +148,16 @@ class SourceSearcher(Searcher):
         self.lost: dict[str, TrialFailure] = {}  # why Ray Tune gave a trial up, by its trial id
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        request = self._source.next_request()
+        try:
+            request = self._source.next_request()
+        except OSError as error:  # what records the trials cannot be written
+            self._source.interrupt(_describe(error))
+            request = None
         if request is None:
             return Searcher.FINISHED if self._source.is_exhausted() else None
         self._requests[trial_id] = request
-        return request.to_config()
+        config: dict[str, Any] = request.to_config()
+        return config
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         pass  # the scheduler passes results on, because it can stop a trial
@@ -156,10 +165,13 @@ class SourceSearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         request = self._requests[trial_id]
         report = self.lost.pop(trial_id, TrialFailure("error", "lost")) if error else decode_report(result)
-        if isinstance(report, TrialFailure):
-            self._source.fail(request, report)
-        else:
-            self._source.finish(request, report)
+        try:
+            if isinstance(report, TrialFailure):
+                self._source.fail(request, report)
+            else:
+                self._source.finish(request, report)
+        except OSError as error:
+            self._source.interrupt(_describe(error))
 
     # Nothing is saved with Ray Tune's state: the source's state is the study, or the finished runs.
 
@@ -185,8 +197,12 @@ class SourceScheduler(FIFOScheduler):
         report = decode_report(result)
         if isinstance(report, TrialEpoch):
             request = TrialRequest.from_config(trial.config)
-            self._log.add(request, report)
-            if self._source.report(request, report):
+            try:
+                self._log.add(request, report)
+                if self._source.report(request, report):
+                    decision = FIFOScheduler.STOP
+            except OSError as error:
+                self._source.interrupt(_describe(error))
                 decision = FIFOScheduler.STOP
         return decision
 
@@ -196,6 +212,10 @@ class SourceScheduler(FIFOScheduler):
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
         self._searcher.lost[trial.trial_id] = lost_trial_failure(trial)
         self._log.close(TrialRequest.from_config(trial.config).run)
+
+
+def _describe(error: OSError) -> str:
+    return f"the search cannot be recorded: {first_line(error)}"
 
 
 def lost_trial_failure(trial: Trial) -> TrialFailure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 from dreamprvr_ray.errors import UserError
@@ -12,6 +13,8 @@ from dreamprvr_ray.search.retention import CheckpointRetention
 from dreamprvr_ray.search.session import SearchSession
 from dreamprvr_ray.search.study import SearchStudy
 from dreamprvr_ray.training.failure import TrialFailure
+
+MAX_ALIKE = 3  # failures for the same reason, without an epoch of any trial in between, that end the search
 
 
 class StudyTrials:
@@ -26,6 +29,9 @@ class StudyTrials:
         self.retention = CheckpointRetention(session.storage, copy.path, settings.keep)
         self.leaderboard = Leaderboard(study, copy.path, self.retention)
         self.store_failure: str | None = None  # why the object store ended the search
+        self.interruption: str | None = None  # another cause that no trial is to blame for
+        self._running: set[int] = set()
+        self._suspects: list[tuple[TrialRequest, str]] = []  # failed alike, one after another, and not recorded yet
         self._can_have_more, self._copy, self._log = session.plan.can_have_more, copy, session.log
         self._deadline = time.monotonic() + settings.hours * 3600 if settings.hours else None
 
@@ -34,7 +40,12 @@ class StudyTrials:
             return None
         known = self.study.proposals()
         request = self.study.propose()
-        if request is not None and request.number >= known:
+        if request is None:
+            if not self._running:
+                self.settle()
+            return None
+        self._running.add(request.number)
+        if request.number >= known:
             if renamed := self.retention.set_aside(request.number):
                 self._log(f"{RUNS}/{request.run} is of no trial of the study; renamed to {RUNS}/{renamed}")
             self._copy.try_push()  # so that a trial is known before its directory exists
@@ -45,30 +56,67 @@ class StudyTrials:
         return self._is_stopping() or self.study.is_done()
 
     def report(self, request: TrialRequest, epoch: TrialEpoch) -> bool:
+        if self.interruption:
+            return True
+        self.settle()
         self.study.report(request.number, epoch)
         return not epoch.result.finished and self.study.should_prune(request.number, epoch.result.epoch)
 
     def finish(self, request: TrialRequest, last: TrialEpoch | None) -> None:
-        if last is None:
+        self._running.discard(request.number)
+        if last is None or self.interruption:
             self.study.release(request.number)
         elif self.study.finish(request.number, last):
             self._after_trial()
 
     def fail(self, request: TrialRequest, failure: TrialFailure) -> None:
         number = request.number
-        if failure.kind == "store":  # every other trial would fail as well; this one resumes with the search
+        self._running.discard(number)
+        # Every other trial would fail as well; this one resumes with the search.
+        if failure.kind == "store":
             self.study.release(number)
             self.store_failure = failure.reason
-            return
-        if (
+        elif failure.kind == "storage":
+            self.study.release(number)
+            self.interrupt(failure.reason)
+        elif self.interruption:
+            self.study.release(number)
+        elif (
             failure.kind == "out_of_memory"
             and self._can_have_more
             and self.study.retry_with_more_memory(number, failure.reason)
         ):
             self._log(f"trial {number} ran out of memory; retrying with the resources of two trials ({failure.reason})")
-            return
-        self.study.fail(number, failure.reason)
-        self._log(f"trial {number} failed: {failure.reason}")
+        elif failure.kind == "error":
+            self._log(f"trial {number} failed: {failure.reason}")
+            self._suspect(request, failure.reason)
+        else:
+            self._log(f"trial {number} failed: {failure.reason}")
+            self._record_failure(number, failure.reason)
+
+    def interrupt(self, reason: str) -> None:
+        """End the search for a reason that is not a trial's own. All running trials stay open and can be resumed."""
+        self.interruption = self.interruption or reason
+        for request, _ in self._suspects:
+            self.study.release(request.number)
+        self._suspects = []
+
+    def settle(self) -> None:
+        """Record the failures of trials that have failed alike, since others do not: the cause is their own."""
+        suspects, self._suspects = self._suspects, []
+        for request, reason in suspects:
+            self._record_failure(request.number, reason)
+
+    def _suspect(self, request: TrialRequest, reason: str) -> None:
+        """Keep a failure until it is known whose it is. Too many alike are their node's or the search's."""
+        if self._suspects and _cause(*self._suspects[0]) != _cause(request, reason):
+            self.settle()
+        self._suspects.append((request, reason))
+        if len(self._suspects) >= MAX_ALIKE:
+            self.interrupt(f"{MAX_ALIKE} trials in a row failed for the same reason: {reason}")
+
+    def _record_failure(self, number: int, reason: str) -> None:
+        self.study.fail(number, reason)
         self._after_trial()
 
     def delete_leftovers(self) -> None:
@@ -81,7 +129,7 @@ class StudyTrials:
 
     def _is_stopping(self) -> bool:
         is_late = self._deadline is not None and time.monotonic() > self._deadline
-        return is_late or self.store_failure is not None
+        return is_late or self.store_failure is not None or self.interruption is not None
 
     def _after_trial(self) -> None:
         if not self._copy.try_push():  # otherwise checkpoints that the stored study still refers to could be deleted
@@ -95,3 +143,8 @@ class StudyTrials:
     def _rank(self) -> None:
         self.retention.delete_unranked_checkpoints(ranked_trials(self.study))
         self.leaderboard.write()
+
+
+def _cause(request: TrialRequest, reason: str) -> str:
+    """Return a reason without what differs between trials: its name and identifiers of processes."""
+    return re.sub(r"\b[0-9a-f]{8,}\b|pid=\d+", "", reason.replace(request.run, ""))

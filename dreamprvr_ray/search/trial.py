@@ -7,8 +7,10 @@ nested Ray Train run and waits for it.
 from __future__ import annotations
 
 import gc
+import socket
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from dreamprvr_ray.checkpoints.checkpoint import EXPERIMENT
 from dreamprvr_ray.checkpoints.store import CheckpointStore
 from dreamprvr_ray.config import Experiment
 from dreamprvr_ray.data.cache import local_shards
-from dreamprvr_ray.errors import Failure, ObjectStoreError, UserError
+from dreamprvr_ray.errors import Failure, ObjectStoreError, StorageFailure, UserError, first_line
 from dreamprvr_ray.runtime.reporting import write_checkpoint
 from dreamprvr_ray.runtime.resources import WorkerGroup
 from dreamprvr_ray.runtime.train_run import group_trainer, run_group
@@ -30,7 +32,7 @@ from dreamprvr_ray.search.encoding_time import measure_encode_ms
 from dreamprvr_ray.search.layout import CHECKPOINTS, SEARCH
 from dreamprvr_ray.search.messages import TrialRequest
 from dreamprvr_ray.storage.location import Storage
-from dreamprvr_ray.training.failure import TrialFailure, is_out_of_memory
+from dreamprvr_ray.training.failure import TrialFailure, is_out_of_memory, is_storage_error
 from dreamprvr_ray.training.loop import fit
 from dreamprvr_ray.training.reporter import EpochResult, Snapshot, latest_result
 
@@ -58,8 +60,8 @@ def run_trial(config: dict[str, Any], job: TrialJob) -> None:
         _train_with_retries(TrialRequest.from_config(config), job)
     except (UserError, Failure) as error:
         tune.report(TrialFailure.from_error(error).to_dict())
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not is_out_of_memory(error) and not is_storage_error(error):
             raise
         tune.report(TrialFailure.from_error(error).to_dict())
 
@@ -81,7 +83,8 @@ def _train_with_retries(request: TrialRequest, job: TrialJob) -> None:
 def train_trial(request: TrialRequest, job: TrialJob) -> None:
     """Train a trial once, from its checkpoint if it has one, and report its epochs to Ray Tune."""
     search_storage = Storage(job.search_location)
-    search_storage.check_visible(SEARCH)
+    with _on_this_node():
+        search_storage.check_visible(SEARCH)
     experiment = job.experiment.with_values(request.values, request.run)
     run = search_storage / job.runs / request.run
     run.write_text(EXPERIMENT, experiment.to_yaml())
@@ -112,7 +115,23 @@ def _train_here(request: TrialRequest, experiment: Experiment, job: TrialJob, re
         # neighbour.
         torch.cuda.set_per_process_memory_fraction(min(1.0, request.share * job.group.gpus_per_worker or 1.0))
     torch.set_num_threads(max(1, int(request.share * job.group.cpus_per_worker)))
-    fit(experiment, local_shards(job.shards), reporter)
+    with _on_this_node():
+        shards = local_shards(job.shards)
+    fit(experiment, shards, reporter)
+
+
+@contextmanager
+def _on_this_node() -> Iterator[None]:
+    """Turn what is wrong with this node, such as a full cache or a missing mount, into a `StorageFailure`.
+
+    Every other trial would fail here as well.
+    """
+    try:
+        yield
+    except ObjectStoreError:
+        raise
+    except UserError as error:
+        raise StorageFailure(f"{socket.gethostname()}: {first_line(error)}") from None
 
 
 def _describe(values: dict[str, Any]) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
 
-from dreamprvr_ray.errors import Failure, ObjectStoreError, first_line
+from dreamprvr_ray.errors import Failure, ObjectStoreError, StorageFailure, first_line
 
-FailureKind = Literal["error", "out_of_memory", "store", "diverged"]
+FailureKind = Literal["error", "out_of_memory", "store", "storage", "diverged"]
+STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.ENOTCONN, errno.ENODEV)
 REASON, KIND = "failure", "failure_kind"
 
 
@@ -38,7 +40,8 @@ class TrialFailure:
     """Why a trial could not be trained.
 
     `kind` is `out_of_memory` if a GPU or the machine ran out of memory, `store` if an object store failed and a retry
-    may help, `diverged` if the loss was not finite, else `error`.
+    may help, `storage` if a file system of the machine did (full, not mounted), `diverged` if the loss was not finite,
+    else `error`.
     """
 
     kind: FailureKind
@@ -52,6 +55,8 @@ class TrialFailure:
             kind = "out_of_memory"
         elif isinstance(error, ObjectStoreError):
             kind = "store"
+        elif isinstance(error, StorageFailure) or is_storage_error(error):
+            kind = "storage"
         elif isinstance(error, TrainingDiverged):
             kind = "diverged"
         elif isinstance(error, WorkersFailed):
@@ -74,3 +79,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Return whether a GPU or the machine ran out of memory."""
     # torch has no type for the CPU's allocator: it raises a RuntimeError that names it.
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
+def is_storage_error(error: BaseException) -> bool:
+    """Return whether a file system failed, as a full disk does: any other training would fail there too."""
+    return isinstance(error, OSError) and error.errno in STORAGE_ERRORS

@@ -54,7 +54,11 @@ def test_a_trial_that_is_lost_for_another_reason_has_failed(tmp_path: Path) -> N
     searcher.suggest("first")
     searcher.lost["first"] = lost_trial_failure(lost_trial(tmp_path, "Failure # 1\nTraceback\nRuntimeError: broken\n"))
     searcher.on_trial_complete("first", error=True)
-    assert source.store_failure is None and source.study.trials()[0].state == TrialState.FAIL
+    assert source.store_failure is None
+    assert source.study.trials()[0].state == TrialState.RUNNING  # until another trial shows that the cause is its own
+    searcher.suggest("second")
+    source.report(TrialRequest.for_trial(1, {}), trial_epoch(1, 50.0))
+    assert source.study.trials()[0].state == TrialState.FAIL
     assert source.study.trials()[0].user_attrs["reason"] == "RuntimeError: broken"
 
 

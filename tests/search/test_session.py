@@ -1,0 +1,202 @@
+"""Whole searches whose trials are simulated: everything but Ray and the training is real."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+from support.searches import make_search, trial_epoch
+
+from dreamprvr_ray.errors import Failure, UserError
+from dreamprvr_ray.runtime.resources import WorkerGroup
+from dreamprvr_ray.search import driver, session
+from dreamprvr_ray.search.epoch_log import EpochLog
+from dreamprvr_ray.search.layout import JOURNAL
+from dreamprvr_ray.search.plan import TrialPlan
+from dreamprvr_ray.search.ray_tune import SourceScheduler, SourceSearcher, TrialSource
+from dreamprvr_ray.search.results import TrialRecord
+from dreamprvr_ray.search.session import SearchSession
+from dreamprvr_ray.search.space import Search
+from dreamprvr_ray.search.study import SearchStudy
+from dreamprvr_ray.storage.location import Storage
+from dreamprvr_ray.training.failure import TrialFailure
+
+EPOCHS = 2
+
+Train = Callable[[Path, int, int], TrialFailure | None]  # with a trial's directory, its number and an epoch
+
+
+@pytest.fixture
+def run(demo_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[TrialRecord]]:
+    """Run a search in `tmp_path`/out; `train` simulates an epoch and returns the failure of the trial, if any."""
+    train: list[Train] = []
+
+    @contextmanager
+    def no_ray(**_: Any) -> Iterator[None]:
+        yield
+
+    def run_trials(session: SearchSession, source: TrialSource, runs: str, progress: object) -> None:
+        searcher = SourceSearcher(source)
+        scheduler = SourceScheduler(source, searcher, EpochLog(session.copy.path / runs, session.gauges))
+        trial_id = 0
+        while isinstance(config := searcher.suggest(str(trial_id)), dict):
+            directory = session.copy.path / runs / f"trial_{config['trial_number']:03d}"
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / "experiment.yaml").write_text("")
+            trial: Any = SimpleNamespace(config=config, trial_id=str(trial_id))
+            result: dict[str, Any] = {}
+            for epoch in range(1, EPOCHS + 1):
+                if failure := train[-1](directory, config["trial_number"], epoch):
+                    result = failure.to_dict()
+                    break
+                result = trial_epoch(epoch, 10.0 + config["trial_number"], finished=epoch == EPOCHS).to_dict()
+                if scheduler.on_trial_result(None, trial, result) == scheduler.STOP:  # type: ignore[arg-type]
+                    break
+            scheduler.on_trial_complete(None, trial, result)  # type: ignore[arg-type]
+            searcher.on_trial_complete(str(trial_id), result)
+            trial_id += 1
+
+    for module, name, replacement in (
+        (session, "ray_session", no_ray),
+        (session, "plan_trials", lambda *_: TrialPlan(WorkerGroup(1, 1.0, 0.0), at_a_time=1)),
+        (session, "check_shared", lambda _: None),
+        (driver, "run_trials", run_trials),
+        (driver, "_best_trial", lambda session, source, trials: (trials[0], None)),
+        (driver, "publish_best_trial", lambda session, trials, best, checkpoint: trials),
+    ):
+        monkeypatch.setattr(module, name, replacement)
+
+    def run(search: Search, resume: bool = False, epoch: Train = lambda *_: None, log: Any = print) -> Any:
+        train.append(epoch)
+        return driver.run_search(search, resume=resume, log=log)
+
+    return run
+
+
+@pytest.fixture
+def search(demo_shards: Path, tmp_path: Path) -> Search:
+    (tmp_path / "space").mkdir()
+    made = make_search(tmp_path / "space", shards=str(demo_shards), trials=4, pruning={"enabled": False})
+    return with_settings(made, out=str(tmp_path / "out"))
+
+
+def with_settings(search: Search, **changes: Any) -> Search:
+    return replace(search, settings=search.settings.model_copy(update=changes))
+
+
+def states(search: Search) -> list[TrialState]:
+    return [trial.state for trial in SearchStudy(search, Path(search.settings.out)).trials()]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 400 kB, mounted on the directory of the search."""
+    (tmp_path / "out").mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(tmp_path / "out")]
+    if os.getuid() or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("cannot mount a small disk here")
+    (tmp_path / "out" / "search").mkdir()
+    yield tmp_path / "out" / "search"
+    subprocess.run(["umount", "-l", str(tmp_path / "out")], check=True)
+
+
+def test_a_renamed_search_file_continues_the_search(search: Search, run: Any, tmp_path: Path) -> None:
+    """Before, it began another study, and deleted all trials and whatever else was in `runs`."""
+    run(search)
+    runs = tmp_path / "out" / "runs"
+    for name in ("my notes", "trial_000-copy"):
+        (runs / name).mkdir()
+        (runs / name / "experiment.yaml").write_text("mine")
+    (runs / "trial_004").mkdir()
+    (runs / "trial_004" / "experiment.yaml").write_text("of another search")
+    messages: list[str] = []
+    more = with_settings(replace(search, name="renamed"), trials=6)
+    assert len(run(more, resume=True, log=messages.append)) == 6
+    assert any("resuming the study 'synthetic'" in message for message in messages)
+    assert {path.name for path in runs.iterdir()} == {
+        *(f"trial_{number:03d}" for number in range(6)),
+        "my notes",
+        "trial_000-copy",
+        "trial_004-lost-1",
+    }
+    (tmp_path / "out" / JOURNAL).unlink()
+    with pytest.raises(UserError, match="holds 6 trials, but the study 'synthetic' has none; nothing was deleted"):
+        run(more, resume=True)
+    assert len(list(runs.iterdir())) == 9
+
+
+def test_a_search_continues_with_a_study_that_was_cut_off(search: Search, run: Any, tmp_path: Path) -> None:
+    """Before, every resume ended with JSONDecodeError."""
+    run(search)
+    journal = tmp_path / "out" / JOURNAL
+    os.truncate(journal, journal.stat().st_size - 40)
+    for trials in (5, 6):
+        assert len(run(with_settings(search, trials=trials), resume=True)) == trials
+    assert states(search) == [TrialState.COMPLETE] * 6
+
+
+def test_a_second_driver_is_refused(search: Search, run: Any, tmp_path: Path) -> None:
+    refused = pytest.raises(UserError, match=f"process {os.getpid()} is using this directory")
+    with Storage.of(search.settings.out).lock(), refused:
+        run(search)
+    assert not (tmp_path / "out").exists()
+
+    def start_another(*_: object) -> None:
+        with pytest.raises(UserError, match=f"process {os.getpid()} is using this directory"):
+            run(search, resume=True)
+
+    run(search)
+    run(with_settings(search, trials=5), resume=True, epoch=start_another)
+
+
+def test_a_full_disk_ends_the_search_and_costs_no_trial(search: Search, run: Any, small_disk: Path) -> None:
+    """Before, all later trials failed for good, and with room again nothing was left to run."""
+    search = with_settings(search, out=str(small_disk))
+    filler = small_disk.parent / "filler"
+
+    def fill(directory: Path, number: int, epoch: int) -> None:
+        if number == 2 and epoch == 1:
+            with pytest.raises(OSError, match="No space left"), filler.open("wb", buffering=0) as file:
+                while True:
+                    file.write(b"x" * 512)
+
+    with pytest.raises(Failure, match="No space left on device; no trial is lost: fix the cause, then use --resume"):
+        run(search, epoch=fill)
+    filler.unlink()
+    assert states(search) == [TrialState.COMPLETE] * 2 + [TrialState.RUNNING]
+    assert len(run(search, resume=True)) == 4
+    assert states(search) == [TrialState.COMPLETE] * 4
+
+
+def test_a_trial_without_room_for_its_checkpoint_ends_the_search(search: Search, run: Any) -> None:
+    failure = TrialFailure("storage", "/out: cannot write the checkpoint of epoch 1: No space left on device")
+    with pytest.raises(Failure, match="No space left on device; no trial is lost"):
+        run(search, epoch=lambda _, number, epoch: failure if number == 1 else None)
+    assert states(search) == [TrialState.COMPLETE, TrialState.RUNNING]
+    assert len(run(search, resume=True)) == 4 and TrialState.FAIL not in states(search)
+
+
+def test_trials_that_fail_alike_in_a_row_end_the_search(search: Search, run: Any) -> None:
+    """Before, a node without its mount failed every trial placed there within seconds."""
+
+    def fail(directory: Path, number: int, epoch: int) -> TrialFailure:
+        return TrialFailure("error", f"{directory.name}: libcuda.so: cannot open shared object file")
+
+    with pytest.raises(Failure, match="3 trials in a row failed for the same reason: trial_002: libcuda"):
+        run(search, epoch=fail)
+    assert states(search) == [TrialState.RUNNING] * 3
+    assert len(run(search, resume=True)) == 4 and TrialState.FAIL not in states(search)
+
+
+def test_trials_that_fail_between_others_have_failed(search: Search, run: Any) -> None:
+    broken = TrialFailure("error", "broken")
+    run(search, epoch=lambda _, number, epoch: broken if number != 2 else None)
+    assert [state.name for state in states(search)] == ["FAIL", "FAIL", "COMPLETE", "FAIL"]
