@@ -20,7 +20,7 @@ from dreamprvr_ray.runtime import ray_internals
 LOOPBACK = "127.0.0.1"
 LONGEST_SOCKET = 107  # bytes of the path of a Unix socket on Linux
 WATCH_SECONDS = 1.0  # how often a command checks that its Ray is alive
-GRACE_SECONDS = 2.0  # how long it has to end by itself if it is not
+GRACE_SECONDS = 2.0  # how long it may take to end if it is not
 
 Context = TypeVar("Context")
 
@@ -114,7 +114,7 @@ def watched_ray() -> Iterator[None]:
     def watch() -> None:
         while not stopped.wait(WATCH_SECONDS):
             if lost := ray_internals.ended_processes():
-                if stopped.wait(GRACE_SECONDS):  # a signal to all processes, after which the command ends by itself
+                if stopped.wait(GRACE_SECONDS):  # a signal to all processes: this one was about to end
                     return
                 print(
                     f"failed: Ray has lost its process {lost[0]}, which was killed or ran out of memory;"
