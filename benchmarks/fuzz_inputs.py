@@ -4,7 +4,7 @@
 
 Each input starts from correct files (a source tree, shards, a checkpoint, an experiment's directory, a configuration,
 a search file), of which one to three are damaged, or from a command line, of which words are replaced. The command's
-`main` runs in a process of its own, behind the same boundary as for a user. Ray is not started: reaching it counts as
+`main` runs in a separate process, behind the same boundary as for a user. Ray is not started: reaching it counts as
 the end.
 
 An input must end within 10 seconds of CPU time, with exit code 0, 1 or 2, one line per mistake, no traceback and no

@@ -1,6 +1,6 @@
 """Properties of every bad input: exit code 0, 1 or 2, one line per mistake, no traceback, and nothing changed.
 
-`python -m benchmarks.fuzz_inputs` tries more inputs, each in a process of its own.
+`python -m benchmarks.fuzz_inputs` tries more inputs, each in a separate process.
 """
 
 from __future__ import annotations
