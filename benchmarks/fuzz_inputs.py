@@ -591,7 +591,7 @@ def main(arguments: list[str]) -> int:
                         print_progress(f"{', '.join(outcome.faults)}: {outcome.kind}: {outcome.words!r:.600}")
                         print_progress(f"  {outcome.output[-700:]!r} {outcome.changed}")
                 if time.monotonic() - started > 60 * options.minutes:
-                    pool.shutdown(wait=False, cancel_futures=True)
+                    pool.shutdown(cancel_futures=True)
                     break
     result = {"inputs": codes.total(), "seconds": round(time.monotonic() - started), "exit codes": dict(codes)}
     names = ("tracebacks", "bugs", "hangs", "changed files", "executed canaries", "printed canaries")
