@@ -59,7 +59,7 @@ def _run_study(session: SearchSession, source: StudyTrials) -> list[TrialRecord]
     """
     study = source.study
     source.delete_leftovers()
-    if not study.is_done():
+    if not source.is_exhausted():
         progress = SearchProgress(study, session.log, session.gauges, lambda: source.retention.stored_bytes)
         run_trials(session, source, RUNS, progress)
         if source.store_failure:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from tensorboardX.summary import hparams
@@ -12,7 +13,7 @@ from dreamprvr_ray.checkpoints.layout import TENSORBOARD
 from dreamprvr_ray.runtime.metrics import Gauges
 from dreamprvr_ray.runtime.tensorboard import EventFile
 from dreamprvr_ray.search.layout import EPOCHS, read_epochs
-from dreamprvr_ray.search.messages import TrialEpoch, TrialRequest
+from dreamprvr_ray.search.messages import SECONDS_TOTAL, TrialEpoch, TrialRequest
 from dreamprvr_ray.storage.files import write_text
 
 
@@ -23,24 +24,34 @@ class EpochLog:
         """`runs` is the directory that holds the runs' directories. `log` receives warnings."""
         self._runs, self._gauges, self._log = runs, gauges, log
         self._last_epoch: dict[str, int] = {}
+        self._seconds_before: dict[str, float] = {}  # of a run's training before it was resumed
+        self._seconds: dict[str, float] = {}  # since then, as Ray Tune counts them
         self._tensorboards: dict[str, EventFile] = {}
 
     def start(self, run: str) -> None:
         """Record that a run has started."""
         self._gauges.mark_running(run)
 
-    def add(self, request: TrialRequest, epoch: TrialEpoch) -> None:
-        """Log a finished epoch, unless it is already in the log."""
+    def add(self, request: TrialRequest, epoch: TrialEpoch) -> TrialEpoch:
+        """Log a finished epoch, unless it is already in the log.
+
+        Return it with the run's total time, which includes that before it was resumed.
+        """
         run, number = request.run, epoch.result.epoch
         if run not in self._tensorboards:
             self._open(request)
+        if epoch.seconds_total < self._seconds[run]:  # Ray Tune has started the trial again
+            self._seconds_before[run] += self._seconds[run]
+        self._seconds[run] = epoch.seconds_total
+        epoch = replace(epoch, seconds_total=self._seconds_before[run] + epoch.seconds_total)
         if number <= self._last_epoch[run]:
-            return
+            return epoch
         self._last_epoch[run] = number
         self._gauges.record_epoch(run, epoch.result)
         with (self._runs / run / EPOCHS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(epoch.to_dict()) + "\n")
         self._tensorboards[run].add_scalars(epoch.to_dict(), number)
+        return epoch
 
     def close(self, run: str) -> None:
         """Record that a run has ended."""
@@ -52,6 +63,9 @@ class EpochLog:
         directory = self._runs / request.run
         logged = read_epochs(directory)
         self._last_epoch[request.run] = logged[-1]["epoch"] if logged else 0
+        seconds = logged[-1].get(SECONDS_TOTAL) if logged else None
+        self._seconds_before[request.run] = float(seconds) if isinstance(seconds, (int, float)) else 0.0
+        self._seconds[request.run] = 0.0
         # Rewritten because a kill in the middle of a write leaves an incomplete line, to which the next one would be
         # appended.
         write_text(directory / EPOCHS, "".join(json.dumps(epoch) + "\n" for epoch in logged))

@@ -9,6 +9,7 @@ from typing import Any
 from dreamprvr_ray.checkpoints.layout import BEST as BEST  # in a search: the selected checkpoint
 from dreamprvr_ray.checkpoints.layout import CHECKPOINTS as CHECKPOINTS
 from dreamprvr_ray.checkpoints.layout import TEST_RECORD as TEST_RECORD
+from dreamprvr_ray.errors import UserError
 
 SEARCH = "search.yaml"  # the configuration and the settings of the search
 JOURNAL = "optuna.journal"  # the Optuna study
@@ -28,9 +29,21 @@ def trial_name(number: int) -> str:
 
 
 def read_epochs(directory: Path) -> list[dict[str, Any]]:
-    """Return the logged epochs of a run, in order, without a last line that a kill left incomplete."""
+    """Return the logged epochs of a run, in order, without a last line that a kill left incomplete.
+
+    Raises `UserError`, naming the line, if another line is damaged.
+    """
+    path = directory / EPOCHS
     try:
-        lines = (directory / EPOCHS).read_text(encoding="utf-8").splitlines(keepends=True)
+        *lines, _ = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    epochs = []
+    for number, line in enumerate(lines, 1):
+        try:
+            epochs.append(json.loads(line))
+            if not isinstance(epochs[-1]["epoch"], int):
+                raise ValueError("no epoch")
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise UserError(f"{path}, line {number}: damaged; restore the file, or remove the line") from None
+    return epochs

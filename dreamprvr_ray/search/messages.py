@@ -53,7 +53,7 @@ class TrialEpoch:
 
     result: EpochResult
     seconds_since_report: float
-    seconds_total: float  # since the trial started; from 0 again when a search is resumed
+    seconds_total: float  # since the trial started; Ray Tune counts from 0 again when a search is resumed
 
     def to_dict(self) -> dict[str, Any]:
         """Return the line of `epochs.jsonl`."""

@@ -9,6 +9,7 @@ import logging
 import tempfile
 import textwrap
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -145,6 +146,7 @@ class SourceSearcher(Searcher):
         super().__init__()
         self._source = source
         self._requests: dict[str, TrialRequest] = {}  # by Ray Tune's trial id
+        self.seconds: dict[str, float] = {}  # of a trial's training, with that before it was resumed
         self.lost: dict[str, TrialFailure] = {}  # why Ray Tune gave a trial up, by its trial id
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
@@ -165,6 +167,8 @@ class SourceSearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         request = self._requests[trial_id]
         report = self.lost.pop(trial_id, TrialFailure("error", "lost")) if error else decode_report(result)
+        if isinstance(report, TrialEpoch):
+            report = replace(report, seconds_total=self.seconds.get(trial_id, report.seconds_total))
         try:
             if isinstance(report, TrialFailure):
                 self._source.fail(request, report)
@@ -198,7 +202,8 @@ class SourceScheduler(FIFOScheduler):
         if isinstance(report, TrialEpoch):
             request = TrialRequest.from_config(trial.config)
             try:
-                self._log.add(request, report)
+                report = self._log.add(request, report)
+                self._searcher.seconds[trial.trial_id] = report.seconds_total
                 if self._source.report(request, report):
                     decision = FIFOScheduler.STOP
             except OSError as error:

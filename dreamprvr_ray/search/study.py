@@ -26,6 +26,7 @@ from dreamprvr_ray.search.space import Search
 from dreamprvr_ray.training.flops import specified_gflop
 
 RUNGS = "pruned_at_rung"  # user attribute of a trial: whether it was pruned, by the epoch of each rung that it reached
+SECONDS_USED = "seconds_used"  # user attribute of a study
 MAX_REJECTIONS = 100  # consecutive proposals that may violate a constraint
 ABANDONED_AFTER = 60.0  # seconds after which a proposal without an owner is taken to be from a killed driver
 DATABASE_PACKAGES = {  # what to install for a database driver whose package has another name
@@ -78,10 +79,8 @@ class SearchStudy:
 
         Raises `UserError` if too many consecutive proposals violate a constraint.
         """
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            interrupted = trial.number not in self._running and self._is_own(trial)
-            if interrupted and (request := self._request(trial.number)):
-                return request
+        if request := self.propose_interrupted():
+            return request
         trials = self.trials()
         if len(trials) >= self.search.settings.trials:
             return None
@@ -96,10 +95,28 @@ class SearchStudy:
             f" relax the constraints: {', '.join(map(str, self.search.constraints))}"
         )
 
-    def is_done(self) -> bool:
-        """Return whether the study has all its trials and this driver's have ended."""
+    def propose_interrupted(self) -> TrialRequest | None:
+        """Return a trial that has been started but does not run, or None."""
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            interrupted = trial.number not in self._running and self._is_own(trial)
+            if interrupted and (request := self._request(trial.number)):
+                return request
+        return None
+
+    @property
+    def seconds_used(self) -> float:
+        """The seconds for which drivers have worked on the study, if it has a time limit."""
+        seconds = self.study.user_attrs.get(SECONDS_USED, 0.0)
+        return float(seconds) if isinstance(seconds, (int, float)) else 0.0
+
+    @seconds_used.setter
+    def seconds_used(self, seconds: float) -> None:
+        self.study.set_user_attr(SECONDS_USED, round(seconds, 1))
+
+    def is_done(self, without_new: bool = False) -> bool:
+        """Return whether the study has all its trials, or gets no new ones, and this driver's have ended."""
         trials = self.trials()
-        return len(trials) >= self.search.settings.trials and not any(
+        return (without_new or len(trials) >= self.search.settings.trials) and not any(
             trial.state == TrialState.RUNNING and self._is_own(trial) for trial in trials
         )
 

@@ -6,7 +6,7 @@ import re
 import time
 
 from dreamprvr_ray.errors import UserError
-from dreamprvr_ray.search.layout import RUNS
+from dreamprvr_ray.search.layout import RUNS, read_epochs, trial_name
 from dreamprvr_ray.search.leaderboard import Leaderboard, ranked_trials
 from dreamprvr_ray.search.messages import TrialEpoch, TrialRequest
 from dreamprvr_ray.search.retention import CheckpointRetention
@@ -14,6 +14,7 @@ from dreamprvr_ray.search.session import SearchSession
 from dreamprvr_ray.search.study import SearchStudy
 from dreamprvr_ray.training.failure import TrialFailure
 
+RECORD_SECONDS = 60.0  # between two records of the time that a search has used, and at the end of each trial
 MAX_ALIKE = 3  # failures for the same reason, without an epoch of any trial in between, that end the search
 
 
@@ -33,13 +34,16 @@ class StudyTrials:
         self._running: set[int] = set()
         self._suspects: list[tuple[TrialRequest, str]] = []  # failed alike, one after another, and not recorded yet
         self._can_have_more, self._copy, self._log = session.plan.can_have_more, copy, session.log
-        self._deadline = time.monotonic() + settings.hours * 3600 if settings.hours else None
+        self._started, self._recorded = time.monotonic(), 0.0
+        self._used_before = study.seconds_used  # by earlier sessions
+        self._limit = settings.hours * 3600 if settings.hours else None  # seconds after which no new trial starts
 
     def next_request(self) -> TrialRequest | None:
         if self._is_stopping():
             return None
+        is_late = self._is_late()
         known = self.study.proposals()
-        request = self.study.propose()
+        request = self.study.propose_interrupted() if is_late else self.study.propose()
         if request is None:
             if not self._running:
                 self.settle()
@@ -53,12 +57,13 @@ class StudyTrials:
 
     def is_exhausted(self) -> bool:
         # Not before the running trials have ended: one that runs out of memory is proposed again.
-        return self._is_stopping() or self.study.is_done()
+        return self._is_stopping() or self.study.is_done(without_new=self._is_late())
 
     def report(self, request: TrialRequest, epoch: TrialEpoch) -> bool:
         if self.interruption:
             return True
         self.settle()
+        self._record_time()
         self.study.report(request.number, epoch)
         return not epoch.result.finished and self.study.should_prune(request.number, epoch.result.epoch)
 
@@ -122,16 +127,33 @@ class StudyTrials:
     def delete_leftovers(self) -> None:
         """Delete the checkpoints that a killed driver may have left behind, and write the leaderboard.
 
-        Raises `UserError` if the study does not know the trials in the search's directory.
+        Raises `UserError` if the study does not know the trials in the search's directory, or the log of the epochs of
+        one that is to continue is damaged.
         """
-        self.retention.check_study(ranked_trials(self.study), self.study.search.name)
+        trials = ranked_trials(self.study)
+        for trial in trials:
+            if trial.state == "running":
+                read_epochs(self._copy.path / RUNS / trial_name(trial.number))
+        self.retention.check_study(trials, self.study.search.name)
         self._rank()
 
+    def _is_late(self) -> bool:
+        return self._limit is not None and self._seconds_used() > self._limit
+
+    def _seconds_used(self) -> float:
+        return self._used_before + time.monotonic() - self._started
+
+    def _record_time(self, every: float = RECORD_SECONDS) -> None:
+        """Record the time that the search has used, for its limit when it is resumed."""
+        if self._limit is not None and time.monotonic() - self._recorded >= every:
+            self._recorded = time.monotonic()
+            self.study.seconds_used = self._seconds_used()
+
     def _is_stopping(self) -> bool:
-        is_late = self._deadline is not None and time.monotonic() > self._deadline
-        return is_late or self.store_failure is not None or self.interruption is not None
+        return self.store_failure is not None or self.interruption is not None
 
     def _after_trial(self) -> None:
+        self._record_time(every=0.0)
         if not self._copy.try_push():  # otherwise checkpoints that the stored study still refers to could be deleted
             return
         try:

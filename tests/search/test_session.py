@@ -200,3 +200,35 @@ def test_trials_that_fail_between_others_have_failed(search: Search, run: Any) -
     broken = TrialFailure("error", "broken")
     run(search, epoch=lambda _, number, epoch: broken if number != 2 else None)
     assert [state.name for state in states(search)] == ["FAIL", "FAIL", "COMPLETE", "FAIL"]
+
+
+def test_a_resumed_search_has_the_rest_of_its_hours(search: Search, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before, each `--resume` started the whole time again."""
+    clock = [1000.0]
+    monkeypatch.setattr("dreamprvr_ray.search.study_trials.time.monotonic", lambda: clock[0])
+
+    def work(directory: Path, number: int, epoch: int) -> None:
+        clock[0] += 0.3 * 3600
+
+    search = with_settings(search, trials=9, hours=1.0)
+    assert len(run(search, epoch=work)) == 2  # of 0.6 hours each
+    assert len(run(search, resume=True, epoch=work)) == 2
+    more = with_settings(search, hours=1.5)
+    assert len(run(more, resume=True, epoch=work)) == 3
+    assert states(search) == [TrialState.COMPLETE] * 3
+
+
+def test_a_trial_that_was_started_is_finished_after_the_hours(
+    search: Search, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, one that ran out of memory stayed open, and the search counted as interrupted for ever."""
+    clock, failures = [1000.0], [TrialFailure("out_of_memory", "too large")]
+    monkeypatch.setattr("dreamprvr_ray.search.study_trials.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(TrialPlan, "can_have_more", True)
+
+    def fail_once(directory: Path, number: int, epoch: int) -> TrialFailure | None:
+        clock[0] += 3600
+        return failures.pop() if failures else None
+
+    assert len(run(with_settings(search, hours=0.5), epoch=fail_once)) == 1
+    assert states(search) == [TrialState.COMPLETE]
