@@ -223,7 +223,7 @@ def test_a_finished_search_is_left_as_it_is(
     changed = call("tune", "--space", space, "--resume", "--set", "sampler.seed=4", "pruning.grace_epochs=3")
     assert changed.returncode == 2
     was = yaml.safe_load(space.read_text())["pruning"]["grace_epochs"]
-    for change in ("sampler: seed was 33 and is 4 now", f"pruning: grace_epochs was {was} and is 3 now"):
+    for change in ("sampler: seed was 42 and is 4 now", f"pruning: grace_epochs was {was} and is 3 now"):
         assert f"out: cannot resume: {change}\n" in changed.stderr
     with Storage.of(space.parent / "out").lock():
         beside = call("tune", "--space", space, "--resume")
