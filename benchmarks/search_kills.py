@@ -3,6 +3,9 @@ time.
 
 `lost` counts trials that never ended, `repeated` trials that had ended before a kill and changed after it, `running`
 trials that the study still lists as running, and `orphans` checkpoints on the disk that the leaderboard does not name.
+
+`--fills N` also fills the disk of the search N times at random moments, and empties it again (needs root, which mounts a
+small disk); `--second-driver` starts a second driver before each kill, which must be refused.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +32,7 @@ from dreamprvr_ray.search.layout import CHECKPOINTS, LEADERBOARD, RUNS, SEARCH, 
 
 TRIALS, EPOCHS, KEEP = 24, 4, 3
 MAX_SECONDS_TO_KILL = 8.0
+DISK_SIZE = "64m"
 
 TrialState = tuple[object, ...]
 
@@ -63,7 +69,58 @@ def start(space: Path, resume: bool, address: str) -> subprocess.Popen[str]:
     raise RuntimeError("the search did not start")
 
 
-def kill_and_resume(space: Path, search: Path, kills: int, moments: random.Random) -> tuple[int, set[int]]:
+def refuse_second_driver(space: Path, address: str) -> None:
+    """Start a second driver with its own TMPDIR. Raises RuntimeError unless it is refused."""
+    command = [sys.executable, "-m", "dreamprvr_ray.tune", "--space", str(space), "--resume"]
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {"RAY_ADDRESS": address, "TMPDIR": folder}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode != 2 or "is using this directory" not in done.stderr:
+        raise RuntimeError(f"the second driver: exit code {done.returncode}:\n{done.stderr[-2000:]}")
+
+
+@contextmanager
+def small_disk(directory: Path) -> Iterator[None]:
+    """Mount a disk of `DISK_SIZE` on a directory."""
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_SIZE}", "tmpfs", str(directory)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(directory)], check=True)
+
+
+def fill_and_resume(space: Path, search: Path, fills: int, moments: random.Random) -> tuple[int, set[int]]:
+    """Fill the search's disk at random moments, until the driver ends, and empty it.
+
+    Return how often the driver ended for this reason, and the numbers of the trials that were repeated.
+    """
+    address = ray.get_runtime_context().gcs_address
+    filler, ended, repeated = search / ".filler", 0, set[int]()
+    for _ in range(fills):
+        before = ended_trials(search) if (search / SEARCH).exists() else {}
+        process = start(space, resume=(search / SEARCH).exists(), address=address)
+        time.sleep(moments.uniform(0.0, MAX_SECONDS_TO_KILL))
+        while process.poll() is None:
+            with suppress(OSError), filler.open("ab", buffering=0) as file:
+                while True:
+                    file.write(b"x" * 4096)
+            time.sleep(0.1)
+        _, messages = process.communicate()
+        filler.unlink()
+        if process.returncode == 0:
+            break  # the search had ended
+        if process.returncode != 1 or "Traceback" in messages:
+            raise RuntimeError(f"exit code {process.returncode}:\n{messages[-2000:]}")
+        ended += 1
+        print(f"disk full {ended}: {messages.strip().splitlines()[-1]}", flush=True)
+        repeated |= changed(before, ended_trials(search))
+    return ended, repeated
+
+
+def kill_and_resume(
+    space: Path, search: Path, kills: int, moments: random.Random, *, second_driver: bool = False
+) -> tuple[int, set[int]]:
     """Kill the search at random moments, then run it to its end.
 
     Return the number of kills and the numbers of the trials that were repeated.
@@ -77,6 +134,8 @@ def kill_and_resume(space: Path, search: Path, kills: int, moments: random.Rando
         time.sleep(moments.uniform(0.0, MAX_SECONDS_TO_KILL))
         if process.poll() is not None:
             break  # the search had ended
+        if second_driver:
+            refuse_second_driver(space, address)
         process.kill()
         process.communicate()
         killed += 1
@@ -112,14 +171,27 @@ def main(arguments: list[str]) -> None:
     parser = Parser("search_kills", "Kill a search's driver at random moments and resume it.", package="benchmarks")
     parser.add_argument("--kills", type=int, default=10, help="number of kills")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random moments")
+    parser.add_argument("--fills", type=int, default=0, help="number of times that the disk is filled; needs root")
+    parser.add_argument("--second-driver", action="store_true", help="start a second driver before each kill")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="dreamprvr-search-kills-") as folder, ray_session(dashboard=False):
         pruning = {"grace_epochs": 1, "reduction_factor": 2}
         space = write_search(Path(folder), TRIALS, EPOCHS, 60, keep=KEEP, trial={"at_a_time": 2}, pruning=pruning)
         search = Path(folder) / "out"
-        kills, repeated = kill_and_resume(space, search, options.kills, random.Random(options.seed))
-        ended = len(ended_trials(search))
-        results = {"kills": kills, "trials": ended, "lost": TRIALS - ended, "repeated": len(repeated)} | examine(search)
+        moments = random.Random(options.seed)
+        with small_disk(search) if options.fills else nullcontext():
+            filled, repeated = fill_and_resume(space, search, options.fills, moments)
+            kills, others = kill_and_resume(space, search, options.kills, moments, second_driver=options.second_driver)
+            repeated |= others
+            ended = len(ended_trials(search))
+            states = examine(search)
+        results = {
+            "kills": kills,
+            "filled": filled,
+            "trials": ended,
+            "lost": TRIALS - ended,
+            "repeated": len(repeated),
+        } | states
     print("\n".join(f"{name}: {value}" for name, value in results.items()))
     if options.json:
         print_json(results)

@@ -221,7 +221,7 @@ def test_a_resumed_search_has_the_rest_of_its_hours(search: Search, run: Any, mo
 def test_a_trial_that_was_started_is_finished_after_the_hours(
     search: Search, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before, one that ran out of memory stayed open, and the search counted as interrupted for ever."""
+    """Before, one that ran out of memory stayed open, and the search always counted as interrupted."""
     clock, failures = [1000.0], [TrialFailure("out_of_memory", "too large")]
     monkeypatch.setattr("dreamprvr_ray.search.study_trials.time.monotonic", lambda: clock[0])
     monkeypatch.setattr(TrialPlan, "can_have_more", True)
