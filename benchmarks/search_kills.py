@@ -4,7 +4,7 @@ time.
 `lost` counts trials that never ended, `repeated` trials that had ended before a kill and changed after it, `running`
 trials that the study still lists as running, and `orphans` checkpoints on the disk that the leaderboard does not name.
 
-`--fills N` also fills the disk of the search N times at random moments, and empties it again (needs root, which mounts a
+`--fills N` also fills the disk of the search N times at random moments, and empties it again (needs root, to mount a
 small disk); `--second-driver` starts a second driver before each kill, which must be refused.
 """
 
@@ -69,13 +69,14 @@ def start(space: Path, resume: bool, address: str) -> subprocess.Popen[str]:
     raise RuntimeError("the search did not start")
 
 
-def refuse_second_driver(space: Path, address: str) -> None:
-    """Start a second driver with its own TMPDIR. Raises RuntimeError unless it is refused."""
+def refuse_second_driver(space: Path, address: str, first: subprocess.Popen[str]) -> None:
+    """Start a second driver with its own TMPDIR. Raises RuntimeError unless it is refused while the first one runs."""
     command = [sys.executable, "-m", "dreamprvr_ray.tune", "--space", str(space), "--resume"]
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"RAY_ADDRESS": address, "TMPDIR": folder}
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode != 2 or "is using this directory" not in done.stderr:
+    is_refused = done.returncode == 2 and "is using this directory" in done.stderr
+    if not is_refused and first.poll() is None:
         raise RuntimeError(f"the second driver: exit code {done.returncode}:\n{done.stderr[-2000:]}")
 
 
@@ -135,7 +136,7 @@ def kill_and_resume(
         if process.poll() is not None:
             break  # the search had ended
         if second_driver:
-            refuse_second_driver(space, address)
+            refuse_second_driver(space, address, process)
         process.kill()
         process.communicate()
         killed += 1
@@ -185,13 +186,8 @@ def main(arguments: list[str]) -> None:
             repeated |= others
             ended = len(ended_trials(search))
             states = examine(search)
-        results = {
-            "kills": kills,
-            "filled": filled,
-            "trials": ended,
-            "lost": TRIALS - ended,
-            "repeated": len(repeated),
-        } | states
+        counts = {"kills": kills, "filled": filled, "trials": ended, "lost": TRIALS - ended, "repeated": len(repeated)}
+        results = counts | states
     print("\n".join(f"{name}: {value}" for name, value in results.items()))
     if options.json:
         print_json(results)
