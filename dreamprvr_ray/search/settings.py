@@ -208,7 +208,9 @@ class SearchSettings(Section):
         "and credentials come from the tracker's environment variables.",
     )
     hours: NonNegative | None = Field(
-        default=None, description="Hours after which no new trial starts. By default, and with 0, there is no limit."
+        default=None,
+        description="Hours of all sessions together after which no new trial starts. By default, and with 0, there is "
+        "no limit.",
     )
 
     @field_validator("trackers")
