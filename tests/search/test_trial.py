@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from dreamprvr_ray.config import load_experiment
-from dreamprvr_ray.errors import ObjectStoreError, UserError
+from dreamprvr_ray.errors import ObjectStoreError, StorageFailure, UserError
 from dreamprvr_ray.runtime.resources import WorkerGroup
 from dreamprvr_ray.search import trial
 from dreamprvr_ray.search.messages import TrialRequest, decode_report
@@ -47,6 +50,8 @@ def test_a_failed_object_store_request_is_retried_and_then_reported_with_its_kin
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out_of_memory"),
         (TrainingDiverged("the loss is not finite"), "diverged"),
         (UserError("the shards have other sizes"), "error"),
+        (OSError(errno.ENOSPC, "No space left on device"), "storage"),
+        (StorageFailure("runs/trial_005/checkpoints: cannot write the checkpoint of epoch 3"), "storage"),
     ],
 )
 def test_a_failure_that_a_retry_would_not_fix_is_reported(
@@ -71,3 +76,23 @@ def test_any_other_error_is_left_to_ray_tune(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(trial, "train_trial", train)
     with pytest.raises(RuntimeError, match="broken"):
         run_trial(CONFIG, JOB)
+
+
+def test_what_is_wrong_with_a_node_is_not_the_trials_own_failure(
+    monkeypatch: pytest.MonkeyPatch, demo_shards: Path, tmp_path: Path
+) -> None:
+    """Before, a node without the mount, or with a full cache, failed each trial that it got."""
+    reports = list[Any]()
+    monkeypatch.setattr(trial.tune, "report", lambda metrics: reports.append(decode_report(metrics)))
+    job = replace(JOB, search_location=str(tmp_path / "out"), shards=str(demo_shards))
+    run_trial(CONFIG, job)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "search.yaml").touch()
+
+    def refuse(location: str) -> None:
+        raise UserError("/cache: cannot cache s3://bucket/tvr here: No space left on device")
+
+    monkeypatch.setattr(trial, "local_shards", refuse)
+    run_trial(CONFIG, job)
+    assert [report.kind for report in reports] == ["storage"] * 2
+    assert "is not visible from every node" in reports[0].reason and "No space left on device" in reports[1].reason
