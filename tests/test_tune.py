@@ -94,18 +94,18 @@ def whole_directories(storage: Storage) -> set[str]:
 def searched(
     call: Call, demo_shards: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """Run a search in which trials finish, are pruned (at a learning rate of 1e-9) and diverge (at 1e9), one after
-    another; then the best trial's and the preset's settings are retrained."""
+    """Run a search in which trials finish, are pruned (at a learning rate of 1e-9), diverge (at 1e9) and run out of
+    memory (a model of 70 TB), one after another; then the best trial's and the preset's settings are retrained."""
     folder = tmp_path_factory.mktemp("search")
     ranges = {
         "model.registers": {"int": [0, 4]},
         "optimizer.learning_rate": {"choice": [1e-3, 1e9, 1e-9]},
-        "model.hidden_size": 64,
+        "model.hidden_size": {"choice": [64, 2**22]},
     }
     keys = {
         "trial": {"at_a_time": 1},
         "pruning": {"grace_epochs": 1, "reduction_factor": 2},
-        "sampler": {"seed": 42, "startup_trials": 9},
+        "sampler": {"seed": 33, "startup_trials": 9},
     }
     space = write_space(
         folder / "space.yaml", demo_shards, 7, 3, ranges, keep=2, final={"seeds": 2}, trackers=["mlflow"], **keys
@@ -120,8 +120,11 @@ def test_a_search_ends_with_the_state_of_every_trial_and_the_best_checkpoints(
     values, out = last_json(done), space.parent / "out"
     assert values["trials"] == 7 and values["finished"] >= 1 and values["pruned"] >= 1 and values["failed"] >= 2
     entries = leaderboard(out)
-    # The first trial has the configuration's own values.
-    assert entries[0]["values"] == {"model.registers": 4, "optimizer.learning_rate": 1e-3}
+    assert entries[0]["values"] == {
+        "model.registers": 4,
+        "optimizer.learning_rate": 1e-3,
+        "model.hidden_size": 64,
+    }  # the first trial has the configuration's own values
     optuna_states = {"finished": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
     for trial in study_trials(out):
         entry = entries[trial.number]
@@ -133,11 +136,16 @@ def test_a_search_ends_with_the_state_of_every_trial_and_the_best_checkpoints(
             and len(epochs) == entry["epochs"]
         )
         if entry["state"] == "failed":
-            assert "not finite" in entry["error"] and trial.user_attrs["reason"] == entry["error"]
+            reason = "no memory" if trial.params["model.hidden_size"] > 64 else "not finite"
+            assert (reason in entry["error"] or "can't allocate memory" in entry["error"]) and trial.user_attrs[
+                "reason"
+            ] == entry["error"]
             assert entry["error"] in done.stderr and f"trial {trial.number} failed: {entry['error']}" in done.stdout
         else:
             assert entry["state"] == ("finished" if entry["epochs"] == 3 else "pruned")
             assert entry["best_sumr"] == max(epoch["SumR"] for epoch in epochs)
+    assert any("memory" in entry["error"] for entry in entries.values() if entry["error"])
+    assert any("not finite" in entry["error"] for entry in entries.values() if entry["error"])
     ended = sorted(
         (entry for entry in entries.values() if entry["state"] != "failed"), key=lambda entry: -entry["best_sumr"]
     )
@@ -223,7 +231,7 @@ def test_a_finished_search_is_left_as_it_is(
     changed = call("tune", "--space", space, "--resume", "--set", "sampler.seed=4", "pruning.grace_epochs=3")
     assert changed.returncode == 2
     was = yaml.safe_load(space.read_text())["pruning"]["grace_epochs"]
-    for change in ("sampler: seed was 42 and is 4 now", f"pruning: grace_epochs was {was} and is 3 now"):
+    for change in ("sampler: seed was 33 and is 4 now", f"pruning: grace_epochs was {was} and is 3 now"):
         assert f"out: cannot resume: {change}\n" in changed.stderr
     with Storage.of(space.parent / "out").lock():
         beside = call("tune", "--space", space, "--resume")
