@@ -60,9 +60,13 @@ def locked(path: Path, shown: str) -> Iterator[None]:
 
 
 def _open(path: Path) -> int:
+    flags = os.O_NOFOLLOW | os.O_CLOEXEC
+    with suppress(PermissionError, FileNotFoundError):  # a file of another user can be locked, but not written
+        if not os.access(path, os.W_OK, follow_symlinks=False):
+            return os.open(path, os.O_RDONLY | flags)
     try:
         with writing(path):
-            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+            return os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o644)
     except OSError as error:
         if path.is_symlink():
             raise UserError(f"{path}: is a symbolic link; a lock must be a file: remove the link") from None
