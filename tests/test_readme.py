@@ -96,7 +96,7 @@ def test_make_search(folder: Path) -> None:
     done = run(f"make search BIN={Path(sys.executable).parent} SEARCH_FLAGS='{flags}'", folder)
     assert done.returncode == 0, done.stderr
     assert re.search(r"best trial: trial \d, val SumR [\d.]+ at epoch \d", done.stdout)
-    assert re.search(r"trial 1 against paper: [+-][\d.]+ test SumR", done.stdout)
+    assert re.search(r"trial 1 against the configuration's own settings: [+-][\d.]+ test SumR", done.stdout)
     assert re.search(r"selected model: .*demo/search/best", done.stdout)
     report = "python -m dreamprvr_ray.report demo/search"
     assert f"`{report}`" in README and run(report, folder).returncode == 0

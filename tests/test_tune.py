@@ -393,9 +393,9 @@ def test_a_killed_search_ends_like_an_uninterrupted_one(
 
 
 def test_a_trial_of_two_workers_trains_like_a_trial_of_one(
-    call: Call, searched: tuple[Path, subprocess.CompletedProcess[str]], demo_shards: Path, tmp_path: Path, s3: S3
+    command: Call, searched: tuple[Path, subprocess.CompletedProcess[str]], demo_shards: Path, tmp_path: Path, s3: S3
 ) -> None:
-    """The trial of one worker is on a disk, that of two in an object store."""
+    """The trial of one worker is on a disk, that of two in an object store, whose keys its own Ray inherits."""
     ranges = {
         "model.registers": {"int": [0, 4]},
         "model.hidden_size": 64,
@@ -403,7 +403,7 @@ def test_a_trial_of_two_workers_trains_like_a_trial_of_one(
     space = write_space(tmp_path / "space.yaml", demo_shards, 5, 3, ranges, pruning={"enabled": False})
     out = Storage.of(s3.uri()) / "out"
     values = last_json(
-        call("tune", "--space", space, "--set", "trial.workers=2", "--trials", 2, "--out", out.location, "--json")
+        command("tune", "--space", space, "--set", "trial.workers=2", "--trials", 2, "--out", out.location, "--json")
     )
     assert values["finished"] == values["trials"] == 2
     assert {name.split("/")[0] for name in whole_directories(out)} == {"runs", "best"}  # every checkpoint is complete

@@ -87,7 +87,7 @@ def test_a_lost_process_of_ray_ends_the_command_with_one_line(tmp_path: Path) ->
         "with local_ray.watched_ray():\n  time.sleep(60)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
-    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1
     assert done.stderr.startswith("failed: Ray has lost its process raylet") and "--resume" in done.stderr
 
 
