@@ -117,7 +117,7 @@ def watched_ray() -> Iterator[None]:
                 if stopped.wait(GRACE_SECONDS):  # a signal to all processes: this one was about to end
                     return
                 print(
-                    # On a line of its own: Ray's threads may be in the middle of theirs.
+                    # On a new line: other threads may be printing.
                     f"\nfailed: Ray has lost its process {lost[0]}, which was killed or ran out of memory;"
                     " to continue, add --resume to the same command",
                     file=sys.stderr,
