@@ -32,7 +32,7 @@ PASSWORDS = ("canary", "can/ary", "can?ary", "can#ary", "c@n@ry", "can:ary", "ca
         "s3://KEY:{}@bucket:port/run",
         "s3:/KEY:{}@bucket/run",
         "s3//KEY:{}@bucket/run",
-        "/work/s3:/KEY:{}@bucket/run",
+        "/data/s3:/KEY:{}@bucket/run",
         "1s3://KEY:{}@bucket/run",
         "://KEY:{}@bucket/run",
         "postgresql+psycopg://me:{}@host:5432/run",
