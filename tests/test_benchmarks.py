@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from support import reference_model
 
-from benchmarks import opening, selection_bias
+from benchmarks import measured_process, opening, selection_bias
 from benchmarks.synthetic import random_batch
 from benchmarks.training_steps import FastSteps, ReferenceSteps
 from dreamprvr_ray.config import load_experiment
@@ -58,3 +58,10 @@ def test_the_final_stage_does_not_favour_the_trial_that_the_search_selected(tmp_
     assert abs(found.test) < 0.5 and 0.4 < found.preferred < 0.6
     biased = selection_bias.simulate(search, trials=24, searches=250, seeds=range(3))
     assert biased.test > 0.9 and biased.preferred > 0.7
+
+
+def test_measured_processes_have_the_environment_of_rays_workers() -> None:
+    """Benchmarks repeat these variables, since importing the session imports Ray."""
+    from dreamprvr_ray.runtime.session import WORKER_ENVIRONMENT
+
+    assert measured_process.ENVIRONMENT.items() <= WORKER_ENVIRONMENT.items()

@@ -7,9 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("hypothesis")
-
 from hypothesis import HealthCheck, Phase, given, settings
 
 from benchmarks import fuzz_sources
