@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from dreamprvr_ray.command_line import Parser, print_json, run
-from dreamprvr_ray.config import CLIPS
+from dreamprvr_ray.config_sections import CLIPS
 from dreamprvr_ray.data.manifest import Manifest, SplitRecord
 from dreamprvr_ray.data.shard_files import ShardContent, write_shard
 from dreamprvr_ray.data.shards import ShardSet

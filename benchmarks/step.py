@@ -25,7 +25,8 @@ from benchmarks.measured_process import MeasuredProcess, peak_memory
 from benchmarks.synthetic import random_batch
 from benchmarks.training_steps import FastSteps, LaunchedSteps, ReferenceSteps
 from dreamprvr_ray.command_line import Parser, print_json, run
-from dreamprvr_ray.config import FRAMES, Experiment, load_experiment
+from dreamprvr_ray.config import Experiment, load_experiment
+from dreamprvr_ray.config_sections import FRAMES
 from dreamprvr_ray.device import resolve_precision
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.training.flops import QUERIES_PER_VIDEO, specified_gflop

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dreamprvr_ray.config import CLIPS, FRAMES, QUERY_TOKENS, DataConfig
+from dreamprvr_ray.config_sections import CLIPS, FRAMES, QUERY_TOKENS, DataConfig
 from dreamprvr_ray.data.batches import Batch
 
 

@@ -36,6 +36,7 @@ COMPONENT_OF = {
     "data.demo": "commands",
     "retrieval": "api",
     "config_reference": "config",
+    "config_sections": "config",
     "streams": "command_line",
     "yaml_files": "config",
     "user_files": "config",

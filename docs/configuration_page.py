@@ -9,8 +9,9 @@ import inspect
 from collections.abc import Iterable
 from pathlib import Path
 
-from dreamprvr_ray.config import Experiment, Section, load_experiment
+from dreamprvr_ray.config import Experiment, load_experiment
 from dreamprvr_ray.config_reference import KeyReference, document_keys, format_value, inner_section
+from dreamprvr_ray.config_sections import Section
 from dreamprvr_ray.search.settings import SearchSettings
 
 PAGE = Path(__file__).with_name("configuration.md")

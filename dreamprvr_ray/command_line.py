@@ -15,8 +15,8 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import dreamprvr_ray
-from dreamprvr_ray.config import Section
 from dreamprvr_ray.config_reference import help_text
+from dreamprvr_ray.config_sections import Section
 from dreamprvr_ray.errors import (
     PATH_ERRORS,
     Failure,

@@ -13,17 +13,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError
 
+from dreamprvr_ray.config_sections import (
+    DataConfig,
+    EvaluationConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Section,
+    TrainingConfig,
+)
 from dreamprvr_ray.errors import UserError, did_you_mean
 from dreamprvr_ray.yaml_files import describe, flatten, merge, nested, parse_yaml, read_yaml
 
-FRAMES = 128  # rows on a video's frame axis (docs/model.md, section 1)
-CLIPS = 32  # rows on a video's clip axis
-QUERY_TOKENS = 30  # longer queries are truncated to this many tokens
 # Environment variable: fp32 or bf16, which is then what `training.precision: auto` stands for.
 AUTO_PRECISION = "DREAMPRVR_RAY_AUTO_PRECISION"
 RESUME_MAY_CHANGE = ("training.max_failures",)  # they do not affect the result of a training
@@ -32,209 +38,7 @@ PAPER_PRESETS = ("tvr", "activitynet", "charades")
 # Keys that are no part of the paper's settings: they belong to the data, to the machine or to a single training.
 NO_SETTINGS = ("data.video_size", "data.text_size", "training.seed", "training.precision", *RESUME_MAY_CHANGE)
 
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-# Sizes beyond these bounds are typing errors: they would exhaust the memory, or never end.
-MAX_COUNT = 1_000_000
-MAX_WIDTH = 2**22  # of the model; the paper's is 384, and a wider model than this fails at once for lack of memory
-MAX_FEATURE_SIZE = 65_536  # of one row of features; the largest that benchmarks distribute is a few thousand
-Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
-CountOrZero = Annotated[int, Field(ge=0, le=MAX_COUNT)]
-FeatureSize = Annotated[int, Field(ge=1, le=MAX_FEATURE_SIZE)]
-
-
-class Section(BaseModel):
-    """Base class of configuration sections: frozen, without type coercion, unknown keys rejected."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-Initialization = Literal["paper", "aligned"]
-
-
-class ModelConfig(Section):
-    """The network (docs/model.md, section 2)."""
-
-    registers: int = Field(
-        ge=0,
-        le=64,
-        description="Number of registers per video, K in the paper; 0 disables them. Without registers, fusion "
-        "blocks see tokens only, and the variational and denoising losses are 0.",
-    )
-    diffusion_steps: int = Field(
-        ge=1,
-        le=1000,
-        description="Number of denoising steps that produce the registers, T in the paper. Each step is one pass of "
-        "the denoiser, in training and in encoding.",
-    )
-    hidden_size: int = Field(
-        default=384,
-        ge=8,
-        le=MAX_WIDTH,
-        description="Width of every token and embedding, D in the paper. Must be even and divisible by `model.heads`.",
-    )
-    heads: int = Field(default=4, ge=1, le=256, description="Attention heads per block, H in the paper.")
-    branches: int = Field(
-        default=8,
-        ge=1,
-        le=16,
-        description="Parallel attention branches in each fusion block, N in the paper. One branch has no Gaussian "
-        "width; the others have widths 1/4, 1/2, 1, 2, ...",
-    )
-    denoiser_layers: int = Field(default=2, ge=1, le=64, description="Residual layers of the denoiser.")
-    dropout: Fraction = Field(
-        description="Dropout in the attention blocks, the fusion blocks and the registers' input layer."
-    )
-    input_dropout: Fraction = Field(description="Dropout in the input layers of queries, clips and frames.")
-    fusion_temperature: Positive = Field(
-        description="Temperature of the softmax that weights the branches at each position; lower values favour a "
-        "single branch."
-    )
-    initialization: Initialization = Field(
-        default="paper",
-        description="Initial weights: the paper's, or `aligned` for features of a single encoder. `paper`: all linear"
-        " weights are drawn from N(0, 0.02). `aligned`: the input layers of queries, clips and frames "
-        "start from one orthogonal projection, so that the untrained model already compares queries and "
-        "frames as their encoder does. Use `aligned` only if one encoder (CLIP, a sentence encoder) "
-        "produced both; video and query features must then have the same size.",
-    )
-
-    @model_validator(mode="after")
-    def _check_heads(self) -> ModelConfig:
-        if self.hidden_size % self.heads or self.hidden_size % 2:
-            raise ValueError(f"hidden_size {self.hidden_size} must be even and divisible by heads {self.heads}")
-        return self
-
-
 S = TypeVar("S", bound=Section)
-
-
-class LossWeights(Section):
-    """Weights of the loss terms (docs/model.md, section 3). The two triplet terms have weight 1."""
-
-    clip_nce: NonNegative = Field(description="Weight of the contrastive (InfoNCE) loss on clip scores, l_clip.")
-    frame_nce: NonNegative = Field(description="Weight of the contrastive (InfoNCE) loss on frame scores, l_frame.")
-    diversity: NonNegative = Field(
-        description="Weight of the diversity loss, which pushes queries of one video apart, l_div."
-    )
-    similarity: NonNegative = Field(
-        description="Weight of the query similarity loss, a supervised contrastive loss that pulls queries of one "
-        "video together, l_qsp."
-    )
-    variational: NonNegative = Field(
-        description="Weight of the KL divergence of the registers' initial distribution from N(0, 1), l_pvs. No "
-        "effect without registers."
-    )
-    denoising: NonNegative = Field(
-        description="Weight of the denoiser's loss on text-supervised diffusion, l_dre. No effect without registers."
-    )
-
-
-class LossConfig(Section):
-    """Loss weights, margins and negatives (docs/model.md, section 3)."""
-
-    weights: LossWeights
-    margin: Positive = Field(description="Margin m of the two triplet losses, in cosine similarity.")
-    diversity_margin: float = Field(
-        ge=-1, le=1, description="Margin delta of the diversity loss, added to the cosine of each pair of queries."
-    )
-    diversity_scale: Positive = Field(description="Steepness alpha of the diversity loss around its margin.")
-    diversity_focus: NonNegative = Field(
-        description="Exponent lambda of the diversity loss: higher values concentrate it on the most similar pairs."
-    )
-    similarity_temperature: Positive = Field(description="Temperature tau of the query similarity loss.")
-    hard_negative_start_epoch: CountOrZero = Field(
-        default=20,
-        description="Number of epochs before the triplet losses switch from uniform to hard negatives. The loss jumps"
-        " there.",
-    )
-    hard_negative_pool: Count = Field(
-        default=20,
-        description="With hard negatives, each query's negative is drawn uniformly from this many highest-scoring "
-        "other videos.",
-    )
-
-
-class OptimizerConfig(Section):
-    """Adam with linear warm-up and linear decay (docs/model.md, section 4)."""
-
-    learning_rate: Positive = Field(
-        description="Peak learning rate, reached after the warm-up; it then decays linearly to 0."
-    )
-    warmup_fraction: Fraction = Field(default=0.01, description="Share of all training steps spent in linear warm-up.")
-    weight_decay: NonNegative = Field(
-        default=0.01,
-        description="Decoupled weight decay, multiplied by the current learning rate. Biases and the input layers' "
-        "norms are not decayed.",
-    )
-
-
-TrimFrames = Literal["exact", "batch"]
-
-
-class DataConfig(Section):
-    """Feature sizes, and how videos with fewer than 128 frames are padded."""
-
-    video_size: FeatureSize = Field(
-        description="Size of one video feature vector, Dv. Training reads it from the shards' manifest; this value is"
-        " used by `--dry-run` only."
-    )
-    text_size: FeatureSize = Field(
-        description="Size of one query token's feature vector, Dt. Training reads it from the shards' manifest; this "
-        "value is used by `--dry-run` only."
-    )
-    trim_frames: TrimFrames = Field(
-        default="exact",
-        description="Padding of videos with fewer than 128 frames: `exact` as in the paper, or `batch` for speed. "
-        "`exact`: always 128 rows, as in the paper; padded rows count in a video's mean and, as zero "
-        "rows, in its maximum over tokens. `batch`: a batch is only as long as its longest video, and "
-        "padding never affects a result.",
-    )
-
-
-class TrainingConfig(Section):
-    """Epochs, batch, seed, precision and fault tolerance."""
-
-    epochs: Count = Field(description="Maximum number of epochs. The learning rate schedule always spans all of them.")
-    patience: CountOrZero = Field(
-        description="Training stops once more than this many epochs in a row have not improved the best val SumR."
-    )
-    batch_videos: Count = Field(
-        default=128,
-        description="Videos per training step over all workers, each with all its queries. The last batch may be "
-        "smaller.",
-    )
-    seed: int = Field(
-        default=0, ge=0, lt=2**31, description="Seed of the weights, the order of videos, dropout and all sampling."
-    )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        default="auto",
-        description="Number format of the matrix products; `auto` uses bf16 where the device supports it. `fp32`: "
-        "float32. `bf16`: bfloat16 autocast; scores, losses and the diffusion schedule stay in float32. "
-        "`auto`: bf16 on devices with bfloat16 instructions, fp32 on all others, so results can differ "
-        "between machines (see docs/reproducibility.md); set `fp32` or `bf16` to compare numbers.",
-    )
-    with_val: bool = Field(
-        default=False,
-        description="Train on the val split as well. No split is then left to select an epoch, so the last epoch "
-        "counts as the best.",
-    )
-    max_failures: CountOrZero = Field(
-        default=3,
-        description="How many times training restarts automatically after losing a worker or a node. It resumes from "
-        "the latest checkpoint.",
-    )
-
-
-class EvaluationConfig(Section):
-    """How clip and frame scores are combined."""
-
-    clip_weight: float = Field(
-        ge=0,
-        le=1,
-        description="Weight of the clip score in the retrieval score, w_clip; the frame score gets 1 - `clip_weight`.",
-    )
 
 
 class Experiment(Section):

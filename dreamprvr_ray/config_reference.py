@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from pydantic_core import PydanticUndefined
 
-from dreamprvr_ray.config import Section
+from dreamprvr_ray.config_sections import Section
 
 HELP_WIDTH = 100  # columns of the list of keys in `--help`
 

@@ -13,16 +13,9 @@ import pytest
 from configuration_page import PAGE, render
 from pydantic import Field, ValidationError
 
-from dreamprvr_ray.config import (
-    Experiment,
-    Section,
-    build_experiment,
-    known_keys,
-    load_experiment,
-    parse_overrides,
-    presets,
-)
+from dreamprvr_ray.config import Experiment, build_experiment, known_keys, load_experiment, parse_overrides, presets
 from dreamprvr_ray.config_reference import document_keys
+from dreamprvr_ray.config_sections import Section
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.search.settings import SearchSettings
 

@@ -20,7 +20,8 @@ from support import small_models
 from torch import Tensor
 
 from dreamprvr_ray import distributed
-from dreamprvr_ray.config import AUTO_PRECISION, CLIPS, FRAMES, OptimizerConfig, TrimFrames, load_experiment
+from dreamprvr_ray.config import AUTO_PRECISION, load_experiment
+from dreamprvr_ray.config_sections import CLIPS, FRAMES, OptimizerConfig, TrimFrames
 from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.distributed import Traffic, Workers, token_traffic
 from dreamprvr_ray.evaluation.retrieval import evaluate

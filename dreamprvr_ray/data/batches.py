@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dreamprvr_ray.config import CLIPS, FRAMES
+from dreamprvr_ray.config_sections import CLIPS, FRAMES
 from dreamprvr_ray.data.shards import Split
 
 _PREFETCHED = 2  # how many batches `prefetch` prepares in advance

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from dreamprvr_ray.config import CLIPS, FRAMES, QUERY_TOKENS
+from dreamprvr_ray.config_sections import CLIPS, FRAMES, QUERY_TOKENS
 
 LARGEST_FLOAT32 = 1e15  # beyond it sums and squares of features are computed in float64: in float32 they may overflow
 SHORT = 0.01  # a raw row with a smaller norm keeps less than 0.999 of length 1, because of the floor

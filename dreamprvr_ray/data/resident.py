@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dreamprvr_ray.config import FRAMES
+from dreamprvr_ray.config_sections import FRAMES
 from dreamprvr_ray.data.batches import Batch, queries_of
 from dreamprvr_ray.data.shards import Split
 

@@ -29,7 +29,7 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 
-from dreamprvr_ray.config import CLIPS, FRAMES, QUERY_TOKENS
+from dreamprvr_ray.config_sections import CLIPS, FRAMES, QUERY_TOKENS
 from dreamprvr_ray.data.manifest import FeatureType, FileRecord
 from dreamprvr_ray.errors import UserError, first_line
 from dreamprvr_ray.storage.files import replacing_file

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from dreamprvr_ray.config import CLIPS, FRAMES, QUERY_TOKENS
+from dreamprvr_ray.config_sections import CLIPS, FRAMES, QUERY_TOKENS
 from dreamprvr_ray.data.captions import Caption
 from dreamprvr_ray.data.feature_files import RawFeatures
 from dreamprvr_ray.data.manifest import FeatureType, Protocol

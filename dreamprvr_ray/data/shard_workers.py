@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dreamprvr_ray.config import CLIPS, FRAMES, QUERY_TOKENS
+from dreamprvr_ray.config_sections import CLIPS, FRAMES, QUERY_TOKENS
 from dreamprvr_ray.data import pooling
 from dreamprvr_ray.data.conversion_records import PooledRows, ShardRecord, write_record
 from dreamprvr_ray.data.feature_files import RawFeatures

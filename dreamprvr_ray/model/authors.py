@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dreamprvr_ray.config import CLIPS, FRAMES, QUERY_TOKENS, Experiment, build_experiment
+from dreamprvr_ray.config import Experiment, build_experiment
+from dreamprvr_ray.config_sections import CLIPS, FRAMES, QUERY_TOKENS
 from dreamprvr_ray.errors import UserError, did_you_mean, first_line
 from dreamprvr_ray.model.authors_names import authors_names
 from dreamprvr_ray.model.dreamprvr import DreamPRVR

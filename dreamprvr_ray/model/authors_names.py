@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from dreamprvr_ray.config import ModelConfig
+from dreamprvr_ray.config_sections import ModelConfig
 
 
 class TensorPlace(NamedTuple):

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamprvr_ray.config import CLIPS, FRAMES, QUERY_TOKENS, ModelConfig, TrimFrames
+from dreamprvr_ray.config_sections import CLIPS, FRAMES, QUERY_TOKENS, ModelConfig, TrimFrames
 from dreamprvr_ray.model import kernels
 from dreamprvr_ray.model.attention import (
     CrossAttention,

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from dreamprvr_ray.checkpoints.checkpoint import load_model
-from dreamprvr_ray.config import CLIPS, FRAMES
+from dreamprvr_ray.config_sections import CLIPS, FRAMES
 from dreamprvr_ray.device import best_device
 
 VIDEOS = 64  # encoded at a time

@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from dreamprvr_ray.config import MAX_COUNT, Count, CountOrZero, NonNegative, Section
+from dreamprvr_ray.config_sections import MAX_COUNT, Count, CountOrZero, NonNegative, Section
 from dreamprvr_ray.runtime.gpu_shares import refuse_gpus
 
 RESUME_MAY_CHANGE = ("out", "shards", "source", "trial", "trials", "trackers", "hours", "keep", "final")

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from dreamprvr_ray.config import CLIPS, FRAMES, QUERY_TOKENS, Experiment
+from dreamprvr_ray.config import Experiment
+from dreamprvr_ray.config_sections import CLIPS, FRAMES, QUERY_TOKENS
 from dreamprvr_ray.data.batches import Batch
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.training.flops import QUERIES_PER_VIDEO, specified_gflop

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dreamprvr_ray.config import CLIPS, FRAMES, QUERY_TOKENS, Experiment
+from dreamprvr_ray.config import Experiment
+from dreamprvr_ray.config_sections import CLIPS, FRAMES, QUERY_TOKENS
 
 QUERIES_PER_VIDEO = 5  # TVR's; queries are a small part of the cost
 

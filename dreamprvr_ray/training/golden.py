@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamprvr_ray.config import FRAMES, Experiment, OptimizerConfig, validated
+from dreamprvr_ray.config import Experiment, validated
+from dreamprvr_ray.config_sections import FRAMES, OptimizerConfig
 from dreamprvr_ray.data import pooling
 from dreamprvr_ray.data.batches import Batch
 from dreamprvr_ray.data.source import Source

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from dreamprvr_ray.config import CLIPS, FRAMES, QUERY_TOKENS, Experiment
+from dreamprvr_ray.config import Experiment
+from dreamprvr_ray.config_sections import CLIPS, FRAMES, QUERY_TOKENS
 from dreamprvr_ray.errors import UserError, did_you_mean, first_line
 from dreamprvr_ray.storage.files import read_json
 

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dreamprvr_ray.config import QUERY_TOKENS, LossConfig
+from dreamprvr_ray.config_sections import QUERY_TOKENS, LossConfig
 from dreamprvr_ray.data.batches import Batch
 from dreamprvr_ray.device import Precision, autocast
 from dreamprvr_ray.distributed import Division, Workers

@@ -30,7 +30,8 @@ from dreamprvr_ray.checkpoints.checkpoint import (
     read_state,
     read_weights,
 )
-from dreamprvr_ray.config import CLIPS, FRAMES, Experiment
+from dreamprvr_ray.config import Experiment
+from dreamprvr_ray.config_sections import CLIPS, FRAMES
 from dreamprvr_ray.data.batches import Batch, collate, plan_epoch, prefetch
 from dreamprvr_ray.data.manifest import Manifest
 from dreamprvr_ray.data.resident import ResidentSplit

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dreamprvr_ray.config import LossConfig
+from dreamprvr_ray.config_sections import LossConfig
 from dreamprvr_ray.model.attention import at_least_float32
 
 SMALLEST = 1e-6  # lower bound of 1 + cos before it is raised to a power whose gradient at 0 may be infinite

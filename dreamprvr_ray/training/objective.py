@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dreamprvr_ray.config import LossConfig
+from dreamprvr_ray.config_sections import LossConfig
 from dreamprvr_ray.data.batches import Batch
 from dreamprvr_ray.distributed import Division, Workers
 from dreamprvr_ray.model.dreamprvr import DreamPRVR

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dreamprvr_ray.config import OptimizerConfig
+from dreamprvr_ray.config_sections import OptimizerConfig
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 
 MAX_NORM = 1.0  # of each part's gradient

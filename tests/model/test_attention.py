@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from support import reference_model
 from torch import Tensor, nn
 
-from dreamprvr_ray.config import ModelConfig
+from dreamprvr_ray.config_sections import ModelConfig
 from dreamprvr_ray.model.attention import (
     CrossAttention,
     Dropout,

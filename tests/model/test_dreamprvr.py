@@ -7,7 +7,8 @@ import torch
 from support import reference_model
 from torch import Tensor
 
-from dreamprvr_ray.config import ModelConfig, load_experiment
+from dreamprvr_ray.config import load_experiment
+from dreamprvr_ray.config_sections import ModelConfig
 from dreamprvr_ray.model.dreamprvr import DreamPRVR, VideoEncoding
 from dreamprvr_ray.model.registers import perturbed_start, variational_divergences
 from dreamprvr_ray.model.scoring import fused_scores

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dreamprvr_ray.config import LossConfig, ModelConfig, OptimizerConfig
+from dreamprvr_ray.config_sections import LossConfig, ModelConfig, OptimizerConfig
 from dreamprvr_ray.data.batches import Batch
 from dreamprvr_ray.model.authors_names import authors_names
 from dreamprvr_ray.model.dreamprvr import DreamPRVR

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dreamprvr_ray.config import LossConfig, LossWeights, ModelConfig, TrimFrames
+from dreamprvr_ray.config_sections import LossConfig, LossWeights, ModelConfig, TrimFrames
 from dreamprvr_ray.data.batches import Batch, collate
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 

@@ -8,7 +8,8 @@ from support import reference_model
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from dreamprvr_ray.config import CLIPS, FRAMES, QUERY_TOKENS, Experiment, load_experiment
+from dreamprvr_ray.config import Experiment, load_experiment
+from dreamprvr_ray.config_sections import CLIPS, FRAMES, QUERY_TOKENS
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.training.cost import BYTES_PER_PARAMETER, Cost, estimate
 from dreamprvr_ray.training.flops import QUERIES_PER_VIDEO, specified_gflop

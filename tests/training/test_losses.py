@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dreamprvr_ray.config import LossConfig, LossWeights
+from dreamprvr_ray.config_sections import LossConfig, LossWeights
 from dreamprvr_ray.training import losses
 from dreamprvr_ray.training.losses import NegativeDraws, Scores
 

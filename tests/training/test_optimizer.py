@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dreamprvr_ray.config import ModelConfig, OptimizerConfig
+from dreamprvr_ray.config_sections import ModelConfig, OptimizerConfig
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.training.optimizer import PartwiseAdam, build_optimizer, learning_rate_factor
 
