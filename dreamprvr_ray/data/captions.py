@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,11 +22,15 @@ from dreamprvr_ray.storage.files import BLANKS, read_text, text_lines
 
 @dataclass(frozen=True)
 class Caption:
-    """A query: its id, the id of the video that it describes a part of, and its sentence, which may be empty."""
+    """A query: its id, the id of the video that it describes a part of, and its sentence, which may be empty.
+
+    `also` holds the ids of other videos that are right as well.
+    """
 
     query: str
     video: str
     text: str
+    also: tuple[str, ...] = ()
 
 
 class Moment(NamedTuple):
@@ -48,6 +52,8 @@ class Query:
         tokens: (Lq, Dt) token features; the first 30 are used.
         moment: `Moment` or (start, end, duration of the video) in seconds, if known. Used only for reporting recall by
             moment length.
+        also: Ids of other videos of the split that the sentence describes as well. A model is trained on `video`; when
+            it is evaluated, each of them counts as right.
     """
 
     id: str
@@ -55,6 +61,7 @@ class Query:
     sentence: str
     tokens: ArrayLike
     moment: Moment | tuple[float, float, float] | None = None
+    also: Sequence[str] = ()
 
 
 def read_captions(path: Path) -> list[Caption]:

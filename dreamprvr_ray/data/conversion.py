@@ -39,6 +39,7 @@ from dreamprvr_ray.data.manifest import (
 )
 from dreamprvr_ray.data.near_misses import quoted
 from dreamprvr_ray.data.overlaps import find_overlaps
+from dreamprvr_ray.data.right_videos import left_out_notes, within_splits
 from dreamprvr_ray.data.shard_plan import ConversionSettings, ShardPlan, choose_splits, plan_shards
 from dreamprvr_ray.data.shard_workers import FinishedShard, ShardTask, make_shards
 from dreamprvr_ray.data.source import Source
@@ -96,7 +97,8 @@ def convert(
     Raises:
         UserError: `out` holds anything else, or the source is invalid; in the latter case nothing is left behind.
     """
-    protocol, splits = choose_splits(source, settings)
+    protocol, chosen = choose_splits(source, settings)
+    splits = within_splits(chosen)
     conversion = {"settings": _relevant_settings(protocol, settings), "source": source.fingerprint()}
     with reading(out):
         finished = (out / MANIFEST).is_file()
@@ -137,7 +139,9 @@ def convert(
         manifest.write(out)
         remember_files(out, manifest.files)
         remove_records(out, names)
-    return Conversion(manifest, False, len(kept), tally.progress(), tuple(_notes(source, plans, records)))
+    return Conversion(
+        manifest, False, len(kept), tally.progress(), (*left_out_notes(chosen), *_notes(source, plans, records))
+    )
 
 
 def _relevant_settings(protocol: Protocol, settings: ConversionSettings) -> dict[str, Any]:

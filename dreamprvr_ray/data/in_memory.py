@@ -133,15 +133,16 @@ class _InMemorySource(Source):
                     mistakes.append(f"{where}: video '{query.video}' has other features in another split")
                 if not _same(queries.setdefault(query.id, query).tokens, query.tokens):
                     mistakes.append(f"{where}: the id has other tokens in another split")
+                mistakes += [
+                    f"{where}: right video {video!r} is not among the split's videos"
+                    for video in query.also
+                    if video not in splits[name].videos
+                ]
                 if query.moment is not None:
                     fractions[query.id] = _fraction(query.moment, where)
         if mistakes:
             raise UserError(*first_few(mistakes))
-        captions = {
-            name: [Caption(query.id, query.video, query.sentence) for query in splits[name].queries]
-            for name in SPLITS
-            if name in splits
-        }
+        captions = {name: [_caption(query) for query in splits[name].queries] for name in SPLITS if name in splits}
         arrays = _ArrayFeatures(collection, "video", videos)
         tokens = _ArrayFeatures(collection, "query", {id: query.tokens for id, query in queries.items()})
         return _InMemorySource(
@@ -178,9 +179,11 @@ def _check_splits(collection: str, splits: Mapping[str, FeatureSplit]) -> None:
             mistakes.append(f"{collection}: split '{name}' has no queries")
         mistakes += first_few(
             [
-                f"{collection}: {name} query {query.id!r}: id, video and sentence must be strings"
+                f"{collection}: {name} query {query.id!r}: id, video and sentence must be strings,"
+                " and `also` a list of strings"
                 for query in split.queries
-                if not all(isinstance(text, str) for text in (query.id, query.video, query.sentence))
+                if not isinstance(query.also, (list, tuple))
+                or not all(isinstance(text, str) for text in (query.id, query.video, query.sentence, *query.also))
             ]
         )
         counts = Counter(query.id for query in split.queries)
@@ -189,6 +192,11 @@ def _check_splits(collection: str, splits: Mapping[str, FeatureSplit]) -> None:
         )
     if mistakes:
         raise UserError(*mistakes)
+
+
+def _caption(query: Query) -> Caption:
+    also = tuple(video for video in dict.fromkeys(query.also) if video != query.video)
+    return Caption(query.id, query.video, query.sentence, also)
 
 
 def _fraction(moment: Moment | tuple[float, float, float], where: str) -> float:
@@ -212,7 +220,11 @@ def _digest(
     queries: _ArrayFeatures,
 ) -> str:
     """Return the SHA-256 of everything on which the shards depend, in hexadecimal."""
-    texts = {name: [(caption.query, caption.video, caption.text) for caption in own] for name, own in captions.items()}
+    texts = {
+        # As in earlier versions where no query has other right videos.
+        name: [(caption.query, caption.video, caption.text, *caption.also) for caption in own]
+        for name, own in captions.items()
+    }
     digest = hashlib.sha256(json.dumps([texts, fractions]).encode())
     for reader in (videos, queries):
         for id in reader.arrays:

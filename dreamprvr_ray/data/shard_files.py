@@ -11,6 +11,8 @@
         tokens           list<fixed_size_list<T>[Dt]>   its 1 to 30 token rows
         moment_fraction  float64                    moment length / video length, NaN if unknown; absent if the
                                                     collection has no moments
+        right_videos     list<string>               ids of all videos of the split that are right for the query, its
+                                                    own first; absent if each query of the shard has one
 
 T is float16 or float32. All rows are pooled and normalised (see `pooling`). Videos are in order of first appearance in
 the caption file, queries are grouped by video in file order, and a video and its queries are in the same shard. Two
@@ -42,6 +44,10 @@ _DTYPES: Mapping[pa.DataType, np.dtype[Any]] = {
 }
 
 
+_OPTIONAL: Mapping[str, pa.DataType] = {  # columns of queries that not all shards have
+    "moment_fraction": pa.float64(),
+    "right_videos": pa.list_(pa.string()),
+}
 _CHECKED_ROWS = 65_536  # rows that are checked at once
 
 
@@ -59,6 +65,7 @@ class ShardContent:
     tokens: np.ndarray  # (T, Dt), the queries' token rows concatenated
     token_counts: np.ndarray  # (Q,) int, sum T
     moment_fractions: np.ndarray | None  # (Q,) float64 in [0, 1], NaN if unknown; None if the collection has no moments
+    right_videos: Sequence[Sequence[str]] | None = None  # (Q,) ids, each query's own video first; None if it is all
 
 
 def write_shard(directory: Path, stem: str, content: ShardContent) -> dict[str, FileRecord]:
@@ -79,6 +86,8 @@ def write_shard(directory: Path, stem: str, content: ShardContent) -> dict[str, 
     }
     if content.moment_fractions is not None:
         queries["moment_fraction"] = _to_arrow(content.moment_fractions.astype(np.float64))
+    if content.right_videos is not None:
+        queries["right_videos"] = pa.array(list(map(list, content.right_videos)), _OPTIONAL["right_videos"])
     records = {}
     for kind, columns in (("videos", videos), ("queries", queries)):
         path = directory / f"{stem}.{kind}.arrow"
@@ -124,7 +133,7 @@ class MappedShard:
             "tokens": pa.list_(pa.list_(value, text_size)),
         }
         self._videos = _map_batch(self._videos_path, video_columns, {})
-        self._queries = _map_batch(self._queries_path, query_columns, {"moment_fraction": pa.float64()})
+        self._queries = _map_batch(self._queries_path, query_columns, _OPTIONAL)
         self.video_count: int = self._videos.num_rows
         self.query_count: int = self._queries.num_rows
         frames, tokens = self._videos.column("frames"), self._queries.column("tokens")
@@ -139,6 +148,16 @@ class MappedShard:
         owner = self.owner
         if len(owner) and (owner[0] < 0 or owner[-1] >= self.video_count or (np.diff(owner) < 0).any()):
             raise _damaged(self._queries_path, "column 'video' must ascend within the shard's videos")
+        self._check_right_videos()
+
+    def _check_right_videos(self) -> None:
+        right = self.right_videos
+        if right is None:
+            return
+        videos = self.strings("video")
+        for video, ids in zip(self.owner.tolist(), right, strict=True):
+            if not ids or ids[0] != videos[video] or len(set(ids)) != len(ids):
+                raise _damaged(self._queries_path, "column 'right_videos' must begin with the query's own video")
 
     def check_values(self) -> None:
         """Read all features and raise `UserError` if a value is not finite."""
@@ -165,6 +184,19 @@ class MappedShard:
         """(Q,) float64, NaN if unknown; None if the collection has no moments."""
         names = self._queries.schema.names
         return _to_numpy(self._queries.column("moment_fraction")) if "moment_fraction" in names else None
+
+    @property
+    def right_videos(self) -> list[list[str]] | None:
+        """(Q,) ids of each query's right videos, its own first; None if each query has one."""
+        if "right_videos" not in self._queries.schema.names:
+            return None
+        return cast(list[list[str]], self._queries.column("right_videos").to_pylist())
+
+    @property
+    def own_videos(self) -> list[list[str]]:
+        """(Q,) the id of each query's own video, in a list."""
+        videos = self.strings("video")
+        return [[videos[video]] for video in self.owner.tolist()]
 
     def strings(self, column: str) -> list[str]:
         """Return a column of strings: `video` (V,), `query` (Q,) or `text` (Q,)."""

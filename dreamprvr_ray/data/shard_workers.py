@@ -25,6 +25,7 @@ from dreamprvr_ray.data import pooling
 from dreamprvr_ray.data.conversion_records import PooledRows, ShardRecord, write_record
 from dreamprvr_ray.data.feature_files import RawFeatures
 from dreamprvr_ray.data.manifest import FeatureType
+from dreamprvr_ray.data.right_videos import right_videos
 from dreamprvr_ray.data.shard_files import ShardContent, write_shard
 from dreamprvr_ray.data.shard_plan import ShardPlan
 from dreamprvr_ray.errors import Failure, UserError
@@ -171,5 +172,6 @@ def _pool(task: ShardTask) -> tuple[ShardContent, PooledRows, int]:
         tokens=tokens[:end],
         token_counts=np.array(token_counts),
         moment_fractions=task.moment_fractions,
+        right_videos=right_videos(captions),
     )
     return content, checks.found(), raw_bytes

@@ -18,6 +18,7 @@ import torch
 from dreamprvr_ray.data.captions import Caption
 from dreamprvr_ray.data.checked_files import check_files, remember_overlaps, remembered_overlaps
 from dreamprvr_ray.data.manifest import MANIFEST, FileRecord, Manifest
+from dreamprvr_ray.data.near_misses import quoted
 from dreamprvr_ray.data.overlaps import find_overlaps
 from dreamprvr_ray.data.shard_files import MappedShard
 from dreamprvr_ray.errors import UserError, did_you_mean
@@ -194,6 +195,29 @@ class Split:
         fractions = [shard.moment_fractions for shard in self._shards]
         known = [fraction for fraction in fractions if fraction is not None]
         return np.concatenate(known) if known else None
+
+    @cached_property
+    def right_videos(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The videos that are right for each query, if some query has several; None if each has its own only.
+
+        Offsets (Q + 1,) and numbers, both int64: those of query q are numbers[offsets[q]:offsets[q + 1]], first its own
+        video. Raises `UserError` if a file is damaged.
+        """
+        lists = [shard.right_videos for shard in self._shards]
+        if all(own is None for own in lists):
+            return None
+        number_of = {id: number for number, id in enumerate(self.videos)}
+        right = [ids for shard, own in zip(self._shards, lists, strict=True) for ids in own or shard.own_videos]
+        try:
+            numbers = np.array([number_of[id] for ids in right for id in ids], dtype=np.int64)
+        except KeyError as error:
+            raise UserError(
+                f"split {self.name}: damaged: no video {quoted(error.args[0])}, which the column 'right_videos' names;"
+                " convert again elsewhere"
+            ) from None
+        offsets = np.cumsum([0, *map(len, right)], dtype=np.int64)
+        numbers[offsets[:-1]] = self.owner  # the same, unless two shards hold a video of this id
+        return offsets, numbers
 
     @property
     def video_size(self) -> int:

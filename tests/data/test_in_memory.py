@@ -137,6 +137,13 @@ BAD_QUERIES: dict[str, tuple[dict[str, object], str]] = {
     ),
     "a repeated id": ({"id": "train1#0"}, "mini: train query id 'train1#0' is used 2 times"),
     "an id that is not a string": ({"id": 3}, "mini: train query 3: id, video and sentence must be strings"),
+    "right videos that are a string": (
+        {"also": "v1"},
+        "mini: train query 'train0#0': id, video and sentence must be strings, and `also` a list of strings",
+    ),
+    "an unknown right video": (
+        {"also": ["v9"]}, "mini: train query 'train0#0': right video 'v9' is not among the split's videos"
+    ),
     "one token": ({"tokens": np.ones(4)}, "mini: query 'train0#0': shape must be (tokens, 4), not (4,)"),
     "no tokens": ({"tokens": np.ones((0, 4))}, "mini: query 'train0#0': 0 tokens; at least one is needed"),
     "a different size": (
