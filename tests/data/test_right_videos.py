@@ -65,7 +65,9 @@ def test_shards_without_several_right_videos_have_the_same_bytes_as_before(tmp_p
         write(tmp_path / "several", {1: [4, 0]})
 
 
-def test_a_right_video_without_queries_of_its_own_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_right_video_that_no_query_has_as_its_first_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     test = split_of("c", 5, {0: [3, 4]})
     splits = {"train": split_of("a", 9), "val": split_of("b", 3), "test": FeatureSplit(test.videos, test.queries[:4])}
     shards = write_shards(tmp_path / "shards", collection="c", splits=splits)
