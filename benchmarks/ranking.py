@@ -21,7 +21,8 @@ from torch import Tensor
 from benchmarks.measured_process import MeasuredProcess, peak_memory
 from dreamprvr_ray.command_line import Parser, print_json, run
 from dreamprvr_ray.config_sections import CLIPS, FRAMES
-from dreamprvr_ray.evaluation.retrieval import VIDEO_BLOCK, exact_ranks
+from dreamprvr_ray.evaluation.ranks import exact_ranks
+from dreamprvr_ray.evaluation.retrieval import VIDEO_BLOCK
 from dreamprvr_ray.model.dreamprvr import VideoEncoding
 from dreamprvr_ray.model.scoring import fused_scores
 

@@ -25,6 +25,23 @@ class Recall:
         at = {k: 100 * float(np.mean(ranks <= k)) if len(ranks) else 0.0 for k in RECALL_RANKS}
         return cls(len(ranks), at, sum(at.values()))
 
+    @classmethod
+    def of_lists(cls, positions: np.ndarray, offsets: np.ndarray) -> Recall:
+        """Compute the share of each query's right videos that are in the top K, averaged over the queries.
+
+        positions (P,) count from 1; those of query q are positions[offsets[q]:offsets[q + 1]], at least one.
+        """
+        counts, at = np.diff(offsets), {}
+        for k in RECALL_RANKS:
+            found = np.add.reduceat(positions <= k, offsets[:-1], dtype=np.int64) if len(counts) else counts
+            at[k] = 100 * float(np.mean(found / counts)) if len(counts) else 0.0
+        return cls(len(counts), at, sum(at.values()))
+
+    def line(self) -> str:
+        """Return R@1, R@5, R@10, R@100 and SumR with one decimal."""
+        percent = " ".join(f"R@{k} {value:.1f}" for k, value in self.at.items())
+        return f"{percent}  SumR {self.sumr:.1f}"
+
     def to_dict(self) -> dict[str, float | None]:
         """Return R@1, R@5, R@10, R@100 and SumR by these names. Without queries each is None, not zero."""
         values = {f"R@{k}": value for k, value in self.at.items()} | {"SumR": self.sumr}
@@ -43,10 +60,13 @@ class Retrieval:
     videos: int
     recall: Recall
     median_rank: float
-    ties: int  # queries whose video has exactly the score of another one
+    ties: int  # queries whose best right video has exactly the score of a wrong one
     by_moment: Mapping[str, Recall] | None  # by moment length / video length; None if no moment is known
     ranks: np.ndarray | None = field(default=None, repr=False, compare=False)
-    """Rank of each query's video (Q,), from 1. It is not part of `to_dict`; None for a result that was read."""
+    """Rank of each query's best right video (Q,), from 1. Not part of `to_dict`; None for a result that was read."""
+    mean_rank: float | None = None  # None without queries, and for results of earlier versions
+    list_recall: Recall | None = None  # share of a query's right videos in the top K; None if each query has one
+    right_videos: int | None = None  # of all queries together; None if each query has one
 
     def to_dict(self) -> dict[str, Any]:
         """Return the metrics by the names of the commands' JSON output."""
@@ -58,21 +78,27 @@ class Retrieval:
             "queries": self.recall.queries,
             **self.recall.to_dict(),
             "median_rank": self.median_rank,
+            **({} if self.mean_rank is None else {"mean_rank": self.mean_rank}),
             "ties": self.ties,
             "by_moment": groups,
+            **({} if self.right_videos is None else {"right_videos": self.right_videos}),
+            **({} if self.list_recall is None else {"list_recall": self.list_recall.to_dict()}),
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Retrieval:
         """Read what `to_dict` wrote, ignoring other keys."""
         groups = values.get("by_moment")
-        median_rank = values.get("median_rank")
+        median_rank, lists, queries = values.get("median_rank"), values.get("list_recall"), values.get("queries", 0)
         return cls(
             videos=values.get("videos", 0),
-            recall=Recall.from_dict(values, values.get("queries", 0)),
+            recall=Recall.from_dict(values, queries),
             median_rank=float("nan") if median_rank is None else median_rank,
             ties=values.get("ties", 0),
             by_moment=groups and {name: Recall.from_dict(group, group["queries"]) for name, group in groups.items()},
+            mean_rank=values.get("mean_rank"),
+            list_recall=lists and Recall.from_dict(lists, queries),
+            right_videos=values.get("right_videos"),
         )
 
 
@@ -115,18 +141,21 @@ class Evaluation:
     def lines(self) -> list[str]:
         """Return a summary for people."""
         retrieval, recall = self.retrieval, self.retrieval.recall
-        percent = " ".join(f"R@{k} {recall.at[k]:.1f}" for k in RECALL_RANKS)
+        mean = "" if retrieval.mean_rank is None else f"  mean rank {retrieval.mean_rank:.1f}"
         lines = [
             f"{self.split} of {self.collection} (protocol: {self.protocol}):"
             f" {recall.queries} queries, {retrieval.videos} videos",
-            f"  {percent}  SumR {recall.sumr:.1f}  median rank {retrieval.median_rank:g}",
+            f"  {recall.line()}  median rank {retrieval.median_rank:g}{mean}",
         ]
+        if retrieval.list_recall is not None and retrieval.right_videos is not None and recall.queries:
+            per_query = retrieval.right_videos / recall.queries
+            lines.append(f"  all right videos ({per_query:.1f} per query): {retrieval.list_recall.line()}")
         for name, group in (retrieval.by_moment or {}).items():
             if group.queries:
-                lines.append(f"  moment/video {name}: SumR {group.sumr:.1f} ({group.queries} queries)")
+                lines.append(f"  moment/video {name}: {group.line()} ({group.queries} queries)")
         if retrieval.ties > recall.queries / 100:
             lines.append(
-                f"  warning: {retrieval.ties} queries score another video exactly as high as their own;"
+                f"  warning: {retrieval.ties} queries score a wrong video exactly as high as a right one;"
                 " ties count against them"
             )
         if self.reading and self.reading.number > 1:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dreamprvr_ray.data.shards import Split
 from dreamprvr_ray.errors import Failure, NotWritableError, UserError
-from dreamprvr_ray.evaluation.retrieval import Ranks
+from dreamprvr_ray.evaluation.ranks import Ranks
 from dreamprvr_ray.storage.files import replacing_file, writing
 
 TOP = 5  # videos listed for each query

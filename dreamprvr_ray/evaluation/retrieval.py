@@ -1,4 +1,4 @@
-"""Scores of queries against videos, exact ranks, and the metrics computed from them.
+"""Scores of all queries of a split against all its videos, and their evaluation.
 
 Shapes: Q queries, B or V videos, L tokens of a video, D hidden size.
 """
@@ -6,8 +6,6 @@ Shapes: Q queries, B or V videos, L tokens of a video, D hidden size.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -18,53 +16,17 @@ from dreamprvr_ray.data.shards import Split
 from dreamprvr_ray.device import autocast
 from dreamprvr_ray.distributed import Workers
 from dreamprvr_ray.errors import UserError
-from dreamprvr_ray.evaluation.metrics import Recall, Retrieval
+from dreamprvr_ray.evaluation.metrics import Retrieval
+from dreamprvr_ray.evaluation.ranks import Ranks, exact_ranks, summarise
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.model.scoring import fused_scores
 
-MOMENT_BOUNDS = (0.0, 0.2, 0.4, 1.0)  # groups by moment length / video length: each excludes its lower bound
 QUERY_BLOCK = 512  # queries encoded and scored at a time
 VIDEO_BLOCK = 64  # videos encoded and scored at a time
 
 
 class ScoresNotFinite(UserError):
     """Some scores of a split are NaN or infinite, so that ranks would have no meaning."""
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """For each query (Q,): the rank of its own video, from 1, and whether another video has exactly the same score."""
-
-    rank: Tensor
-    tied: Tensor
-
-
-def exact_ranks(scores: Tensor, own: Tensor) -> Ranks:
-    """Rank each query's own video `own` (Q,) among the scores (Q, V) by counting.
-
-    A tie counts against the query: every other video with at least the same score ranks before its own. nan ranks last.
-    """
-    own_score = scores.gather(1, own[:, None])
-    at_least = (scores >= own_score).sum(1)  # includes the own video, unless its score is nan
-    rank = torch.where(own_score[:, 0].isnan(), scores.shape[1], at_least)
-    return Ranks(rank, (scores == own_score).sum(1) > 1)
-
-
-def summarise(ranks: Ranks, videos: int, moment_fractions: np.ndarray | None = None) -> Retrieval:
-    """Compute the metrics of ranks among `videos` videos.
-
-    `moment_fractions` (Q,) is moment length / video length of each query, nan if unknown.
-    """
-    rank = ranks.rank.cpu().numpy()
-    groups = None
-    if moment_fractions is not None and not np.isnan(moment_fractions).all():
-        bounds = pairwise(MOMENT_BOUNDS)
-        groups = {
-            f"{low:g}-{high:g}": Recall.from_ranks(rank[(moment_fractions > low) & (moment_fractions <= high)])
-            for low, high in bounds
-        }
-    median = float(np.median(rank)) if len(rank) else float("nan")
-    return Retrieval(videos, Recall.from_ranks(rank), median, int(ranks.tied.sum()), groups, rank)
 
 
 @torch.no_grad()
@@ -78,8 +40,12 @@ def evaluate(model: DreamPRVR, split: Split, clip_weight: float, workers: Worker
 
 
 def rank_queries(scores: Tensor, split: Split) -> Ranks:
-    """Rank each query's own video among the scores (Q, V) of a split, as `exact_ranks` does."""
-    return exact_ranks(scores, torch.from_numpy(np.array(split.owner)).to(scores.device))
+    """Rank the right videos of each query of a split among its scores (Q, V), as `exact_ranks` does."""
+    several = getattr(split, "right_videos", None)
+    if several is None:
+        return exact_ranks(scores, torch.from_numpy(np.array(split.owner)).to(scores.device))
+    offsets, right = (torch.from_numpy(np.array(numbers)).to(scores.device) for numbers in several)
+    return exact_ranks(scores, right, offsets)
 
 
 @torch.no_grad()

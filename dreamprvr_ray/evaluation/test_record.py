@@ -29,7 +29,8 @@ from dreamprvr_ray.device import best_device
 from dreamprvr_ray.errors import ObjectStoreError, UserError, first_line
 from dreamprvr_ray.evaluation.metrics import Evaluation, Reading
 from dreamprvr_ray.evaluation.query_results import QueryResult, query_results
-from dreamprvr_ray.evaluation.retrieval import ScoresNotFinite, rank_queries, score_split, summarise
+from dreamprvr_ray.evaluation.ranks import summarise
+from dreamprvr_ray.evaluation.retrieval import ScoresNotFinite, rank_queries, score_split
 from dreamprvr_ray.storage.files import parse_json
 from dreamprvr_ray.storage.location import Storage
 

@@ -105,6 +105,9 @@ class TestResult(_Recall):
     protocol: str = ""
     videos: Count = 0
     median_rank: Number | None = None
+    mean_rank: Number | None = None
+    right_videos: Count | None = None
+    list_recall: _Recall | None = None
     ties: Count = 0
     by_moment: dict[str, _Group] | None = None
     at: str = ""

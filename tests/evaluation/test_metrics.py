@@ -21,6 +21,9 @@ RETRIEVAL = Retrieval(
         "0.4-1": Recall(2, {1: 50.0, 5: 50.0, 10: 50.0, 100: 100.0}, 250.0),
     },
     ranks=np.array([1, 2, 7, 200]),
+    mean_rank=52.5,
+    list_recall=Recall(4, {1: 12.5, 5: 25.0, 10: 50.0, 100: 62.5}, 150.0),
+    right_videos=8,
 )
 
 
@@ -43,6 +46,7 @@ def test_names_of_the_json_and_groups_without_queries_have_no_recall() -> None:
         ("R@100", 75.0),
         ("SumR", 225.0),
         ("median_rank", 4.5),
+        ("mean_rank", 52.5),
         ("ties", 3),
         (
             "by_moment",
@@ -51,6 +55,8 @@ def test_names_of_the_json_and_groups_without_queries_have_no_recall() -> None:
                 "0.4-1": {"queries": 2, "R@1": 50.0, "R@5": 50.0, "R@10": 50.0, "R@100": 100.0, "SumR": 250.0},
             },
         ),
+        ("right_videos", 8),
+        ("list_recall", {"R@1": 12.5, "R@5": 25.0, "R@10": 50.0, "R@100": 62.5, "SumR": 150.0}),
     ]
 
 
@@ -64,6 +70,8 @@ def test_the_json_is_read_back() -> None:
 def test_metrics_may_be_missing() -> None:
     read = Retrieval.from_dict({"SumR": 200.0})
     assert read.recall.sumr == 200.0 and read.by_moment is None and math.isnan(read.median_rank)
+    assert read.mean_rank is None and read.list_recall is None and read.right_videos is None
+    assert not {"mean_rank", "list_recall", "right_videos"} & read.to_dict().keys()
 
 
 def test_reading_metrics_does_not_import_torch() -> None:

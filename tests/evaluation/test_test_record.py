@@ -91,15 +91,21 @@ def test_records_of_the_earlier_version_are_read_and_kept_as_they_are(tmp_path: 
 def test_the_lines_of_an_evaluation() -> None:
     recall = Recall(200, {1: 10.04, 5: 20.0, 10: 30.0, 100: 90.0}, 150.04)
     groups = {"0-0.2": Recall.from_ranks(np.array([1, 6])), "0.4-1": Recall.from_ranks(np.array([]))}
-    evaluation = Evaluation("test", "tvr", "own splits", Retrieval(9, recall, 7.5, 3, groups), Reading("", "", 2))
+    retrieval = Retrieval(9, recall, 7.5, 3, groups, mean_rank=12.34)
+    evaluation = Evaluation("test", "tvr", "own splits", retrieval, Reading("", "", 2))
     assert evaluation.lines() == [
         "test of tvr (protocol: own splits): 200 queries, 9 videos",
-        "  R@1 10.0 R@5 20.0 R@10 30.0 R@100 90.0  SumR 150.0  median rank 7.5",
-        "  moment/video 0-0.2: SumR 300.0 (2 queries)",
-        "  warning: 3 queries score another video exactly as high as their own; ties count against them",
+        "  R@1 10.0 R@5 20.0 R@10 30.0 R@100 90.0  SumR 150.0  median rank 7.5  mean rank 12.3",
+        "  moment/video 0-0.2: R@1 50.0 R@5 50.0 R@10 100.0 R@100 100.0  SumR 300.0 (2 queries)",
+        "  warning: 3 queries score a wrong video exactly as high as a right one; ties count against them",
         "  note: this model has been evaluated on test 2 times; do not use test to choose between models",
     ]
     assert len(replace(evaluation, retrieval=Retrieval(9, recall, 7.5, 2, None), reading=None).lines()) == 2
+    lists = Retrieval(9, recall, 7.5, 2, None, list_recall=recall, right_videos=420)
+    assert replace(evaluation, retrieval=lists, reading=None).lines()[1:] == [
+        "  R@1 10.0 R@5 20.0 R@10 30.0 R@100 90.0  SumR 150.0  median rank 7.5",
+        "  all right videos (2.1 per query): R@1 10.0 R@5 20.0 R@10 30.0 R@100 90.0  SumR 150.0",
+    ]
 
 
 def test_an_evaluation_on_test_that_cannot_be_recorded_prints_a_warning_and_its_result(

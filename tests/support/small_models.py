@@ -62,6 +62,7 @@ class MemorySplit:
         counts = np.array(queries_per_video)
         self.first_query = np.concatenate([[0], counts.cumsum()])
         self.owner = np.repeat(np.arange(len(counts)), counts)
+        self.right_videos: tuple[np.ndarray, np.ndarray] | None = None
         self.frame_counts = random.choice([1, 2, 50, 127, 128], len(counts))
         self.token_counts = random.integers(1, 8, len(self.owner))
         self.moment_fractions = random.choice([0.1, 0.3, 0.7, np.nan], len(self.owner))
