@@ -109,13 +109,13 @@ def read_moment_fractions(moments: Path, frame_captions: Path | None = None) -> 
         UserError: A file is missing or malformed, or a duration is not positive.
     """
     durations: dict[str, float] = {}
-    for where, entry in _json_lines(frame_captions) if frame_captions else ():
+    for where, entry in json_lines(frame_captions) if frame_captions else ():
         try:
             durations[entry[0]] = float(entry[1])
         except (KeyError, IndexError, TypeError, ValueError, OverflowError):
             raise UserError(f"{where}: must be [video, duration in seconds, ...]") from None
     fractions: dict[str, float] = {}
-    for where, entry in _json_lines(moments):
+    for where, entry in json_lines(moments):
         try:
             start, end = float(entry["start"]), float(entry["end"])
             duration = float(entry.get("duration") or durations.get(entry["video"], np.nan))
@@ -140,8 +140,8 @@ def moment_fraction(start: float, end: float, duration: float, where: str) -> fl
     return float(np.clip(length / duration, 0, 1))
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield each non-empty line's position, for messages, and its parsed value."""
+def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield each non-empty line's position, for messages, and its value. Raises `UserError` if it is not JSON."""
     for number, line in enumerate(text_lines(read_text(path)), 1):
         if line.strip(BLANKS):
             where = f"{path}, line {number}"

@@ -6,7 +6,8 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from dreamprvr_ray.command_line import Parser, print_json, run
-from dreamprvr_ray.report.page import check_replaceable, write_report
+from dreamprvr_ray.report.html_page import check_replaceable
+from dreamprvr_ray.report.page import write_report
 from dreamprvr_ray.report.reader import read_search
 from dreamprvr_ray.search.working_copy import downloaded
 from dreamprvr_ray.storage.location import Storage, is_uri, local_file

@@ -44,6 +44,16 @@ class Omission:
     reason: str
 
 
+def with_omissions(contents: Iterable[Section | Omission | None]) -> list[Section]:
+    """Return the sections, followed by one that lists what is not shown if there is anything."""
+    contents = list(contents)
+    sections = [content for content in contents if isinstance(content, Section)]
+    if omissions := [content for content in contents if isinstance(content, Omission)]:
+        items = "".join(f"<li>{escape(omission.reason)}</li>" for omission in omissions)
+        sections.append(Section("Not shown", (f"<ul>{items}</ul>",)))
+    return sections
+
+
 def paragraph(text: str, soft: bool = False) -> str:
     """Return a paragraph of plain text; `soft` sets it smaller and grey."""
     return f"<p{' class=soft' if soft else ''}>{escape(text)}</p>" if text else ""

@@ -1,25 +1,12 @@
-"""The report as one HTML page.
-
-The page makes no requests, which its Content-Security-Policy enforces: plotly.js and the styles are part of the file.
-"""
+"""The report of a search: its sections, on one HTML page."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from datetime import datetime
-from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 
-import plotly.io
-from plotly.offline import get_plotlyjs
-
-import dreamprvr_ray
-from dreamprvr_ray.errors import PATH_ERRORS, Failure, UserError
-from dreamprvr_ray.report.content import Chart, ChartGrid, Omission, Part, Section
+from dreamprvr_ray.report.content import Section, with_omissions
 from dreamprvr_ray.report.final_sections import final_section, moment_section
+from dreamprvr_ray.report.html_page import check_replaceable, write_page
 from dreamprvr_ray.report.importance import importances
 from dreamprvr_ray.report.overview_sections import reproduce_section, summary_section
 from dreamprvr_ray.report.parameter_sections import importance_section, value_sections
@@ -32,14 +19,6 @@ from dreamprvr_ray.report.trial_sections import (
     leaderboard_section,
     pareto_section,
 )
-from dreamprvr_ray.storage.files import write_text
-
-# What a file that may be replaced has near its start: the template's own mark, or the policy that version 0.1.0 wrote.
-_REPORT_MARKS = (
-    b'<meta name="generator" content="dreamprvr_ray report">',
-    b"""content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:">""",
-)
-_START_BYTES = 1000
 
 
 def write_report(search: SearchRecord, out: Path) -> list[str]:
@@ -47,31 +26,10 @@ def write_report(search: SearchRecord, out: Path) -> list[str]:
 
     Raises `UserError` if `out` exists and is not a report, or cannot be written; `Failure` if the disk is full.
     """
-    check_replaceable(out)
+    check_replaceable(out)  # before the importances, which take seconds
     sections = build_sections(search)
-    try:
-        write_text(out, render_page(search, sections))
-    except OSError as error:
-        message = f"{out}: cannot be written: {error.strerror or error}"
-        raise (UserError if error.errno in PATH_ERRORS else Failure)(message) from None
+    write_page(out, f"Search {search.name}", describe_status(search), sections)
     return [section.title for section in sections]
-
-
-def check_replaceable(out: Path) -> None:
-    """Raise `UserError` if there is anything at `out` that is not a report, which is the only thing to be replaced."""
-    try:
-        if not os.path.lexists(out):
-            return
-        if not out.is_file():
-            raise UserError(f"{out}: already exists and is not a file; choose another --out")
-        with out.open("rb") as file:
-            start = file.read(_START_BYTES)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
-    except ValueError:  # of Python, for NUL in a path
-        raise UserError(f"{str(out)!r}: not a valid path") from None
-    if not any(mark in start for mark in _REPORT_MARKS):
-        raise UserError(f"{out}: already exists and is not a report; choose another --out or remove it")
 
 
 def build_sections(search: SearchRecord) -> list[Section]:
@@ -79,73 +37,18 @@ def build_sections(search: SearchRecord) -> list[Section]:
     found = importances(search)
     ranks = {importance.parameter.key: rank for rank, importance in enumerate(found)}
     parameters = sorted(search.parameters, key=lambda parameter: ranks.get(parameter.key, len(ranks)))
-    contents = [
-        summary_section(search, found),
-        final_section(search),
-        moment_section(search),
-        *importance_section(search, found, parameters),
-        leaderboard_section(search, parameters),
-        history_section(search),
-        curves_section(search),
-        pareto_section(search),
-        *value_sections(search, found, parameters),
-        failure_section(search),
-        reproduce_section(search),
-    ]
-    sections = [content for content in contents if isinstance(content, Section)]
-    if omissions := [content for content in contents if isinstance(content, Omission)]:
-        items = "".join(f"<li>{escape(omission.reason)}</li>" for omission in omissions)
-        sections.append(Section("Not shown", (f"<ul>{items}</ul>",)))
-    return sections
-
-
-def render_page(search: SearchRecord, sections: Sequence[Section]) -> str:
-    """Return the page as HTML."""
-    charts = ChartRenderer()
-    bodies, links = [], []
-    for place, section in enumerate(sections):
-        anchor, title = f"section-{place}", escape(section.title)
-        body = "\n".join(charts.render(part) for part in section.parts if part)
-        links.append(f'<a href="#{anchor}">{title}</a>')
-        bodies.append(f'<section id="{anchor}"><h2>{title}</h2>\n{body}\n</section>')
-    now = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
-    about = f"{describe_status(search)} Report written on {now} by dreamprvr_ray {dreamprvr_ray.__version__}."
-    package = files("dreamprvr_ray.report")
-    return Template((package / "page.html").read_text(encoding="utf-8")).substitute(
-        title=escape(f"Search {search.name}"),
-        style=(package / "style.css").read_text(encoding="utf-8"),
-        script=f"<script>{get_plotlyjs()}</script>" if charts.count else "",
-        about=escape(about),
-        links=" ".join(links),
-        sections="\n".join(bodies),
+    return with_omissions(
+        [
+            summary_section(search, found),
+            final_section(search),
+            moment_section(search),
+            *importance_section(search, found, parameters),
+            leaderboard_section(search, parameters),
+            history_section(search),
+            curves_section(search),
+            pareto_section(search),
+            *value_sections(search, found, parameters),
+            failure_section(search),
+            reproduce_section(search),
+        ]
     )
-
-
-class ChartRenderer:
-    """Renders parts of sections as HTML, and numbers the charts among them."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def render(self, part: Part) -> str:
-        """Return a part as HTML."""
-        if isinstance(part, Chart):
-            return self._render_chart(part)
-        if isinstance(part, ChartGrid):
-            cells = (f"<div><h3>{heading}</h3>{self._render_chart(chart)}</div>" for heading, chart in part.charts)
-            return f'<div class="slices">{"".join(cells)}</div>'
-        return part
-
-    def _render_chart(self, chart: Chart) -> str:
-        self.count += 1
-        height = chart.figure.layout.height
-        html = plotly.io.to_html(
-            chart.figure,
-            include_plotlyjs=False,
-            full_html=False,
-            default_height=f"{height}px",
-            div_id=f"figure-{self.count}",
-            config={"responsive": True, "displayModeBar": False, "showSendToCloud": False, "plotlyServerURL": ""},
-        )
-        caption = f"<figcaption>{escape(chart.caption)}</figcaption>" if chart.caption else ""
-        return f'<figure><div style="height:{height}px">{html}</div>{caption}</figure>'

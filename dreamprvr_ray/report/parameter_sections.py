@@ -134,19 +134,19 @@ def _slice_section(search: SearchRecord, varied: Sequence[SearchedParameter], or
 def _heat_section(search: SearchRecord) -> Section | Omission:
     keys = {parameter.key: parameter for parameter in search.parameters}
     down, across = keys.get("model.registers"), keys.get("model.diffusion_steps")
-    if down is None or across is None or down.choices is not None or across.choices is not None:
-        return Omission(f"{_HEAT_TITLE}: the two were not searched together as ranges.")
+    if down is None or across is None:
+        return Omission(f"{_HEAT_TITLE}: the two were not searched together.")
     finished = search.in_state("finished")
     cells = [cell for row in heat_cells(search, down, across) for cell in row]
     filled = sum(any(trial.state == "finished" for trial in cell) for cell in cells)
-    if len(finished) < HEAT_NEEDED or filled < HEAT_CELLS_NEEDED:
+    others_varied = any(parameter not in (down, across) for parameter in varied_parameters(search, search.parameters))
+    needed = HEAT_NEEDED if others_varied else HEAT_CELLS_NEEDED
+    if len(finished) < needed or filled < HEAT_CELLS_NEEDED:
         count = format_count(len(finished), "finished trial")
-        needed = f"at least {HEAT_NEEDED} in {HEAT_CELLS_NEEDED} different cells are needed"
-        return Omission(f"{_HEAT_TITLE}: {count}; {needed}.")
-    caption = (
-        "Mean val SumR of the finished trials in each cell. The other parameters varied as well, so small differences"
-        " mean nothing."
-    )
+        return Omission(f"{_HEAT_TITLE}: {count}; at least {needed} in {HEAT_CELLS_NEEDED} different cells are needed.")
+    caption = "Mean val SumR of the finished trials in each cell, and how many they are (figure 3 of the paper)."
+    if others_varied:
+        caption += " The other parameters varied as well, so small differences mean nothing."
     without = [
         trial.best_sumr
         for trial in finished

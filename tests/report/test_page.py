@@ -19,7 +19,7 @@ from support.experiments import add_final, make_search
 
 from dreamprvr_ray.config import load_experiment, parse_overrides
 from dreamprvr_ray.errors import Failure, UserError
-from dreamprvr_ray.report import page, reproduce
+from dreamprvr_ray.report import html_page, page, reproduce
 from dreamprvr_ray.report.importance import importances
 from dreamprvr_ray.report.reader import read_search
 from dreamprvr_ray.report.search_record import SearchRecord
@@ -421,6 +421,6 @@ def test_a_full_disk_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (OSError(28, "No space left on device"), Failure),
         (OSError(13, "Permission denied"), UserError),
     ):
-        monkeypatch.setattr(page, "write_text", Mock(side_effect=error))
+        monkeypatch.setattr(html_page, "write_text", Mock(side_effect=error))
         with pytest.raises(kind, match=rf"report\.html: cannot be written: {error.strerror}"):
             page.write_report(search, tmp_path / "report.html")

@@ -17,7 +17,12 @@ MAX_BINS = 4
 
 
 def bins(parameter: SearchedParameter) -> list[Bin]:
-    """Divide an integer range into at most `MAX_BINS` bins of equal width on its scale, besides one for zero."""
+    """Divide an integer range into at most `MAX_BINS` bins of equal width on its scale, besides one for zero.
+
+    Of a choice between integers, each is a bin.
+    """
+    if parameter.choices is not None:
+        return [(value, value) for value in sorted(map(int, parameter.choices))]
     low, high = int(parameter.low), int(parameter.high)
     if high - low < MAX_BINS:
         return [(value, value) for value in range(low, high + 1)]

@@ -83,6 +83,7 @@ def test_the_pareto_front_has_the_trials_that_no_other_dominates(tmp_path: Path)
         (SearchedParameter("r", "r", 0, 16, is_integer=True), [(0, 0), (1, 4), (5, 8), (9, 12), (13, 16)]),
         (SearchedParameter("s", "s", 1, 50, log=True, is_integer=True), [(1, 2), (3, 6), (7, 18), (19, 50)]),
         (SearchedParameter("r", "r", 4, 6, is_integer=True), [(4, 4), (5, 5), (6, 6)]),
+        (SearchedParameter("r", "r", choices=(16, 0, 4)), [(0, 0), (4, 4), (16, 16)]),
     ],
 )
 def test_the_bins_of_the_heat_map_cover_the_range(
