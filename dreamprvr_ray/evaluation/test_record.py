@@ -49,18 +49,12 @@ def evaluate_checkpoint(
 
     Raises `UserError` if the checkpoint cannot be loaded or does not fit the shards, or if scores are not finite.
     """
-    trained = load_trained_model(storage)
+    trained, manifest = load_fitting_model(storage, shards), shards.manifest
     recordable = storage.directory is None or storage.directory.is_dir()
-    sizes, manifest = trained.experiment.data, shards.manifest
-    if (sizes.video_size, sizes.text_size) != (manifest.video_size, manifest.text_size):
-        raise UserError(
-            f"{storage}: trained on features of sizes {sizes.video_size} / {sizes.text_size} (videos / queries), but"
-            f" {shards.directory} has {manifest.video_size} / {manifest.text_size}"
-        )
     # Before test is read: a damaged record must not lose the count.
     readings = _Readings.of(storage) if split == "test" and recordable else None
     data = shards.split(split)
-    scores = _scores(trained, data, storage, shards)
+    scores = score_checkpoint(trained, data, storage, shards)
     ranks = rank_queries(scores, data)
     retrieval = summarise(ranks, len(data), data.moment_fractions)
     evaluation = Evaluation(split, manifest.collection, manifest.protocol, retrieval)
@@ -78,8 +72,23 @@ def evaluate_checkpoint(
     return evaluation
 
 
-def _scores(trained: TrainedModel, split: Split, storage: Storage, shards: ShardSet) -> Tensor:
-    """Return the scores (Q, V) of a split. Raises `UserError` naming what is damaged if some are not finite."""
+def load_fitting_model(storage: Storage, shards: ShardSet) -> TrainedModel:
+    """Load the model at `storage`. Raises `UserError` if it cannot be loaded or does not fit the shards' features."""
+    trained = load_trained_model(storage)
+    sizes, manifest = trained.experiment.data, shards.manifest
+    if (sizes.video_size, sizes.text_size) != (manifest.video_size, manifest.text_size):
+        raise UserError(
+            f"{storage}: trained on features of sizes {sizes.video_size} / {sizes.text_size} (videos / queries), but"
+            f" {shards.directory} has {manifest.video_size} / {manifest.text_size}"
+        )
+    return trained
+
+
+def score_checkpoint(trained: TrainedModel, split: Split, storage: Storage, shards: ShardSet) -> Tensor:
+    """Return the scores (Q, V) of a split by the model of `storage`.
+
+    Nothing is recorded, so it is not for test. Raises `UserError` naming what is damaged if scores are not finite.
+    """
     try:
         return score_split(trained.model.to(best_device()), split, trained.experiment.evaluation.clip_weight)
     except ScoresNotFinite as error:
