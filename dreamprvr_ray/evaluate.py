@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dreamprvr_ray.checkpoints.locate import load_trained_model
 from dreamprvr_ray.command_line import Parser, print_json, print_progress, run
 from dreamprvr_ray.data.cache import local_shards
 from dreamprvr_ray.evaluation.query_results import QueryResult, check_new_file, write_query_results
 from dreamprvr_ray.evaluation.test_record import evaluate_checkpoint
 from dreamprvr_ray.storage.location import Storage
+from dreamprvr_ray.training.encoding_cost import measure_encoding_cost
 
 
 def main(arguments: list[str]) -> None:
@@ -29,13 +31,20 @@ def main(arguments: list[str]) -> None:
         help="new file with a line of JSON per query: its id, sentence and video, the rank of the video, and the five"
         " best videos with their scores",
     )
+    parser.add_argument(
+        "--cost",
+        action="store_true",
+        help="also measure the model: parameters, GFLOP and time to encode a video and a query on this machine, and"
+        " the memory of an encoded video",
+    )
     options = parser.parse_args(arguments)
     if options.queries is not None:
         check_new_file(options.queries)
     results: list[QueryResult] = []
+    checkpoint, shards = Storage.of(options.checkpoint), local_shards(options.shards)
     evaluation = evaluate_checkpoint(
-        Storage.of(options.checkpoint),
-        local_shards(options.shards),
+        checkpoint,
+        shards,
         options.split,
         _warn_unrecorded,
         on_queries=None if options.queries is None else results.extend,
@@ -43,8 +52,14 @@ def main(arguments: list[str]) -> None:
     print("\n".join(evaluation.lines()), flush=True)
     if options.queries is not None:
         write_query_results(options.queries, results)
+    values = evaluation.to_dict()
+    if options.cost:
+        frame_counts = shards.split(options.split).frame_counts
+        cost = measure_encoding_cost(load_trained_model(checkpoint), frame_counts)
+        print("\n".join(cost.lines()), flush=True)
+        values["cost"] = cost.to_dict()
     if options.json:
-        print_json(evaluation.to_dict())
+        print_json(values)
 
 
 def _warn_unrecorded(reason: str) -> None:

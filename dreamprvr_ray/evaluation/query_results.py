@@ -33,12 +33,16 @@ class QueryResult:
     query: str  # id
     sentence: str
     video: str  # id of the query's own video
-    rank: int  # of its own video, from 1; ties count against it
+    rank: int  # of its best right video, from 1; ties count against it
     top: tuple[ScoredVideo, ...]  # the videos with the highest scores, best first
+    right_videos: tuple[str, ...] | None = None  # ids, its own first; None if each query of the split has one
 
     def to_dict(self) -> dict[str, Any]:
         """Return one line of the file, before it is written as JSON."""
-        return asdict(self)
+        values = asdict(self)
+        if self.right_videos is None:
+            del values["right_videos"]
+        return values
 
 
 def query_results(split: Split, scores: Tensor, ranks: Ranks) -> Iterator[QueryResult]:
@@ -53,10 +57,14 @@ def query_results(split: Split, scores: Tensor, ranks: Ranks) -> Iterator[QueryR
         best.values.tolist(),
         strict=True,
     )
-    videos = split.videos
-    for query, sentence, own, rank, indices, values in rows:
+    videos, several = split.videos, split.right_videos
+    for number, (query, sentence, own, rank, indices, values) in enumerate(rows):
         top = tuple(ScoredVideo(videos[index], value) for index, value in zip(indices, values, strict=True))
-        yield QueryResult(query, sentence, videos[own], rank, top)
+        right = None
+        if several is not None:
+            offsets, numbers = several
+            right = tuple(videos[video] for video in numbers[offsets[number] : offsets[number + 1]])
+        yield QueryResult(query, sentence, videos[own], rank, top, right)
 
 
 def check_new_file(path: Path) -> None:

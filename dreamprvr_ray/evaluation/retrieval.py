@@ -41,10 +41,9 @@ def evaluate(model: DreamPRVR, split: Split, clip_weight: float, workers: Worker
 
 def rank_queries(scores: Tensor, split: Split) -> Ranks:
     """Rank the right videos of each query of a split among its scores (Q, V), as `exact_ranks` does."""
-    several = getattr(split, "right_videos", None)
-    if several is None:
+    if split.right_videos is None:
         return exact_ranks(scores, torch.from_numpy(np.array(split.owner)).to(scores.device))
-    offsets, right = (torch.from_numpy(np.array(numbers)).to(scores.device) for numbers in several)
+    offsets, right = (torch.from_numpy(numbers).to(scores.device) for numbers in split.right_videos)
     return exact_ranks(scores, right, offsets)
 
 

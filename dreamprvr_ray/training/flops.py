@@ -1,4 +1,4 @@
-"""The floating-point operations of a training step, by formula. What really runs is counted in `cost`."""
+"""The floating-point operations of a training step and of encoding, by formula. What really runs: see `cost`."""
 
 from __future__ import annotations
 
@@ -13,27 +13,52 @@ def specified_gflop(experiment: Experiment) -> float:
 
     The backward pass counts as twice the forward pass.
     """
+    steps = experiment.model.diffusion_steps
+    # The denoising loss passes through the denoiser once more for each step.
+    products = _video_products(experiment) + steps * _denoiser_products(experiment)
+    return 3 * 2 * (products + QUERIES_PER_VIDEO * _query_products(experiment)) / 1e9
+
+
+def encoding_gflop(experiment: Experiment) -> tuple[float, float]:
+    """Return the GFLOP of the matrix products that encode a video and a query, as docs/model.md specifies the model.
+
+    A multiplication and an addition count as two operations.
+    """
+    return 2 * _video_products(experiment) / 1e9, 2 * _query_products(experiment) / 1e9
+
+
+def _video_products(experiment: Experiment) -> int:
     model, data = experiment.model, experiment.data
-    size, registers, steps = model.hidden_size, model.registers, model.diffusion_steps
+    size, registers = model.hidden_size, model.registers
     square = size * size
 
-    def attention_block(rows: int) -> int:  # projections, feed-forward, scores and values
-        return 11 * rows * square + 2 * rows * rows * size
-
-    def cross_attention(queries: int, tokens: int) -> int:
-        return (3 * queries + 2 * tokens) * square + 2 * queries * tokens * size
-
     def fusion(length: int) -> int:
-        branch = attention_block(length + registers) + cross_attention(1, length) + square + size * length
+        branch = _attention_block(length + registers, size) + _cross_attention(1, length, size) + square + size * length
         return registers * square + model.branches * branch
 
-    inputs = (CLIPS + FRAMES) * data.video_size * size
-    query = QUERY_TOKENS * data.text_size * size + attention_block(QUERY_TOKENS)
-    products = inputs + fusion(CLIPS) + fusion(FRAMES) + QUERIES_PER_VIDEO * query
+    products = (CLIPS + FRAMES) * data.video_size * size + fusion(CLIPS) + fusion(FRAMES)
     if registers:
-        denoiser = registers * square * (5 * model.denoiser_layers + 2)
         pooling = CLIPS * square  # two of D x D/2
-        products += (
-            attention_block(CLIPS) + cross_attention(registers, CLIPS) + pooling + 3 * square + 2 * steps * denoiser
-        )
-    return 3 * 2 * products / 1e9
+        context = _attention_block(CLIPS, size) + _cross_attention(registers, CLIPS, size)
+        products += context + pooling + 3 * square + model.diffusion_steps * _denoiser_products(experiment)
+    return products
+
+
+def _query_products(experiment: Experiment) -> int:
+    size = experiment.model.hidden_size
+    return QUERY_TOKENS * experiment.data.text_size * size + _attention_block(QUERY_TOKENS, size)
+
+
+def _denoiser_products(experiment: Experiment) -> int:
+    """Return the products of one pass of the denoiser; none without registers."""
+    model = experiment.model
+    return model.registers * model.hidden_size**2 * (5 * model.denoiser_layers + 2)
+
+
+def _attention_block(rows: int, size: int) -> int:
+    """Return the products of projections, feed-forward, scores and values."""
+    return 11 * rows * size * size + 2 * rows * rows * size
+
+
+def _cross_attention(queries: int, tokens: int, size: int) -> int:
+    return (3 * queries + 2 * tokens) * size * size + 2 * queries * tokens * size

@@ -12,7 +12,7 @@ from dreamprvr_ray.config import Experiment, load_experiment
 from dreamprvr_ray.config_sections import CLIPS, FRAMES, QUERY_TOKENS
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.training.cost import BYTES_PER_PARAMETER, Cost, estimate
-from dreamprvr_ray.training.flops import QUERIES_PER_VIDEO, specified_gflop
+from dreamprvr_ray.training.flops import QUERIES_PER_VIDEO, encoding_gflop, specified_gflop
 
 
 def counted_gflop(experiment: Experiment) -> float:
@@ -41,6 +41,19 @@ def counted_gflop(experiment: Experiment) -> float:
     return counter.get_total_flops() / 1e9
 
 
+def counted_encoding_gflop(experiment: Experiment) -> tuple[float, float]:
+    """Count the GFLOP of the plain model's matrix products that encode one video and one query."""
+    config, data = experiment.model, experiment.data
+    weights = reference_model.reference_weights(DreamPRVR(config, data.video_size, data.text_size))
+    clips, frames = torch.randn(1, CLIPS, data.video_size), torch.randn(1, FRAMES, data.video_size)
+    tokens = torch.randn(1, QUERY_TOKENS, data.text_size)
+    with torch.no_grad(), FlopCounterMode(display=False) as video:
+        reference_model.encode_videos(weights, config, clips, frames, torch.ones(1, FRAMES, dtype=torch.bool))
+    with torch.no_grad(), FlopCounterMode(display=False) as query:
+        reference_model.encode_queries(weights, config, tokens, torch.ones(1, QUERY_TOKENS, dtype=torch.bool))
+    return video.get_total_flops() / 1e9, query.get_total_flops() / 1e9
+
+
 def time_layers_gflop(experiment: Experiment) -> float:
     """Return the difference: the formula counts the denoiser's time layers per register, the plain model runs them once
     per step (1.3% of the total for TVR)."""
@@ -65,6 +78,7 @@ def test_the_formula_matches_what_torch_counts_on_the_plain_model(preset: str, o
     counted = counted_gflop(experiment)
     assert specified_gflop(experiment) == pytest.approx(counted + time_layers_gflop(experiment), rel=0.01)
     assert specified_gflop(experiment) == pytest.approx(counted, rel=0.03)
+    assert encoding_gflop(experiment) == pytest.approx(counted_encoding_gflop(experiment), rel=0.03)
 
 
 @pytest.mark.parametrize(("preset", "gflop"), [("tvr", 21.8), ("activitynet", 19.6), ("charades", 20.4)])
