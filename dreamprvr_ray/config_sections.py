@@ -32,6 +32,8 @@ class Section(BaseModel):
 
 
 Initialization = Literal["paper", "aligned"]
+RegisterSource = Literal["diffusion", "pooling"]
+DiffusionStart = Literal["variational", "noise"]
 
 
 class ModelConfig(Section):
@@ -48,6 +50,18 @@ class ModelConfig(Section):
         le=1000,
         description="Number of denoising steps that produce the registers, T in the paper. Each step is one pass of "
         "the denoiser, in training and in encoding.",
+    )
+    register_source: RegisterSource = Field(
+        default="diffusion",
+        description="How registers are made; `pooling` is an ablation of the paper. `diffusion`: by the truncated "
+        "diffusion, as in the paper. `pooling`: register k is the mean of the k-th of K equal parts of the video's "
+        "context; the model then has no sampler and no denoiser, and their losses are 0.",
+    )
+    diffusion_start: DiffusionStart = Field(
+        default="variational",
+        description="What the diffusion starts from; `noise` is an ablation of the paper. `variational`: the mean of "
+        "the variational sampler, as in the paper. `noise`: standard normal noise in its place, drawn anew for each "
+        "video of a training step and the same for all videos in evaluation; the variational loss is then 0.",
     )
     hidden_size: int = Field(
         default=384,
@@ -131,6 +145,11 @@ class LossConfig(Section):
         default=20,
         description="With hard negatives, each query's negative is drawn uniformly from this many highest-scoring "
         "other videos.",
+    )
+    textual_perturbation: bool = Field(
+        default=True,
+        description="Whether the denoiser's target is a perturbed mean of the video's queries, as in the paper. "
+        "Without the perturbation, an ablation of the paper, the target of every register is the mean itself.",
     )
 
 

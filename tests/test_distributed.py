@@ -56,11 +56,13 @@ class Case:
     registers: int = 3
     dtype: torch.dtype = torch.float64
     trim_frames: TrimFrames = "exact"
+    ablation: tuple[tuple[str, str], ...] = ()  # changes of the model's configuration
 
     def __str__(self) -> str:
         kind = "hard" if self.hard else "random"
         dtype = str(self.dtype).removeprefix("torch.")
-        return f"{self.videos} videos, {self.registers} registers, {kind}, {dtype}, {self.trim_frames}"
+        ablation = "".join(f", {value}" for _, value in self.ablation)
+        return f"{self.videos} videos, {self.registers} registers, {kind}, {dtype}, {self.trim_frames}{ablation}"
 
     def tolerance(self, largest: float) -> float:
         """Return the tolerance for an entry of a tensor whose largest entry is given."""
@@ -73,6 +75,8 @@ CASES = [
     Case(2, False, registers=0),
     Case(5, True, registers=0),
     *(Case(videos, True, trim_frames="batch") for videos in (1, 5, 13)),
+    *(Case(videos, True, ablation=(("diffusion_start", "noise"),)) for videos in (2, 13)),
+    Case(5, True, ablation=(("register_source", "pooling"),)),
 ]
 
 
@@ -85,9 +89,7 @@ def backward(model: DreamPRVR, videos: np.ndarray, hard: bool, workers: Workers,
         SPLIT.batch(workers.divide(videos)[workers.rank], dtype, model.trimmed),
         small_models.loss_config(),
         hard_negatives=hard,
-        randomness=StepRandomness.draw(
-            0, step, sum(division.videos), sum(division.queries), config.registers, config.hidden_size
-        ),
+        randomness=StepRandomness.for_model(0, step, sum(division.videos), sum(division.queries), config),
         workers=workers,
         division=division,
     )
@@ -98,16 +100,18 @@ def backward(model: DreamPRVR, videos: np.ndarray, hard: bool, workers: Workers,
 
 
 @cache
-def built(registers: int, dtype: torch.dtype, trim_frames: TrimFrames) -> DreamPRVR:
+def built(
+    registers: int, dtype: torch.dtype, trim_frames: TrimFrames, ablation: tuple[tuple[str, str], ...]
+) -> DreamPRVR:
     """Build a model that several cases share; its weights never change."""
-    return small_models.build(trim_frames=trim_frames, registers=registers).to(dtype)
+    return small_models.build(trim_frames=trim_frames, registers=registers, **dict(ablation)).to(dtype)
 
 
 def compute(workers: Workers) -> dict[str, Any]:
     """Compute everything that the tests compare."""
     results: dict[str, Any] = {}
     for case in CASES:
-        model = built(case.registers, case.dtype, case.trim_frames)
+        model = built(case.registers, case.dtype, case.trim_frames, case.ablation)
         losses = backward(model, np.arange(case.videos)[::-1], case.hard, workers)
         results[str(case)] = losses, {name: parameter.grad for name, parameter in model.named_parameters()}
     results["traffic"] = workers.traffic
@@ -126,6 +130,8 @@ def compute(workers: Workers) -> dict[str, Any]:
     retrieval = {name: evaluate(model, split, 0.6, workers) for name, split in splits.items()}  # type: ignore[arg-type]
     trimmed = small_models.build(trim_frames="batch").float()
     retrieval["trimmed"] = evaluate(trimmed, SPLIT, 0.6, workers)  # type: ignore[arg-type]
+    from_noise = small_models.build(diffusion_start="noise").float()
+    retrieval["from noise"] = evaluate(from_noise, SPLIT, 0.6, workers)  # type: ignore[arg-type]
     results["retrieval"] = retrieval
 
     gathered = workers.gather_for_same_loss(torch.full((workers.rank, 2), float(workers.rank)), range(workers.count))

@@ -46,9 +46,11 @@ def _names(config: ModelConfig) -> Iterator[tuple[str, str, int | None]]:
             yield from _pair(f"{theirs}.noise_input_layer.net.1", f"{ours}.register_input.project")
     if config.registers:
         yield from _self_attention(["mean_clip_encoder"], "video_context")
+    if config.registers and config.register_source == "diffusion":
         yield "video_qformer.query_tokens", "condition.tokens", None
         yield from _cross_attention("video_qformer.cross_attention", "condition.attention")
-        yield from _sampler("video_probabilistic_variational_sampler", "sampler")
+        if config.diffusion_start == "variational":
+            yield from _sampler("video_probabilistic_variational_sampler", "sampler")
         yield from _denoiser("diffusion_mlp", "diffusion.denoiser", config.denoiser_layers)
 
 

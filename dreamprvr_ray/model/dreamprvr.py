@@ -36,14 +36,24 @@ from dreamprvr_ray.model.attention import (
     at_least_float32,
     gaussian_factors,
 )
-from dreamprvr_ray.model.registers import Condition, TruncatedDiffusion, VariationalSampler
+from dreamprvr_ray.model.registers import (
+    Condition,
+    PartPooling,
+    TruncatedDiffusion,
+    VariationalSampler,
+    fixed_noise,
+)
 
 CLIP_POSITIONS = 128  # rows of the clips' position table; the first 32 are used
 
 
 @dataclass(frozen=True)
 class VideoEncoding:
-    """The encoding of a batch of videos. The last four fields are None for a model without registers (K = 0)."""
+    """The encoding of a batch of videos.
+
+    The fields from `registers` on are None for a model without registers (K = 0). If its registers are pooled, those
+    after them are None; if its diffusion starts from noise, mu and logvar are.
+    """
 
     clip_tokens: Tensor  # (B, M, D)
     frame_tokens: Tensor  # (B, L, D), padded rows zero
@@ -52,8 +62,20 @@ class VideoEncoding:
     )  # (B, L) bool: the frame tokens that scores may use; None: all of them, zero rows included
     registers: Tensor | None  # (B, K, D)
     condition: Tensor | None  # (B, K, D)
+    noise: Tensor | None  # of the diffusion: mu as (B, 1, D), or (B, K, D)
     mu: Tensor | None  # (B, D)
     logvar: Tensor | None  # (B, D)
+
+
+@dataclass(frozen=True)
+class _Registers:
+    """The registers of a batch of videos and what they were made from, as in `VideoEncoding`."""
+
+    registers: Tensor | None = None
+    condition: Tensor | None = None
+    noise: Tensor | None = None
+    mu: Tensor | None = None
+    logvar: Tensor | None = None
 
 
 class InputLayer(kernels.Accelerated):
@@ -185,8 +207,15 @@ class DreamPRVR(kernels.Accelerated):
         self.frame_fusion = FusionBlock(config, FRAMES)
         if config.registers:
             self.video_context = SelfAttention(1, size, heads, dropout)
+        if config.registers and config.register_source == "pooling":
+            self.pooling = PartPooling(config.registers, CLIPS)
+        elif config.registers:
             self.condition = Condition(config.registers, size, heads, dropout)
-            self.sampler = VariationalSampler(CLIPS, size)
+            if config.diffusion_start == "variational":
+                self.sampler = VariationalSampler(CLIPS, size)
+            else:
+                self.register_buffer("fixed_noise", fixed_noise(config.registers, size), persistent=False)
+                self.fixed_noise: Tensor  # (1, K, D)
             self.diffusion = TruncatedDiffusion(config.diffusion_steps, size, config.denoiser_layers)
         self._initialise()
         if config.initialization == "aligned":
@@ -199,28 +228,45 @@ class DreamPRVR(kernels.Accelerated):
         scores = at_least_float32(self.query_pooling(encoded).squeeze(-1)).masked_fill(~mask, -1e10)
         return (torch.softmax(scores, dim=1).unsqueeze(-1) * encoded).sum(1)
 
-    def encode_videos(self, clips: Tensor, frames: Tensor, frame_mask: Tensor) -> VideoEncoding:
-        """clips (B, M, V), frames (B, L, V), frame_mask (B, L) bool. L is 128 unless frames are trimmed."""
+    def encode_videos(
+        self, clips: Tensor, frames: Tensor, frame_mask: Tensor, noise: Tensor | None = None
+    ) -> VideoEncoding:
+        """clips (B, M, V), frames (B, L, V), frame_mask (B, L) bool. L is 128 unless frames are trimmed.
+
+        `noise` (B, K, D) is what a diffusion that starts from noise uses in training. Without it, all videos have the
+        same fixed noise. Other models ignore it.
+        """
         clip_tokens = self.clip_input(clips)
         # Padded rows count as zero rows in a video's mean over positions, whatever values they hold.
         frame_tokens = self.frame_input(self._zero_padding(frames, frame_mask))
-        registers = condition = mu = logvar = None
-        if self.config.registers:
-            context = self.video_context(clip_tokens, None, None, None)[0]
-            condition = self.condition(context)
-            with torch.autocast(context.device.type, enabled=False):
-                condition = condition.to(context.dtype)
-                mu, logvar = self.sampler(context)
-                registers = self.diffusion(mu, condition)
+        made = self._make_registers(clip_tokens, noise) if self.config.registers else _Registers()
         return VideoEncoding(
-            clip_tokens=self.clip_fusion(clip_tokens, registers, None),
-            frame_tokens=self.frame_fusion(frame_tokens, registers, frame_mask, self.trimmed),
+            clip_tokens=self.clip_fusion(clip_tokens, made.registers, None),
+            frame_tokens=self.frame_fusion(frame_tokens, made.registers, frame_mask, self.trimmed),
             frame_mask=frame_mask if self.trimmed else None,
-            registers=registers,
-            condition=condition,
-            mu=mu,
-            logvar=logvar,
+            registers=made.registers,
+            condition=made.condition,
+            noise=made.noise,
+            mu=made.mu,
+            logvar=made.logvar,
         )
+
+    def _make_registers(self, clip_tokens: Tensor, noise: Tensor | None) -> _Registers:
+        """clip_tokens (B, M, D), and the noise (B, K, D) of a diffusion that starts from noise."""
+        context = self.video_context(clip_tokens, None, None, None)[0]
+        if self.config.register_source == "pooling":
+            with torch.autocast(context.device.type, enabled=False):
+                return _Registers(self.pooling(context))
+        condition = self.condition(context)
+        with torch.autocast(context.device.type, enabled=False):
+            condition = condition.to(context.dtype)
+            if self.config.diffusion_start == "variational":
+                mu, logvar = self.sampler(context)
+                noise = mu.unsqueeze(1)
+            else:
+                mu = logvar = None
+                noise = (self.fixed_noise if noise is None else noise).to(context.dtype).expand_as(condition)
+            return _Registers(self.diffusion(noise, condition), condition, noise, mu, logvar)
 
     @kernels.zero_padding
     def _zero_padding(self, frames: Tensor, mask: Tensor) -> Tensor:
@@ -229,9 +275,9 @@ class DreamPRVR(kernels.Accelerated):
 
     def denoising_errors(self, encoding: VideoEncoding, start: Tensor) -> Tensor:
         """Return the denoiser's squared error, averaged over T, K and D: start = x_0 (B, K, D) -> (B,)."""
-        assert encoding.mu is not None and encoding.condition is not None, "a model without registers has no denoiser"
+        assert encoding.noise is not None and encoding.condition is not None, "a model without diffusion"
         with torch.autocast(start.device.type, enabled=False):
-            errors: Tensor = self.diffusion.errors(start.to(encoding.mu.dtype), encoding.mu, encoding.condition)
+            errors: Tensor = self.diffusion.errors(start.to(encoding.noise.dtype), encoding.noise, encoding.condition)
         return errors
 
     def compile_chains(self, enabled: bool) -> None:

@@ -6,6 +6,7 @@ denoiser's rounding errors about fifty times. `DreamPRVR.encode_videos` disables
 Shapes, in this file:
     B  videos                     K  registers                   D  hidden size
     M  clip tokens (32)           T  diffusion steps             G  size of position codes and GRU (32)
+    J  K, or 1 for a noise that all registers of a video share
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from dreamprvr_ray.model.attention import CrossAttention
 POSITION_SIZE = 32  # G
 POOLING_TEMPERATURE = 0.1
 COSINE_OFFSET = 0.008  # of the noise schedule
+NOISE_SEED = 0  # of `fixed_noise`
 
 
 def perturbed_start(query_mean: Tensor, alpha_noise: Tensor, beta_noise: Tensor) -> Tensor:
@@ -37,6 +39,32 @@ def perturbed_start(query_mean: Tensor, alpha_noise: Tensor, beta_noise: Tensor)
     spread = 0.1 * ((row.detach() - mean).square().sum(-1, keepdim=True) / (row.shape[-1] - 1)).sqrt()
     standardised = F.layer_norm(row, row.shape[-1:])
     return (1 + spread * alpha_noise) * standardised + (mean + spread * beta_noise)
+
+
+class PartPooling(nn.Module):
+    """Registers without diffusion: the means of K equal parts of a video's context. It has no parameters.
+
+    Part k reaches from floor(k M / K) to ceil((k + 1) M / K), so that neighbours share a token if K does not divide M.
+    """
+
+    def __init__(self, registers: int, positions: int) -> None:
+        super().__init__()
+        # A matrix product, because the gradient of torch's adaptive pooling is not deterministic on a GPU.
+        weights = F.adaptive_avg_pool1d(torch.eye(positions), registers).T.contiguous()
+        self.register_buffer("weights", weights, persistent=False)
+        self.weights: Tensor  # (K, M)
+
+    def forward(self, context: Tensor) -> Tensor:
+        """context (B, M, D) -> (B, K, D)."""
+        return self.weights.to(context.dtype) @ context
+
+
+def fixed_noise(registers: int, size: int) -> Tensor:
+    """Return the standard normal noise (1, K, D) from which every video's registers start in evaluation.
+
+    It is the same in every process: an encoding depends neither on the batch nor on the worker.
+    """
+    return torch.randn(1, registers, size, generator=torch.Generator().manual_seed(NOISE_SEED))
 
 
 def variational_divergences(mu: Tensor, logvar: Tensor) -> Tensor:
@@ -211,7 +239,11 @@ class Denoiser(nn.Module):
 
 
 class TruncatedDiffusion(nn.Module):
-    """Reverse diffusion from mu to registers in T steps. The noise is always mu, so nothing is random."""
+    """Reverse diffusion from noise to registers in T steps.
+
+    The same noise is the start, is added in every step and is what the denoiser predicts. In the paper it is mu, so
+    nothing is random.
+    """
 
     def __init__(self, steps: int, size: int, layers: int) -> None:
         super().__init__()
@@ -221,11 +253,10 @@ class TruncatedDiffusion(nn.Module):
         self.register_buffer("forward_scales", scales[:, :, None, None, None], persistent=False)
         self.forward_scales: Tensor  # (2, T, 1, 1, 1)
 
-    def forward(self, mu: Tensor, condition: Tensor) -> Tensor:
-        """Run the reverse process: mu (B, D), condition (B, K, D) -> registers (B, K, D)."""
+    def forward(self, noise: Tensor, condition: Tensor) -> Tensor:
+        """Run the reverse process: noise (B, J, D), condition (B, K, D) -> registers (B, K, D)."""
         schedule = self.schedule
         additions = [added.unbind(0) for added in self.denoiser.additions(condition)]
-        noise = mu.unsqueeze(1)
         x: Tensor = noise.expand_as(condition)
         for t in reversed(range(len(schedule.deviation))):
             error = self.denoiser(x, [added[t] for added in additions])
@@ -233,12 +264,11 @@ class TruncatedDiffusion(nn.Module):
             x = schedule.start_share[t] * start + schedule.state_share[t] * x + schedule.deviation[t] * noise
         return x
 
-    def errors(self, start: Tensor, mu: Tensor, condition: Tensor) -> Tensor:
-        """Return the mean of (mu - e_t)^2 over T, K and D on the forward process.
+    def errors(self, start: Tensor, noise: Tensor, condition: Tensor) -> Tensor:
+        """Return the mean of (noise - e_t)^2 over T, K and D on the forward process.
 
-        start = x_0 (B, K, D), mu (B, D), condition (B, K, D) -> (B,).
+        start = x_0 (B, K, D), noise (B, J, D), condition (B, K, D) -> (B,).
         """
-        noise = mu.unsqueeze(1)
         noised = self.forward_scales[0] * start + self.forward_scales[1] * noise  # (T, B, K, D)
         errors: Tensor = noise - self.denoiser(noised, self.denoiser.additions(condition))
         return errors.square().mean((0, 2, 3))

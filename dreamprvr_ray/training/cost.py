@@ -73,9 +73,7 @@ def estimate(experiment: Experiment) -> Cost:
             token_mask=torch.empty(queries, QUERY_TOKENS, dtype=torch.bool),
             owner=torch.empty(queries, dtype=torch.int64),
         )
-        randomness = StepRandomness.draw(
-            0, 0, videos, queries, experiment.model.registers, experiment.model.hidden_size
-        )
+        randomness = StepRandomness.for_model(0, 0, videos, queries, experiment.model)
         with FlopCounterMode(display=False) as counter:
             with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
                 losses = training_losses(model, batch, experiment.loss, hard_negatives=True, randomness=randomness)

@@ -38,9 +38,12 @@ def _video_products(experiment: Experiment) -> int:
 
     products = (CLIPS + FRAMES) * data.video_size * size + fusion(CLIPS) + fusion(FRAMES)
     if registers:
-        pooling = CLIPS * square  # two of D x D/2
-        context = _attention_block(CLIPS, size) + _cross_attention(registers, CLIPS, size)
-        products += context + pooling + 3 * square + model.diffusion_steps * _denoiser_products(experiment)
+        products += _attention_block(CLIPS, size)
+    if registers and model.register_source == "diffusion":
+        products += _cross_attention(registers, CLIPS, size) + model.diffusion_steps * _denoiser_products(experiment)
+        if model.diffusion_start == "variational":
+            pooling = CLIPS * square  # two of D x D/2
+            products += pooling + 3 * square
     return products
 
 
@@ -50,8 +53,10 @@ def _query_products(experiment: Experiment) -> int:
 
 
 def _denoiser_products(experiment: Experiment) -> int:
-    """Return the products of one pass of the denoiser; none without registers."""
+    """Return the products of one pass of the denoiser; none without registers, or if they are pooled."""
     model = experiment.model
+    if model.register_source == "pooling":
+        return 0
     return model.registers * model.hidden_size**2 * (5 * model.denoiser_layers + 2)
 
 

@@ -152,9 +152,9 @@ class GradientPass:
             name: self._copy(name, getattr(batch, name), device) for name in ("clips", "frames", "frame_mask", "owner")
         }
         noise = {
-            field.name: self._copy(field.name, getattr(randomness, field.name), device)
+            field.name: self._copy(field.name, source, device)
             for field in fields(randomness)
-            if field.name != "negatives"
+            if isinstance(source := getattr(randomness, field.name), Tensor)
         }
         draws = {
             field.name: self._copy(field.name, getattr(randomness.negatives, field.name), device)

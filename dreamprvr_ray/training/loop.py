@@ -271,9 +271,7 @@ class Training:
     def _step(self, step: int, batch: Batch, division: Division, hard: bool) -> Losses:
         seed, model = self.experiment.training.seed, self.experiment.model
         torch.manual_seed(stream_seed(seed, step, "dropout", self._workers.rank))
-        randomness = StepRandomness.draw(
-            seed, step, sum(division.videos), sum(division.queries), model.registers, model.hidden_size
-        )
+        randomness = StepRandomness.for_model(seed, step, sum(division.videos), sum(division.queries), model)
         losses = self._gradients(batch, randomness, division, hard)
         self._workers.sum_gradients(self._model.parameters())
         self._optimizer.step()

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dreamprvr_ray.config_sections import LossConfig
+from dreamprvr_ray.config_sections import LossConfig, ModelConfig
 from dreamprvr_ray.data.batches import Batch
 from dreamprvr_ray.distributed import Division, Workers
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
@@ -24,23 +24,43 @@ from dreamprvr_ray.training.losses import Losses, NegativeDraws, Scores, combine
 class StepRandomness:
     """The random numbers in one step's loss: noise (B, K, D) of the perturbation sampler, and the choice of negatives.
 
-    They are drawn for the global batch.
+    They are drawn for the global batch. `start_noise` (B, K, D) is for a diffusion that starts from noise.
     """
 
     alpha_noise: Tensor
     beta_noise: Tensor
     negatives: NegativeDraws
+    start_noise: Tensor | None = None
 
     @classmethod
-    def draw(cls, seed: int, step: int, videos: int, queries: int, registers: int, hidden_size: int) -> StepRandomness:
-        """Draw from a generator seeded by (seed, step), so that every worker draws the same numbers."""
+    def draw(
+        cls,
+        seed: int,
+        step: int,
+        videos: int,
+        queries: int,
+        registers: int,
+        hidden_size: int,
+        with_start: bool = False,
+    ) -> StepRandomness:
+        """Draw from a generator seeded by (seed, step), so that every worker draws the same numbers.
+
+        `with_start`: also draw `start_noise`, which leaves the other numbers as they are.
+        """
         generator = torch.Generator().manual_seed(stream_seed(seed, step, "loss"))
         shape = (videos, registers, hidden_size)
         return cls(
             torch.randn(shape, generator=generator),
             torch.randn(shape, generator=generator),
             NegativeDraws.draw(videos, queries, generator),
+            torch.randn(shape, generator=generator) if with_start else None,
         )
+
+    @classmethod
+    def for_model(cls, seed: int, step: int, videos: int, queries: int, model: ModelConfig) -> StepRandomness:
+        """Draw what the step of a model needs."""
+        with_start = model.diffusion_start == "noise" and model.register_source == "diffusion"
+        return cls.draw(seed, step, videos, queries, model.registers, model.hidden_size, with_start)
 
 
 def stream_seed(seed: int, step: int, stream: str, rank: int = 0) -> int:
@@ -68,7 +88,10 @@ def training_losses(
     division = division or Division.alone(batch.owner, len(batch.clips))
     device = batch.clips.device
     queries = model.encode_queries(batch.tokens, batch.token_mask)  # (Q_r, D)
-    encoding = model.encode_videos(batch.clips, batch.frames, batch.frame_mask)
+    first = sum(division.videos[: workers.rank])
+    own = slice(first, first + len(batch.clips))
+    start_noise = None if randomness.start_noise is None else randomness.start_noise[own].to(queries)
+    encoding = model.encode_videos(batch.clips, batch.frames, batch.frame_mask, start_noise)
 
     all_queries = workers.gather_for_own_part(queries, division.queries)  # (Q, D)
     clip = token_scores(all_queries, encoding.clip_tokens)
@@ -77,17 +100,17 @@ def training_losses(
     columns = workers.gather_for_same_loss(columns, division.videos).movedim(0, -1)  # (4, Q, B)
 
     sums = columns.new_zeros(2)
-    if encoding.registers is not None:
-        assert encoding.mu is not None and encoding.logvar is not None
-        first = sum(division.videos[: workers.rank])
-        own = slice(first, first + len(batch.clips))
-        start = perturbed_start(
-            _mean_per_video(queries, batch.owner, len(batch.clips)),
-            randomness.alpha_noise[own].to(queries),
-            randomness.beta_noise[own].to(queries),
-        )
-        variational = variational_divergences(encoding.mu, encoding.logvar).sum()
+    if encoding.condition is not None:
+        start = _mean_per_video(queries, batch.owner, len(batch.clips))
+        if config.textual_perturbation:
+            alpha, beta = (noise[own].to(queries) for noise in (randomness.alpha_noise, randomness.beta_noise))
+            start = perturbed_start(start, alpha, beta)
+        else:
+            start = start.unsqueeze(1).expand_as(encoding.condition)
         denoising = model.denoising_errors(encoding, start).sum()
+        variational = torch.zeros_like(denoising)
+        if encoding.mu is not None and encoding.logvar is not None:
+            variational = variational_divergences(encoding.mu, encoding.logvar).sum()
         sums = workers.sum_for_same_loss(torch.stack([variational, denoising]))
     variational, denoising = (sums / sum(division.videos)).unbind()
     return combine(

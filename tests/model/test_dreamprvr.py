@@ -64,8 +64,9 @@ def parts(encoding: VideoEncoding | reference_model.ReferenceEncoding) -> dict[s
         {"registers": 1, "diffusion_steps": 1},
         {"branches": 1, "denoiser_layers": 1},
         {"heads": 4, "branches": 8},
+        {"register_source": "pooling"},
     ],
-    ids=["usual", "no registers", "one register, one step", "one branch", "eight branches"],
+    ids=["usual", "no registers", "one register, one step", "one branch", "eight branches", "pooling"],
 )
 def test_values_and_gradients_equal_those_of_the_reference_model(changes: dict[str, int]) -> None:
     model = build(**changes).double()
@@ -77,14 +78,14 @@ def test_values_and_gradients_equal_those_of_the_reference_model(changes: dict[s
             weights = reference_model.reference_weights(model)
             encoding = reference_model.encode_videos(weights, model.config, *video_batch)
             outputs = parts(encoding) | {"queries": reference_model.encode_queries(weights, model.config, *query_batch)}
-            if encoding.mu is not None and encoding.condition is not None:
+            if encoding.noise is not None and encoding.condition is not None:
                 outputs["errors"] = reference_model.denoising_errors(
-                    weights, model.config, start, encoding.mu, encoding.condition
+                    weights, model.config, start, encoding.noise, encoding.condition
                 )
         else:
             encoded = model.encode_videos(*video_batch)
             outputs = parts(encoded) | {"queries": model.encode_queries(*query_batch)}
-            if encoded.mu is not None:
+            if encoded.noise is not None:
                 outputs["errors"] = model.denoising_errors(encoded, start)
         torch.manual_seed(3)
         loss = sum((output * torch.randn_like(output)).sum() for output in outputs.values())
@@ -164,6 +165,31 @@ def test_a_model_without_registers_has_no_parameters_for_them() -> None:
         "query_input", "clip_input", "frame_input", "query_attention", "query_pooling", "clip_fusion", "frame_fusion",
     }  # fmt: skip
     assert not [name for name in model.state_dict() if "register" in name]
+
+
+def test_pooled_registers_need_no_parameters_of_their_own() -> None:
+    model = build(registers=4, register_source="pooling")
+    encoding = model.encode_videos(*videos(2))
+    assert encoding.condition is encoding.noise is encoding.mu is encoding.logvar is None
+    assert encoding.registers is not None and encoding.registers.shape == (2, 4, 16)
+    whole = {name.split(".")[0] for name, _ in build(registers=4).named_parameters()}
+    assert {name.split(".")[0] for name, _ in model.named_parameters()} == whole - {"condition", "sampler", "diffusion"}
+    context = model.video_context(model.clip_input(videos(2)[0]), None, None, None)[0]
+    torch.testing.assert_close(encoding.registers[:, 1], context[:, 8:16].mean(1))
+
+
+def test_registers_from_noise_are_the_same_for_a_video_in_any_batch() -> None:
+    model, batch = build(diffusion_start="noise").eval(), videos(3)
+    encoding = model.encode_videos(*batch)
+    assert encoding.mu is encoding.logvar is None and not hasattr(model, "sampler")
+    assert encoding.noise is not None and abs(encoding.noise.std() - 1) < 0.2
+    alone = model.encode_videos(*(part[2:] for part in batch))
+    for name, part in parts(encoding).items():
+        torch.testing.assert_close(parts(alone)[name][0], part[2])
+    assert torch.equal(build(1, diffusion_start="noise").fixed_noise, model.fixed_noise)  # of any model
+    assert "fixed_noise" not in model.state_dict()
+    other = model.encode_videos(*batch, torch.randn(3, 3, 16))
+    assert other.registers is not None and not torch.allclose(other.registers, encoding.registers)
 
 
 @pytest.mark.parametrize(("preset", "millions"), [("tvr", 37.62), ("activitynet", 36.14), ("charades", 36.14)])
@@ -272,7 +298,9 @@ def test_bf16_is_close_to_fp32_and_registers_are_computed_in_fp32() -> None:
         start = torch.randn(2, 3, 16)
         errors = model.denoising_errors(rounded, start)
     assert torch.equal(errors, model.denoising_errors(rounded, start))
-    assert rounded.mu is not None and torch.equal(rounded.registers, model.diffusion(rounded.mu, rounded.condition))
+    assert rounded.noise is not None and torch.equal(
+        rounded.registers, model.diffusion(rounded.noise, rounded.condition)
+    )
     for name, value in parts(rounded).items():
         assert value.dtype == torch.float32, name
         assert (value - exact[name]).norm() < 0.1 * exact[name].norm(), name

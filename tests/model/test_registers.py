@@ -53,7 +53,7 @@ def test_sinusoid() -> None:
 def test_registers_stay_within_the_clamp_and_move_with_the_condition() -> None:
     torch.manual_seed(0)
     diffusion = TruncatedDiffusion(6, 8, 2)
-    mu, condition = torch.nn.functional.normalize(torch.randn(2, 8), dim=1), torch.randn(2, 3, 8)
+    mu, condition = torch.nn.functional.normalize(torch.randn(2, 1, 8), dim=2), torch.randn(2, 3, 8)
     registers = diffusion(mu, condition)
     assert registers.shape == (2, 3, 8) and registers.abs().max() <= 1
     assert not torch.allclose(registers[:, 0], registers[:, 1])
@@ -69,7 +69,7 @@ def test_denoising_errors_equal_those_computed_step_by_step() -> None:
     for t in range(4):
         x = diffusion.schedule.start_scale[t] * start + diffusion.schedule.noise_scale[t] * mu[:, None]
         expected += (mu[:, None] - diffusion.denoiser(x, [added[t] for added in additions])).square().mean((1, 2)) / 4
-    torch.testing.assert_close(diffusion.errors(start, mu, condition), expected)
+    torch.testing.assert_close(diffusion.errors(start, mu[:, None], condition), expected)
 
 
 def test_sorted_pooling_weights_ranks_and_not_positions() -> None:

@@ -37,6 +37,7 @@ class ReferenceEncoding:
     frame_tokens: Tensor
     registers: Tensor | None
     condition: Tensor | None
+    noise: Tensor | None
     mu: Tensor | None
     logvar: Tensor | None
 
@@ -60,7 +61,7 @@ def reference_losses(
     """
     videos = len(batch.clips)
     queries = encode_queries(weights, model, batch.tokens, batch.token_mask)
-    encoding = encode_videos(weights, model, batch.clips, batch.frames, batch.frame_mask)
+    encoding = encode_videos(weights, model, batch.clips, batch.frames, batch.frame_mask, randomness.start_noise)
     clip_cosine, clip_dot = best_scores(queries, encoding.clip_tokens)
     frame_cosine, frame_dot = best_scores(queries, encoding.frame_tokens)
     own = batch.owner.unsqueeze(1) == torch.arange(videos)
@@ -78,18 +79,23 @@ def reference_losses(
         "variational": torch.zeros(()),
         "denoising": torch.zeros(()),
     }
-    if encoding.mu is not None and encoding.logvar is not None and encoding.condition is not None:
+    if encoding.mu is not None and encoding.logvar is not None:
         mu, logvar = encoding.mu, encoding.logvar
         values["variational"] = -0.5 * (1 + logvar - mu**2 - logvar.exp()).sum() / videos
+    if encoding.noise is not None and encoding.condition is not None:
         starts = []
         for video in range(videos):
             row = queries[own[:, video]].mean(0)
+            if not config.textual_perturbation:
+                starts.append(torch.stack([row] * model.registers))
+                continue
             mean, deviation = row.mean().detach(), row.std().detach()
             standardised = (row - row.mean()) / (row.var(unbiased=False) + 1e-5).sqrt()
             alpha = 1 + 0.1 * deviation * randomness.alpha_noise[video].to(row)
             beta = mean + 0.1 * deviation * randomness.beta_noise[video].to(row)
             starts.append(alpha * standardised + beta)
-        values["denoising"] = denoising_errors(weights, model, torch.stack(starts), mu, encoding.condition).mean()
+        start = torch.stack(starts)
+        values["denoising"] = denoising_errors(weights, model, start, encoding.noise, encoding.condition).mean()
     weight = config.weights
     values["total"] = (
         weight.clip_nce * values["clip_nce"]
@@ -161,34 +167,57 @@ def encode_queries(weights: Weights, config: ModelConfig, tokens: Tensor, mask: 
 
 
 def encode_videos(
-    weights: Weights, config: ModelConfig, clips: Tensor, frames: Tensor, frame_mask: Tensor
+    weights: Weights,
+    config: ModelConfig,
+    clips: Tensor,
+    frames: Tensor,
+    frame_mask: Tensor,
+    start_noise: Tensor | None = None,
 ) -> ReferenceEncoding:
-    """Encode clips (B, 32, features) and frames (B, L, features) with frame_mask (B, L) bool."""
+    """Encode clips (B, 32, features) and frames (B, L, features) with frame_mask (B, L) bool.
+
+    `start_noise` (B, K, D) is for a diffusion that starts from noise.
+    """
     clip_tokens, frame_tokens = (
         _input(weights, kind, rows, config.input_dropout) for kind, rows in (("clip", clips), ("frame", frames))
     )
-    registers = condition = mu = logvar = None
+    registers = condition = noise = mu = logvar = None
     if config.registers:
         context = attention_block(weights, "mean_clip_encoder", config, clip_tokens, clip_tokens, None, None)
+    if config.registers and config.register_source == "pooling":
+        length, parts = context.shape[1], config.registers
+        registers = torch.stack(
+            [context[:, k * length // parts : -(-(k + 1) * length // parts)].mean(1) for k in range(parts)], 1
+        )
+    elif config.registers:
         learned = weights["video_qformer.query_tokens"].expand(len(clips), -1, -1)
         condition = attention_block(weights, "video_qformer.cross_attention", config, learned, context, None, None)
-        mu, logvar = _sample(weights, context)
-        registers = diffuse(weights, config, mu, condition)
+        if config.diffusion_start == "noise":
+            assert start_noise is not None
+            noise = start_noise.to(condition)
+        else:
+            mu, logvar = _sample(weights, context)
+            noise = mu.unsqueeze(1)
+        registers = diffuse(weights, config, noise, condition)
     clip_mask = torch.ones(clip_tokens.shape[:2], dtype=torch.bool)
     return ReferenceEncoding(
         clip_tokens=_fuse(weights, "clip_encoder", config, clip_tokens, registers, clip_mask),
         frame_tokens=_fuse(weights, "frame_encoder", config, frame_tokens, registers, frame_mask),
         registers=registers,
         condition=condition,
+        noise=noise,
         mu=mu,
         logvar=logvar,
     )
 
 
-def denoising_errors(weights: Weights, config: ModelConfig, start: Tensor, mu: Tensor, condition: Tensor) -> Tensor:
-    """Return each video's mean of (mu - e_t)^2 over steps, registers and channels, (B,): start is x_0 (B, K, D)."""
+def denoising_errors(weights: Weights, config: ModelConfig, start: Tensor, noise: Tensor, condition: Tensor) -> Tensor:
+    """Return each video's mean of (noise - e_t)^2 over steps, registers and channels, (B,).
+
+    start is x_0 (B, K, D); noise is (B, K, D) or, the same for all registers, (B, 1, D).
+    """
     levels, _ = schedule(config.diffusion_steps)
-    noise = mu.unsqueeze(1).expand_as(start)
+    noise = noise.expand_as(start)
     errors = []
     for t, level in enumerate(levels):
         x = math.sqrt(level) * start + math.sqrt(1 - level) * noise
@@ -207,10 +236,10 @@ def schedule(steps: int) -> tuple[list[float], list[float]]:
     return products, betas
 
 
-def diffuse(weights: Weights, config: ModelConfig, mu: Tensor, condition: Tensor) -> Tensor:
-    """Run the reverse process: mu (B, D), condition (B, K, D) -> registers (B, K, D)."""
+def diffuse(weights: Weights, config: ModelConfig, noise: Tensor, condition: Tensor) -> Tensor:
+    """Run the reverse process: noise (B, K, D) or (B, 1, D), condition (B, K, D) -> registers (B, K, D)."""
     levels, betas = schedule(config.diffusion_steps)
-    noise = mu.unsqueeze(1).expand_as(condition)
+    noise = noise.expand_as(condition)
     x = noise
     for t in reversed(range(config.diffusion_steps)):
         before = levels[t - 1] if t else 1.0

@@ -27,15 +27,21 @@ def counted_gflop(experiment: Experiment) -> float:
             weights, config, tokens, torch.ones(tokens.shape[:2], dtype=torch.bool)
         )
         encoding = reference_model.encode_videos(
-            weights, config, clips, frames, torch.ones(1, FRAMES, dtype=torch.bool)
+            weights,
+            config,
+            clips,
+            frames,
+            torch.ones(1, FRAMES, dtype=torch.bool),
+            torch.randn(1, config.registers, config.hidden_size),
         )
         loss = queries.sum() + encoding.clip_tokens.sum() + encoding.frame_tokens.sum()
-        if encoding.mu is not None and encoding.logvar is not None and encoding.condition is not None:
+        if encoding.logvar is not None:
+            loss = loss + encoding.logvar.sum()
+        if encoding.noise is not None and encoding.condition is not None:
             start = queries.mean(0).expand_as(encoding.condition)
             loss = (
                 loss
-                + encoding.logvar.sum()
-                + reference_model.denoising_errors(weights, config, start, encoding.mu, encoding.condition).sum()
+                + reference_model.denoising_errors(weights, config, start, encoding.noise, encoding.condition).sum()
             )
         loss.backward()
     return counter.get_total_flops() / 1e9
@@ -66,6 +72,8 @@ def time_layers_gflop(experiment: Experiment) -> float:
     [
         ("tvr", {"model.hidden_size": 192}),
         ("demo", {"model.registers": 0}),
+        ("demo", {"model.register_source": "pooling"}),
+        ("demo", {"model.diffusion_start": "noise"}),
         ("demo", {"model.registers": 0, "model.branches": 1, "model.hidden_size": 16, "model.heads": 2}),
         (
             "demo",

@@ -50,7 +50,7 @@ def build(
 
 
 def drawn(setting: Experiment, videos: int = 6, queries: int = 12, step: int = 0) -> StepRandomness:
-    return StepRandomness.draw(0, step, videos, queries, setting.model.registers, setting.model.hidden_size)
+    return StepRandomness.for_model(0, step, videos, queries, setting.model)
 
 
 def values(losses: Losses) -> dict[str, float]:
@@ -86,11 +86,16 @@ def test_a_pass_on_the_cpu_computes_the_objective_and_its_gradient() -> None:
     assert not ours.total.requires_grad
 
 
-@pytest.mark.parametrize("registers", [2, 0])
-def test_compiled_chains_equal_the_plain_operations(registers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    setting = experiment(
-        **{name.replace(".", "__"): value for name, value in NO_DROPOUT.items()}, model__registers=registers
-    )
+ABLATIONS: list[dict[str, Any]] = [
+    {},
+    {"model__register_source": "pooling"},
+    {"model__diffusion_start": "noise", "loss__textual_perturbation": False},
+]
+
+
+@pytest.mark.parametrize("changes", [*ABLATIONS, {"model__registers": 0}], ids=str)
+def test_compiled_chains_equal_the_plain_operations(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = experiment(**{name.replace(".", "__"): value for name, value in NO_DROPOUT.items()}, **changes)
     batch = random_batch(setting.data, 6, 2)
     model, passes = build(setting, CPU)
     plain = values(passes(batch, drawn(setting)))
@@ -107,9 +112,10 @@ def test_compiled_chains_equal_the_plain_operations(registers: int, monkeypatch:
 
 
 @on_a_gpu
+@pytest.mark.parametrize("changes", ABLATIONS, ids=str)
 @pytest.mark.parametrize("compiled", [False, True])
-def test_captured_steps_equal_launched_steps(compiled: bool) -> None:
-    device, setting = torch.device("cuda"), experiment()
+def test_captured_steps_equal_launched_steps(compiled: bool, changes: dict[str, Any]) -> None:
+    device, setting = torch.device("cuda"), experiment(**changes)
     batches = [random_batch(setting.data, 6, 2, seed).to(device) for seed in range(3)]
     batches[2] = shortened(batches[2])
     model, passes = build(setting, device, compiled, "bf16")
@@ -149,10 +155,11 @@ def test_dropout_depends_on_the_seed_alone() -> None:
 
 
 @on_a_gpu
+@pytest.mark.parametrize("changes", ABLATIONS, ids=str)
 @pytest.mark.parametrize("compiled", [False, True])
-def test_the_fast_path_equals_the_plain_path(compiled: bool) -> None:
+def test_the_fast_path_equals_the_plain_path(compiled: bool, changes: dict[str, Any]) -> None:
     device = torch.device("cuda")
-    setting = experiment(**{name.replace(".", "__"): value for name, value in NO_DROPOUT.items()})
+    setting = experiment(**{name.replace(".", "__"): value for name, value in NO_DROPOUT.items()}, **changes)
     batch = random_batch(setting.data, 6, 2).to(device)
     plain, launches = build(setting, device)
     expected = values(launches.launch(batch, drawn(setting)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 import torch
@@ -21,13 +22,27 @@ def drawn(step: int = 0, seed: int = 7, registers: int = 3) -> StepRandomness:
     return StepRandomness.draw(seed, step, len(SPLIT), len(SPLIT.owner), registers, 16)
 
 
-@pytest.mark.parametrize("registers", [0, 3])
 @pytest.mark.parametrize("hard", [False, True])
-def test_losses_and_gradients_equal_those_of_the_plain_model(registers: int, hard: bool) -> None:
-    model, randomness = small_models.build(registers=registers), drawn(registers=registers)
-    fast = training_losses(model, SPLIT.whole(), CONFIG, hard_negatives=hard, randomness=randomness)
+@pytest.mark.parametrize(
+    ("changes", "perturbed"),
+    [
+        ({"registers": 0}, True),
+        ({"registers": 3}, True),
+        ({"registers": 3}, False),
+        ({"registers": 3, "register_source": "pooling"}, True),  # 3 does not divide the 32 clips
+        ({"registers": 4, "diffusion_start": "noise"}, True),
+        ({"registers": 2, "diffusion_start": "noise", "diffusion_steps": 1}, False),
+    ],
+    ids=str,
+)
+def test_losses_and_gradients_equal_those_of_the_plain_model(
+    changes: dict[str, Any], perturbed: bool, hard: bool
+) -> None:
+    model, config = small_models.build(**changes), small_models.loss_config(textual_perturbation=perturbed)
+    randomness = StepRandomness.for_model(7, 0, len(SPLIT), len(SPLIT.owner), model.config)
+    fast = training_losses(model, SPLIT.whole(), config, hard_negatives=hard, randomness=randomness)
     plain = reference_model.reference_losses(
-        reference_model.reference_weights(model), model.config, CONFIG, SPLIT.whole(), randomness, hard
+        reference_model.reference_weights(model), model.config, config, SPLIT.whole(), randomness, hard
     )
     assert {field.name for field in fields(Losses)} == plain.keys()
     for name, value in plain.items():
@@ -58,6 +73,63 @@ def test_hard_negatives_change_only_the_triplet_losses() -> None:
     differ = {field.name for field in fields(Losses) if getattr(easy, field.name) != getattr(hard, field.name)}
     assert differ == {"clip_triplet", "frame_triplet", "total"}
     assert hard.clip_triplet > easy.clip_triplet and hard.frame_triplet > easy.frame_triplet
+
+
+ABLATIONS = {  # of the model; the loss terms that are 0 in each
+    "no registers": ({"registers": 0}, {"variational", "denoising"}),
+    "pooling": ({"register_source": "pooling"}, {"variational", "denoising"}),
+    "noise": ({"diffusion_start": "noise"}, {"variational"}),
+}
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_what_an_ablated_model_lacks_has_no_loss(name: str) -> None:
+    changes, absent = ABLATIONS[name]
+    model = small_models.build(**changes)
+    randomness = StepRandomness.for_model(7, 0, len(SPLIT), len(SPLIT.owner), model.config)
+    losses = training_losses(model, SPLIT.whole(), CONFIG, hard_negatives=True, randomness=randomness)
+    assert {name for name, value in vars(losses).items() if value == 0} == absent
+    losses.total.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("term", ["diversity", "similarity", "variational", "denoising"])
+def test_a_weight_of_zero_takes_a_term_out_of_the_gradient(term: str) -> None:
+    model, batch = small_models.build(), SPLIT.whole()
+
+    def gradient(weight: float) -> list[Tensor]:
+        weights = CONFIG.weights.model_copy(update={term: weight})
+        config = CONFIG.model_copy(update={"weights": weights})
+        losses = training_losses(model, batch, config, hard_negatives=True, randomness=drawn())
+        return list(torch.autograd.grad(losses.total, list(model.parameters())))
+
+    losses = training_losses(model, batch, CONFIG, hard_negatives=True, randomness=drawn())
+    alone = torch.autograd.grad(getattr(losses, term), list(model.parameters()), allow_unused=True)
+    without, whole, weight = gradient(0.0), gradient(0.5), 0.5
+    for one, other, own in zip(without, whole, alone, strict=True):
+        assert one.isfinite().all()
+        torch.testing.assert_close(
+            other - one, torch.zeros_like(one) if own is None else weight * own, atol=1e-9, rtol=1e-6
+        )
+
+
+def test_without_perturbation_the_noise_of_the_sampler_has_no_influence() -> None:
+    model, batch = small_models.build(), SPLIT.whole()
+    for perturbed in (True, False):
+        config = small_models.loss_config(textual_perturbation=perturbed)
+        one, other = (
+            training_losses(model, batch, config, hard_negatives=True, randomness=replace(drawn(), alpha_noise=noise))
+            for noise in (drawn().alpha_noise, drawn().alpha_noise + 1)
+        )
+        assert (one.denoising != other.denoising) == perturbed
+
+
+def test_the_start_noise_of_a_step_leaves_the_other_draws_as_they_are() -> None:
+    model = small_models.model_config(diffusion_start="noise")
+    with_start = StepRandomness.for_model(7, 3, len(SPLIT), len(SPLIT.owner), model)
+    assert with_start.start_noise is not None and with_start.start_noise.shape == (4, 3, 16)
+    assert all(torch.equal(value, tensors(with_start)[name]) for name, value in tensors(drawn(step=3)).items())
+    assert drawn().start_noise is None
 
 
 def tensors(randomness: StepRandomness) -> dict[str, Tensor]:
