@@ -65,6 +65,16 @@ class Experiment(Section):
             values = merge(values, nested(key, value))
         return build_experiment(values, source)
 
+    def with_feature_sizes(self, video_size: int, text_size: int, source: str) -> Experiment:
+        """Return a copy for features of these sizes; a hidden size of 0 becomes that of the video features.
+
+        Raises `UserError` naming `source` if the model cannot have that hidden size.
+        """
+        sizes = {"data.video_size": video_size, "data.text_size": text_size}
+        if self.model.hidden_size == 0:
+            sizes["model.hidden_size"] = video_size
+        return self.with_values(sizes, source)
+
     def changes_from(self, before: Experiment) -> list[str]:
         """What decides the result of a training and is not as it was, a line each; how faults are met may change."""
         was, now = before.flat(), self.flat()

@@ -65,9 +65,10 @@ class ModelConfig(Section):
     )
     hidden_size: int = Field(
         default=384,
-        ge=8,
+        ge=0,
         le=MAX_WIDTH,
-        description="Width of every token and embedding, D in the paper. Must be even and divisible by `model.heads`.",
+        description="Width of every token and embedding, D in the paper; 0 takes the size of the video features. Must "
+        "be even, divisible by `model.heads`, and 8 or more.",
     )
     heads: int = Field(default=4, ge=1, le=256, description="Attention heads per block, H in the paper.")
     branches: int = Field(
@@ -97,6 +98,8 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _check_heads(self) -> ModelConfig:
+        if 0 < self.hidden_size < 8:
+            raise ValueError(f"hidden_size {self.hidden_size} must be 0 (the size of the video features), or 8 or more")
         if self.hidden_size % self.heads or self.hidden_size % 2:
             raise ValueError(f"hidden_size {self.hidden_size} must be even and divisible by heads {self.heads}")
         return self

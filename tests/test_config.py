@@ -19,6 +19,7 @@ from dreamprvr_ray.config_sections import Section
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.search.settings import SearchSettings
 
+PRESETS = "activitynet, charades, demo, one_encoder, tvr"
 # docs/model.md, section 5, column by column.
 TABLE: dict[str, tuple[Any, Any, Any]] = {
     # key                              TVR     ActivityNet  Charades
@@ -89,9 +90,20 @@ def test_presets_are_the_papers_settings(column: int, name: str) -> None:
 
 
 def test_every_preset_has_every_key() -> None:
-    assert presets() == ["activitynet", "charades", "demo", "tvr"]
+    assert ", ".join(presets()) == PRESETS
     for name in presets():
         assert list(load_experiment(name).flat()) == known_keys()
+
+
+def test_a_hidden_size_of_zero_is_that_of_the_video_features() -> None:
+    experiment = load_experiment("one_encoder")
+    assert experiment.model.hidden_size == 0
+    assert experiment.with_feature_sizes(768, 768, "shards").model.hidden_size == 768
+    assert load_experiment("tvr").with_feature_sizes(768, 768, "shards").model.hidden_size == 384
+    with pytest.raises(UserError, match=r"shards: .*hidden_size 30 must be even and divisible by heads 4"):
+        experiment.with_feature_sizes(30, 30, "shards")
+    with pytest.raises(UserError, match=r"hidden_size 4 must be 0 .*, or 8 or more"):
+        load_experiment("tvr", {"model.hidden_size": 4})
 
 
 def test_keys_are_unchanged() -> None:
@@ -236,9 +248,15 @@ def test_missing_keys_are_reported_without_a_preset() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("preset: tvrr\n", "preset = 'tvrr': must be one of activitynet, charades, demo, tvr; did you mean 'tvr'?"),
-        ("preset:\n", "preset = null: must be one of activitynet, charades, demo, tvr"),
-        ("preset: [tvr]\n", "preset = a list: must be one of activitynet, charades, demo, tvr; did you mean 'tvr'?"),
+        (
+            "preset: tvrr\n",
+            f"preset = 'tvrr': must be one of {PRESETS}; did you mean 'tvr'?",
+        ),
+        ("preset:\n", f"preset = null: must be one of {PRESETS}"),
+        (
+            "preset: [tvr]\n",
+            f"preset = a list: must be one of {PRESETS}; did you mean 'tvr'?",
+        ),
         ("", "must be a mapping of keys to values, not null"),
         ("- model\n", "must be a mapping of keys to values, not a list"),
         ("tvr\n", "must be a mapping of keys to values, not 'tvr'"),
@@ -267,9 +285,7 @@ def load_mistakes(name: str | Path, overrides: Mapping[str, Any] | None = None) 
 
 
 def test_unknown_configuration_name(tmp_path: Path) -> None:
-    assert load_mistakes("tvrr") == [
-        "--config tvrr: neither a file nor a preset (activitynet, charades, demo, tvr); did you mean 'tvr'?"
-    ]
+    assert load_mistakes("tvrr") == [f"--config tvrr: neither a file nor a preset ({PRESETS}); did you mean 'tvr'?"]
     assert load_mistakes(tmp_path / "none.yaml") == [f"{tmp_path}/none.yaml: no such file"]
     (line,) = load_mistakes(tmp_path)
     assert line.startswith(f"{tmp_path}: cannot be read: ")

@@ -54,6 +54,7 @@ def estimate(experiment: Experiment) -> Cost:
     """Estimate the cost of one training step of the whole batch on one worker."""
     videos, queries = experiment.training.batch_videos, experiment.training.batch_videos * QUERIES_PER_VIDEO
     data = experiment.data
+    experiment = experiment.with_feature_sizes(data.video_size, data.text_size, "data")
     saved: dict[int, Tensor] = {}
 
     def save(tensor: Tensor) -> Tensor:

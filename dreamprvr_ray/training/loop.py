@@ -83,9 +83,9 @@ def fit(
 
 
 def with_feature_sizes(experiment: Experiment, manifest: Manifest) -> Experiment:
-    """Return the experiment with the feature sizes of the shards.
+    """Return the experiment with the feature sizes of the shards, which are also the hidden size where that is 0.
 
-    Raises `UserError` if `model.initialization` does not allow them.
+    Raises `UserError` if `model.initialization` or `model.heads` does not allow them.
     """
     video_size, text_size = manifest.video_size, manifest.text_size
     if experiment.model.initialization == "aligned" and video_size != text_size:
@@ -93,7 +93,7 @@ def with_feature_sizes(experiment: Experiment, manifest: Manifest) -> Experiment
             "model.initialization = 'aligned': requires video and query features of one encoder, but the shards' videos"
             f" have {video_size} features per row and their queries {text_size}; use 'paper'"
         )
-    return experiment.with_values({"data.video_size": video_size, "data.text_size": text_size}, "shards")
+    return experiment.with_feature_sizes(video_size, text_size, "shards")
 
 
 def agree_on_precision(configured: str, device: torch.device, workers: Workers) -> Precision:
