@@ -21,15 +21,16 @@ import safetensors
 import safetensors.torch
 import torch
 
-from dreamprvr_ray.checkpoints.checksums import CHECKSUMS, check_file, format_checksums
+from dreamprvr_ray.checkpoints.checksums import check_file, format_checksums
+from dreamprvr_ray.checkpoints.layout import CHECKSUMS, STATE, WEIGHTS, is_checkpoint_file
 from dreamprvr_ray.checkpoints.layout import EXPERIMENT as EXPERIMENT
+from dreamprvr_ray.checkpoints.layout import METRICS as METRICS
 from dreamprvr_ray.config import Experiment, load_experiment
 from dreamprvr_ray.errors import Failure, NotWritableError, UserError, first_line
 from dreamprvr_ray.model.authors import read_authors_checkpoint
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
-from dreamprvr_ray.storage.files import copy_files, read_json, replacing
-
-WEIGHTS, STATE, METRICS = "weights.safetensors", "state.pt", "metrics.json"
+from dreamprvr_ray.storage.files import read_json, replacing
+from dreamprvr_ray.storage.locks import LOCK
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ def export_checkpoint(source: Path, target: Path) -> dict[str, Any]:
     try:
         with replacing(target) as directory:
             for path in source.iterdir():
-                if path.is_file() and path.name != STATE:
+                if path.is_file() and path.name not in (STATE, LOCK):
                     _copy(path, directory / path.name)
             _write(directory / "retrieve.py", script)
     except NotWritableError:
@@ -204,6 +205,13 @@ def copy_checkpoint(source: Path, target: Path) -> dict[str, Any]:
     """Copy a checkpoint directory atomically and return its metrics."""
     if not source.is_dir():
         raise UserError(f"{source}: checkpoint does not exist")
-    with replacing(target) as directory:
-        copy_files(source, directory)
+    with replacing(target, is_checkpoint_file) as directory:
+        copy_checkpoint_files(source, directory)
     return read_metrics(target)
+
+
+def copy_checkpoint_files(source: Path, target: Path) -> None:
+    """Copy the files of a checkpoint into the directory `target`; not what else a user has put next to them."""
+    for path in source.iterdir():
+        if path.is_file() and is_checkpoint_file(path.name):
+            shutil.copy2(path, target / path.name)

@@ -11,10 +11,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from dreamprvr_ray.checkpoints.layout import CHECKSUMS
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.storage.files import read_json
-
-CHECKSUMS = "checksums.json"
 
 
 def format_checksums(files: Mapping[str, bytes | memoryview]) -> bytes:

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import re
+
 CHECKPOINTS = "checkpoints"  # a `CheckpointStore`: the best and the latest checkpoint
 EXPERIMENT = "experiment.yaml"  # the configuration, also in each checkpoint
 BEST = "best"  # a copy of the best checkpoint, written when training has ended or was interrupted
 TENSORBOARD = "tensorboard"  # TensorBoard's event files
 RAY = "ray"  # Ray Train's own records of the run
 
-# In a checkpoint's directory, next to the checkpoint's own files:
+# In a checkpoint's directory:
+WEIGHTS, STATE, METRICS, CHECKSUMS = "weights.safetensors", "state.pt", "metrics.json", "checksums.json"
 TEST_RECORD = "test.json"  # a record of every evaluation on test
 TEST_RANKS = "test_ranks.json"  # ranks of the queries' videos at the first one
+VALUES = "values.json"  # the searched values, in the `best` of a search
+
+_FILES = (WEIGHTS, STATE, METRICS, CHECKSUMS, EXPERIMENT, TEST_RECORD, TEST_RANKS, VALUES)
+_TEMPORARY = re.compile(r"\.(.+)\.partial-.+")
+
+
+def is_checkpoint_file(name: str) -> bool:
+    """Return whether a file of a checkpoint's directory is the program's own: only such files are ever deleted."""
+    temporary = _TEMPORARY.fullmatch(name)
+    return (temporary[1] if temporary else name) in _FILES

@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from dreamprvr_ray.checkpoints.checkpoint import METRICS, check_metrics
+from dreamprvr_ray.checkpoints.layout import is_checkpoint_file
 from dreamprvr_ray.errors import Failure, ObjectStoreError, StorageFailure, first_line
 from dreamprvr_ray.storage.files import parse_json
 from dreamprvr_ray.storage.location import Storage
 
 WRITER = "owner"  # the file's name is that of earlier versions
 _NAME = re.compile(r"epoch-(\d+)")
+_TEMPORARY = re.compile(r"\.epoch-\d+-\w{8}(-old)?")  # left by a killed writer: see `storage.files.replacing`
 
 
 class CheckpointStore:
@@ -87,9 +89,11 @@ class CheckpointStore:
 
     def keep_only(self, epoch: int) -> None:
         """Delete the checkpoints of all other epochs."""
-        for name in self.storage.names():
-            if name not in (WRITER, _name(epoch)):
-                self.storage.delete_directory(name, first=METRICS)
+        self._delete_others(self.storage.names(), (epoch,))
+
+    def delete_all(self) -> None:
+        """Delete all checkpoints."""
+        self._delete_others(self.storage.names(), ())
 
     def claim(self) -> str:
         """Make this store the writer and return its id. Call it before reading the checkpoint to resume from."""
@@ -120,7 +124,7 @@ class CheckpointStore:
             if self.writer is None:
                 self.claim()
             self._check_writer()
-            self.storage.write_directory(_name(epoch), write, last=METRICS)
+            self.storage.write_directory(_name(epoch), write, METRICS, is_checkpoint_file)
         except OSError as error:
             self._check_writer()  # a later writer deletes what this one has not finished
             epochs = self.epochs()
@@ -132,9 +136,14 @@ class CheckpointStore:
         # Check after listing the names: a writer that claims the store from here on sees this checkpoint, and its own
         # is not listed.
         self._check_writer()
+        self._delete_others(names, (epoch, best_epoch))
+
+    def _delete_others(self, names: Iterable[str], epochs: Collection[int]) -> None:
+        """Delete the checkpoints among `names` but those of `epochs`. What is not the store's own stays."""
+        kept = {_name(epoch) for epoch in epochs}
         for name in names:
-            if name not in (WRITER, _name(epoch), _name(best_epoch)):
-                self.storage.delete_directory(name, first=METRICS)
+            if name not in kept and (_NAME.fullmatch(name) or _TEMPORARY.fullmatch(name)):
+                self.storage.delete_directory(name, is_checkpoint_file, first=METRICS)
 
     def _check_writer(self) -> None:
         if self.storage.read_text(WRITER) != self.writer:

@@ -7,12 +7,17 @@ The record is written first and the ranks after it, so that ranks never exist wi
 If the program is killed in between, the ranks are missing and the reading is on record: whoever needs the ranks reads
 test once more, as a further recorded reading. Earlier versions wrote the ranks first: ranks without a record are
 counted as a reading.
+
+A record is added under the directory's lock, so that of several evaluations at once each leaves its record. In an
+object store, the lock holds for the commands of one user on one machine; of two that record within the same moment
+from two machines, one record can be lost.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -20,19 +25,22 @@ from typing import Any
 from torch import Tensor
 
 from dreamprvr_ray.checkpoints.checkpoint import TrainedModel
-from dreamprvr_ray.checkpoints.layout import TEST_RANKS, TEST_RECORD
+from dreamprvr_ray.checkpoints.layout import METRICS, TEST_RANKS, TEST_RECORD
 from dreamprvr_ray.checkpoints.locate import load_trained_model
 from dreamprvr_ray.data.cache import local_shards
 from dreamprvr_ray.data.finite import find_not_finite
 from dreamprvr_ray.data.shards import ShardSet, Split
 from dreamprvr_ray.device import best_device
-from dreamprvr_ray.errors import ObjectStoreError, UserError, first_line
+from dreamprvr_ray.errors import UserError, first_line
 from dreamprvr_ray.evaluation.metrics import Evaluation, Reading
 from dreamprvr_ray.evaluation.query_results import QueryResult, query_results
 from dreamprvr_ray.evaluation.ranks import summarise
 from dreamprvr_ray.evaluation.retrieval import ScoresNotFinite, rank_queries, score_split
-from dreamprvr_ray.storage.files import parse_json
+from dreamprvr_ray.storage.files import parse_json, reserved_room
 from dreamprvr_ray.storage.location import Storage
+
+LOCK_SECONDS = 60.0  # how long a record waits for others, which take milliseconds each
+RECORD_BYTES, RANK_BYTES = 2**16, 12  # of a record and a rank in a file, at most
 
 
 def evaluate_checkpoint(
@@ -51,24 +59,51 @@ def evaluate_checkpoint(
     """
     trained, manifest = load_fitting_model(storage, shards), shards.manifest
     recordable = storage.directory is None or storage.directory.is_dir()
-    # Before test is read: a damaged record must not lose the count.
-    readings = _Readings.of(storage) if split == "test" and recordable else None
+    is_recorded = split == "test" and recordable
+    if is_recorded:  # before test is read: a damaged record must not lose the count
+        _Readings.of(storage)
     data = shards.split(split)
-    scores = score_checkpoint(trained, data, storage, shards)
+    # Without room for the record, whoever needs it would have to read test again.
+    needs_room = is_recorded and on_unrecorded is None
+    with _room_for_record(storage, len(data.queries)) if needs_room else nullcontext():
+        scores = score_checkpoint(trained, data, storage, shards)
     ranks = rank_queries(scores, data)
     retrieval = summarise(ranks, len(data), data.moment_fractions)
     evaluation = Evaluation(split, manifest.collection, manifest.protocol, retrieval)
-    if readings is not None:
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        evaluation = replace(evaluation, reading=Reading(now, str(shards.directory), readings.count + 1))
+    if is_recorded:
         try:
-            readings.add(evaluation, storage)
-        except (OSError, ObjectStoreError) as error:
+            evaluation = _record(evaluation, storage, str(shards.directory), trained.metrics)
+        except (OSError, UserError) as error:
             if on_unrecorded is None:
                 raise
             on_unrecorded(first_line(error))  # evaluating may have taken minutes: a full disk must not lose the result
     if on_queries is not None:
         on_queries(query_results(data, scores, ranks))
+    return evaluation
+
+
+def _room_for_record(storage: Storage, queries: int) -> AbstractContextManager[None]:
+    """Keep room on the disk for a record and its ranks while the block runs. Raises OSError if there is none."""
+    if storage.directory is None:
+        return nullcontext()
+    earlier = storage.directory / TEST_RECORD
+    size = RECORD_BYTES + RANK_BYTES * queries + (earlier.stat().st_size if earlier.is_file() else 0)
+    return reserved_room(storage.directory, size)
+
+
+def _record(evaluation: Evaluation, storage: Storage, shards: str, metrics: dict[str, Any]) -> Evaluation:
+    """Record an evaluation on test of the checkpoint with these metrics, and return it with its number.
+
+    Raises `UserError` or OSError if it cannot be recorded.
+    """
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    with storage.lock(LOCK_SECONDS):
+        now_there = parse_json(storage.read_text(METRICS), f"{storage}/{METRICS}")
+        if json.dumps(now_there) != json.dumps(metrics):  # as text: NaN differs from itself
+            raise UserError(f"{storage}: holds another checkpoint since it was evaluated")
+        readings = _Readings.of(storage)  # those of others that were evaluated meanwhile included
+        evaluation = replace(evaluation, reading=Reading(now, shards, readings.count + 1))
+        readings.add(evaluation, storage)
     return evaluation
 
 

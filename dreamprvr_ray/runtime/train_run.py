@@ -19,8 +19,8 @@ import ray.train
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dreamprvr_ray.checkpoints.checkpoint import EXPERIMENT, METRICS
-from dreamprvr_ray.checkpoints.layout import BEST, CHECKPOINTS, RAY
+from dreamprvr_ray.checkpoints.checkpoint import EXPERIMENT, METRICS, copy_checkpoint_files
+from dreamprvr_ray.checkpoints.layout import BEST, CHECKPOINTS, RAY, is_checkpoint_file
 from dreamprvr_ray.checkpoints.store import CheckpointStore
 from dreamprvr_ray.config import Experiment
 from dreamprvr_ray.data.cache import read_manifest
@@ -33,7 +33,7 @@ from dreamprvr_ray.runtime.resources import WorkerCount, WorkerGroup, plan_group
 from dreamprvr_ray.runtime.run_directory import check_run
 from dreamprvr_ray.runtime.session import ray_session
 from dreamprvr_ray.runtime.worker import TrainJob, train_worker
-from dreamprvr_ray.storage.files import copy_files, read_json, read_text
+from dreamprvr_ray.storage.files import read_json, read_text
 from dreamprvr_ray.storage.location import Storage, absolute
 from dreamprvr_ray.training.failure import FailureKind, TrainingDiverged, TrialFailure, WorkersFailed
 from dreamprvr_ray.training.loop import with_feature_sizes
@@ -105,7 +105,7 @@ def _publish_best(store: CheckpointStore, storage: Storage, keep_existing: bool)
     """Copy the best checkpoint to `storage`/best and return its metrics.
 
     A copy that exists stays as it is with `keep_existing`, or if it is of the same checkpoint: replacing it would
-    delete the record of its test evaluations.
+    delete the record of its test evaluations. What a user has put there stays.
     """
     with store.best() as best:
         if best is None:
@@ -113,7 +113,8 @@ def _publish_best(store: CheckpointStore, storage: Storage, keep_existing: bool)
         metrics, published = read_json(best / METRICS), storage / BEST
         exists = published.exists(METRICS)
         if not exists or not (keep_existing or published.read_text(METRICS) == read_text(best / METRICS)):
-            storage.write_directory(BEST, partial(copy_files, best), last=METRICS)
+            write = partial(copy_checkpoint_files, best)
+            storage.write_directory(BEST, write, METRICS, is_checkpoint_file)
         return metrics
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from dreamprvr_ray.checkpoints.layout import BEST as BEST  # in a search: the selected checkpoint
 from dreamprvr_ray.checkpoints.layout import CHECKPOINTS as CHECKPOINTS
 from dreamprvr_ray.checkpoints.layout import TEST_RECORD as TEST_RECORD
+from dreamprvr_ray.checkpoints.layout import VALUES as VALUES
 from dreamprvr_ray.errors import UserError
 
 SEARCH = "search.yaml"  # the configuration and the settings of the search
@@ -20,7 +21,6 @@ EPOCHS = "epochs.jsonl"  # in a run's directory: the metrics of each epoch, one 
 LEADERBOARD = "leaderboard.json"  # all trials, best first
 FINAL_PLAN = "final_runs.json"  # the names of the final runs, written when the final stage begins
 FINAL = "final.json"  # the final runs and their comparisons
-VALUES = "values.json"  # in `best`: the values of the selected checkpoint
 
 
 def trial_name(number: int) -> str:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dreamprvr_ray.checkpoints.checkpoint import METRICS
+from dreamprvr_ray.checkpoints.checkpoint import METRICS, copy_checkpoint_files
+from dreamprvr_ray.checkpoints.layout import is_checkpoint_file
 from dreamprvr_ray.evaluation.metrics import Evaluation
 from dreamprvr_ray.evaluation.test_record import evaluate_test_once
 from dreamprvr_ray.search.final_evaluation import final_checkpoint
@@ -14,7 +15,7 @@ from dreamprvr_ray.search.final_result import FinalResult
 from dreamprvr_ray.search.layout import BEST, FINAL_RUNS, VALUES
 from dreamprvr_ray.search.results import TrialRecord
 from dreamprvr_ray.search.session import SearchSession
-from dreamprvr_ray.storage.files import copy_files, write_json
+from dreamprvr_ray.storage.files import write_json
 from dreamprvr_ray.storage.location import Storage
 
 
@@ -48,6 +49,7 @@ def publish(checkpoint: Storage, values: dict[str, Any], search_storage: Storage
     """Copy a checkpoint with its values to `best/`, and return its location.
 
     If the same checkpoint is already published it is not replaced, because its directory contains the test record.
+    Another one is replaced with its test record; whatever else a user has put into `best/` stays.
     """
     best = search_storage / BEST
     if best.exists(METRICS) and best.read_text(METRICS) == checkpoint.read_text(METRICS):
@@ -55,9 +57,8 @@ def publish(checkpoint: Storage, values: dict[str, Any], search_storage: Storage
     with checkpoint.local_directory() as source:
 
         def write(directory: Path) -> None:
-            copy_files(source, directory)
+            copy_checkpoint_files(source, directory)
             write_json(directory / VALUES, values)
 
-        search_storage.delete_directory(BEST, first=METRICS)  # including the test record of another checkpoint
-        search_storage.write_directory(BEST, write, last=METRICS)
+        search_storage.write_directory(BEST, write, METRICS, is_checkpoint_file)
     return best

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dreamprvr_ray.checkpoints.checkpoint import EXPERIMENT, METRICS
-from dreamprvr_ray.checkpoints.store import CheckpointStore
+from dreamprvr_ray.checkpoints.store import WRITER, CheckpointStore
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.search.layout import CHECKPOINTS, RUNS, trial_name
 from dreamprvr_ray.search.results import TrialRecord
@@ -47,7 +47,8 @@ class CheckpointRetention:
             if trial.number in best:
                 self._delete_other_epochs(trial)
             elif trial.state not in ("running", "waiting") and trial.number not in self._emptied:
-                (self._runs / trial_name(trial.number)).delete_directory(CHECKPOINTS)
+                self._store(trial).delete_all()
+                (self._runs / trial_name(trial.number)).delete_directory(CHECKPOINTS, lambda name: name == WRITER)
                 self._emptied.add(trial.number)
         self.stored_bytes = sum(checkpoint.size() for trial in ranked if (checkpoint := self.checkpoint(trial)))
 

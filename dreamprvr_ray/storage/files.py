@@ -11,8 +11,8 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -53,15 +53,23 @@ def reading(path: str | Path) -> Iterator[None]:
         raise
 
 
-@contextmanager
-def replacing(directory: Path) -> Iterator[Path]:
-    """Yield a temporary directory that replaces `directory` if the block succeeds and is removed if it fails.
+def nothing(name: str) -> bool:
+    """Say of no file that it is the program's own."""
+    return False
 
-    Raises `NotWritableError` if the temporary directory cannot be created.
+
+@contextmanager
+def replacing(directory: Path, is_own: Callable[[str], bool] = nothing) -> Iterator[Path]:
+    """Yield a temporary directory that becomes `directory` if the block succeeds and is removed if it fails.
+
+    Of a directory that exists, the files whose names `is_own` accepts are replaced; whatever else is in it stays.
+
+    Raises `NotWritableError` if the temporary directory cannot be created, or if a file would replace another's.
     """
     with writing(directory):
         directory.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    is_exchanged = False
     try:
         yield temporary
         temporary.chmod(0o755)  # mkdtemp creates it readable by its owner only
@@ -70,9 +78,33 @@ def replacing(directory: Path) -> Iterator[Path]:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
+            others = [name for name in os.listdir(directory) if not is_own(name)]
+            for name in others:
+                if os.path.lexists(temporary / name):
+                    raise NotWritableError(errno.EEXIST, os.strerror(errno.EEXIST), str(directory / name)) from None
             _exchange(temporary, directory)
+            is_exchanged = True
+            for name in others:
+                os.rename(temporary / name, directory / name)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if is_exchanged:
+            remove_own_files(temporary, is_own)
+        else:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_own_files(directory: Path, is_own: Callable[[str], bool]) -> None:
+    """Remove the files of a directory whose names `is_own` accepts, and the directory if nothing else is in it.
+
+    What cannot be removed stays, as does all that a link leads to.
+    """
+    if directory.is_symlink() or not directory.is_dir():
+        return
+    for path in directory.iterdir():
+        if is_own(path.name):
+            with suppress(OSError):
+                path.unlink()
+    remove_empty([directory])
 
 
 def _exchange(one: Path, other: Path) -> None:
@@ -135,16 +167,27 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(values, indent=1) + "\n")
 
 
+@contextmanager
+def reserved_room(directory: Path, size: int) -> Iterator[None]:
+    """Occupy `size` bytes of the disk of `directory` while the block runs, for what is written there afterwards.
+
+    Raises OSError that names the directory if there is not so much room. A file system that cannot reserve is trusted.
+    """
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(tempfile.TemporaryFile(dir=directory))
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise OSError(error.errno, error.strerror, str(directory)) from None
+        yield
+
+
 def remove_empty(directories: Iterable[Path]) -> None:
     """Remove those directories that are empty, in this order."""
     for directory in directories:
         with suppress(OSError):
             directory.rmdir()
-
-
-def copy_files(source: Path, target: Path) -> None:
-    """Copy everything in the directory `source` into `target`, which may exist."""
-    shutil.copytree(source, target, dirs_exist_ok=True)
 
 
 def read_text(path: Path) -> str:

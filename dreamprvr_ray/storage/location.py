@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.fs
 
 from dreamprvr_ray.errors import ObjectStoreError, UserError, first_line, redact, redact_uri
-from dreamprvr_ray.storage.files import replacing, write_text
+from dreamprvr_ray.storage.files import remove_own_files, replacing, write_text
 from dreamprvr_ray.storage.locks import LOCK, locked, object_store_lock
 
 _CONNECTIONS = 8
@@ -105,13 +105,14 @@ class Storage:
         return str(self).rstrip("/").rpartition("/")[2]
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, wait_seconds: float = 0.0) -> Iterator[None]:
         """Keep other commands from using the directory while the block runs, as `locks` describes.
 
-        Raises `UserError` if another command holds the lock.
+        Raises `UserError` if another command holds the lock for longer than `wait_seconds`.
         """
         directory = self.directory
-        with locked(object_store_lock(self.location) if directory is None else directory / LOCK, str(self)):
+        path = object_store_lock(self.location) if directory is None else directory / LOCK
+        with locked(path, str(self), wait_seconds):
             yield
 
     def names(self) -> list[str]:
@@ -177,18 +178,21 @@ class Storage:
         with _requests_to(self), filesystem.open_output_stream(f"{path}/{name}") as file:
             file.write(content)
 
-    def write_directory(self, name: str, write: Callable[[Path], None], last: str) -> None:
-        """Write the subdirectory `name` atomically, replacing an existing one.
+    def write_directory(
+        self, name: str, write: Callable[[Path], None], last: str, is_own: Callable[[str], bool]
+    ) -> None:
+        """Write the subdirectory `name` atomically. Of an existing one, all files that `is_own` accepts are replaced.
 
         `write` fills the temporary directory that it is given. Its file `last` marks the directory as complete in an
         object store. Raises OSError if a disk is full.
         """
         if (directory := self.directory) is not None:
-            with replacing(directory / name) as temporary:
+            with replacing(directory / name, is_own) as temporary:
                 write(temporary)
             return
         with tempfile.TemporaryDirectory(prefix="dreamprvr-upload-") as folder:
             write(Path(folder))
+            self.delete_directory(name, is_own, first=last)
             self.upload_directory(name, Path(folder), last=last)
 
     def upload_directory(self, name: str, folder: Path, last: str | None = None) -> None:
@@ -249,18 +253,26 @@ class Storage:
                 pyarrow.fs.copy_files(path, folder, source_filesystem=filesystem)
             yield Path(folder)
 
-    def delete_directory(self, name: str, first: str | None = None) -> None:
-        """Delete the subdirectory `name` if it exists, its file `first` before all others."""
+    def delete_directory(self, name: str, is_own: Callable[[str], bool], first: str | None = None) -> None:
+        """Delete the files of the subdirectory `name` that `is_own` accepts, `first` before all others.
+
+        The subdirectory is deleted as well unless anything else is in it, which stays.
+        """
         if (directory := self.directory) is not None:
             if first is not None:
-                (directory / name / first).unlink(missing_ok=True)
-            shutil.rmtree(directory / name, ignore_errors=True)
+                with suppress(NotADirectoryError):
+                    (directory / name / first).unlink(missing_ok=True)
+            remove_own_files(directory / name, is_own)
             return
         filesystem, path = self._store
         with _requests_to(self), suppress(FileNotFoundError):
-            if first is not None and self.exists(f"{name}/{first}"):
-                filesystem.delete_file(f"{path}/{name}/{first}")
-            filesystem.delete_dir(f"{path}/{name}")
+            found = filesystem.get_file_info(pyarrow.fs.FileSelector(f"{path}/{name}", allow_not_found=True))
+            own = [info for info in found if info.is_file and is_own(info.base_name)]
+            for info in sorted(own, key=lambda info: info.base_name != first):
+                filesystem.delete_file(info.path)
+            is_directory = found or filesystem.get_file_info(f"{path}/{name}").type == pyarrow.fs.FileType.Directory
+            if is_directory and len(own) == len(found):
+                filesystem.delete_dir(f"{path}/{name}")
 
     def rename_directory(self, name: str, new: str) -> None:
         """Rename the subdirectory `name`, if it exists, to `new`, which must not exist."""

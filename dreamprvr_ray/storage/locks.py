@@ -15,6 +15,7 @@ import os
 import pwd
 import re
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -25,21 +26,23 @@ from dreamprvr_ray.storage.files import writing
 
 LOCK = ".dreamprvr_ray.lock"  # in a directory on a disk
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # the file system has no locks
+_RETRY_SECONDS = 0.05  # between two attempts to take a lock that another command holds
 
 _log = logging.getLogger(__name__)
 
 
 @contextmanager
-def locked(path: Path, shown: str) -> Iterator[None]:
+def locked(path: Path, shown: str, wait_seconds: float = 0.0) -> Iterator[None]:
     """Hold the lock file `path` while the block runs, then remove it and those of its parents that did not exist.
 
     `shown` is the directory that it locks, for messages. Where the file system has no locks, go without, and say so.
     The kernel releases the lock of a command that is killed.
 
     Raises:
-        UserError: Another command holds the lock, or `path` is a symbolic link.
+        UserError: Another command holds the lock for longer than `wait_seconds`, or `path` is a symbolic link.
         NotWritableError: The file cannot be written.
     """
+    deadline = time.monotonic() + wait_seconds
     with ExitStack() as stack:
         for missing in reversed([folder for folder in path.parents if not folder.exists()]):
             with writing(path.parent):
@@ -48,7 +51,7 @@ def locked(path: Path, shown: str) -> Iterator[None]:
         while True:
             descriptor = _open(path)
             stack.callback(os.close, descriptor)
-            if not _acquire(descriptor, path, shown):
+            if not _acquire(descriptor, path, shown, deadline):
                 break
             if os.fstat(descriptor).st_nlink:  # 0: the previous holder removed the file as it finished
                 break
@@ -73,11 +76,17 @@ def _open(path: Path) -> int:
         raise error
 
 
-def _acquire(descriptor: int, path: Path, shown: str) -> bool:
+def _acquire(descriptor: int, path: Path, shown: str, deadline: float) -> bool:
     """Take the lock. Return False, after a warning, if the file system has no locks."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(_RETRY_SECONDS)
     except OSError as error:
         process, _, host = os.pread(descriptor, 1000, 0).decode(errors="replace").partition(" ")
         is_here = host in ("", socket.gethostname())

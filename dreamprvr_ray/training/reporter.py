@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dreamprvr_ray.checkpoints.checkpoint import Checkpoint, check_metrics, copy_checkpoint
+from dreamprvr_ray.checkpoints.layout import is_checkpoint_file
 from dreamprvr_ray.checkpoints.store import CheckpointStore
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.evaluation.metrics import RECALL_RANKS
@@ -181,7 +182,7 @@ class DirectoryReporter:
     def report(self, result: EpochResult, snapshot: Snapshot) -> None:
         # The best first: a kill in between repeats this epoch, whereas a `last` alone would never become the best.
         first = self.best if result.best_epoch == result.epoch else self.last
-        with replacing(first) as directory:
+        with replacing(first, is_checkpoint_file) as directory:
             snapshot().write(directory)
         if first == self.best:
             copy_checkpoint(self.best, self.last)

@@ -221,3 +221,18 @@ def test_a_models_checkpoint_can_be_in_an_object_store(s3: S3) -> None:
         assert best and all(
             torch.equal(tensor, model.state_dict()[name]) for name, tensor in read_weights(best).items()
         )
+
+
+def test_what_a_user_puts_next_to_checkpoints_stays(store: CheckpointStore) -> None:
+    others = ["epoch-0001/plot.svg", "mine/metrics.json", "notes.txt"]
+    store.write(1, 1, checkpoint(1, 1))
+    store.wait()
+    for name in others:
+        store.storage.write_text(name, name)
+    for epoch in (2, 3):
+        store.write(epoch, epoch, checkpoint(epoch, epoch))
+    store.wait()
+    assert store.epochs() == [3] and set(others) < set(store.storage.files())
+    store.keep_only(3)
+    store.delete_all()
+    assert store.storage.files() == sorted([*others, WRITER])

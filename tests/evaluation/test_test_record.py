@@ -7,10 +7,14 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import tarfile
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -157,6 +161,56 @@ def test_a_kill_between_record_and_ranks_leaves_the_reading_on_record(
     assert len(recorded_ranks(copied)) == again.retrieval.recall.queries
     assert evaluate_test_once(copied, str(demo_shards)) == first  # nothing is missing any more
     assert len(json.loads(copied.read_text("test.json"))["readings"]) == 2
+
+
+def test_evaluations_at_once_are_all_recorded(copied: Storage, demo_shards: Path) -> None:
+    shards, barrier = ShardSet.open(demo_shards), threading.Barrier(8)
+
+    def evaluate(_: int) -> Evaluation:
+        barrier.wait()
+        return evaluate_checkpoint(copied, shards, "test")
+
+    with ThreadPoolExecutor(8) as pool:
+        evaluations = list(pool.map(evaluate, range(8)))
+    records = json.loads(copied.read_text("test.json"))["readings"]
+    assert [record["test_reads"] for record in records] == list(range(1, 9))
+    assert records == [
+        evaluation.to_dict()
+        for evaluation in sorted(evaluations, key=lambda each: each.reading.number if each.reading else 0)
+    ]
+    assert copied.directory is not None and not list(copied.directory.glob(".*"))  # neither a lock nor a partial file
+
+
+def test_a_record_waits_for_that_of_another_process(copied: Storage, demo_shards: Path) -> None:
+    code = f"""
+import time
+from dreamprvr_ray.storage.location import Storage
+with Storage.of({copied.location!r}).lock():
+    print("locked", flush=True)
+    time.sleep(1.5)
+    Storage.of({copied.location!r}).write_text("test.json", '{{"readings": [{{"test_reads": 1}}]}}')
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"locked\n"
+        evaluation = evaluate_checkpoint(copied, ShardSet.open(demo_shards), "test")
+    assert evaluation.reading is not None and evaluation.reading.number == 2
+    assert [record["test_reads"] for record in json.loads(copied.read_text("test.json"))["readings"]] == [1, 2]
+
+
+def test_a_reading_is_not_recorded_with_another_checkpoint(
+    copied: Storage, demo_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search may publish another model in the minutes that an evaluation takes."""
+    score = test_record.score_split
+
+    def replaced_meanwhile(*arguments: Any) -> Any:
+        copied.write_text("metrics.json", '{"epoch": 7}')
+        return score(*arguments)
+
+    monkeypatch.setattr(test_record, "score_split", replaced_meanwhile)
+    with pytest.raises(UserError, match="holds another checkpoint since it was evaluated"):
+        evaluate_checkpoint(copied, ShardSet.open(demo_shards), "test")
+    assert not copied.exists("test.json")
 
 
 def test_ranks_without_a_record_count_as_a_reading(copied: Storage, demo_shards: Path) -> None:

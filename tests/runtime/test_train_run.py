@@ -217,6 +217,18 @@ def test_a_run_that_ends_early_publishes_its_best_checkpoint(
     assert (storage / "best").exists("test.json")  # the same checkpoint keeps the record of its readings
 
 
+def test_another_best_checkpoint_replaces_its_files_only(tmp_path: Path, demo_shards: Path) -> None:
+    storage, store = run_with_checkpoints(tmp_path, demo_shards, 1, 2)
+    (storage / "checkpoints" / "epoch-0002").write_text("notes.txt", "of a checkpoint")
+    best = storage / "best"
+    for name in ("metrics.json", "test.json", "notes.txt", "plots/curve.svg"):
+        best.write_text(name, "earlier")
+    with pytest.raises(KeyboardInterrupt), publishing_if_it_ends_early(store, storage, print):
+        raise KeyboardInterrupt
+    assert load_model(tmp_path / "run" / "best").metrics["epoch"] == 2 and not best.exists("test.json")
+    assert best.read_text("notes.txt") == best.read_text("plots/curve.svg") == "earlier"
+
+
 def test_a_run_that_ends_before_its_first_checkpoint_ends_as_it_did(tmp_path: Path, demo_shards: Path) -> None:
     storage, store = run_with_checkpoints(tmp_path, demo_shards)
     lines: list[str] = []

@@ -108,3 +108,15 @@ def test_trials_that_the_study_does_not_know_end_a_resume(tmp_path: Path, storag
     assert set((storage / "runs").names()) == {"notes", "trial_000"}
     study.propose()
     retention.check_study(ranked_trials(study), "synthetic")
+
+
+def test_what_a_user_puts_next_to_a_trials_checkpoints_stays(tmp_path: Path, storage: Storage) -> None:
+    study = SearchStudy(make_search(tmp_path), tmp_path / "out")
+    for sumr in (50.0, 60.0):
+        number = study.propose().number  # type: ignore[union-attr]
+        write_checkpoints(storage, number, 4)
+        storage.write_text(f"runs/trial_{number:03d}/checkpoints/epoch-0004/plot.svg", "mine")
+        study.finish(number, trial_epoch(9, sumr, finished=True, best_epoch=4))
+    CheckpointRetention(storage, tmp_path / "out", keep=1).delete_unranked_checkpoints(ranked_trials(study))
+    assert kept_checkpoints(storage) == {"trial_001/epoch-0004"}
+    assert storage.read_text("runs/trial_000/checkpoints/epoch-0004/plot.svg") == "mine"

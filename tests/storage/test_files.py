@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import sys
 from collections.abc import Callable
@@ -31,6 +32,10 @@ def fill(directory: Path, text: str) -> None:
     (directory / "file").write_text(text)
 
 
+def is_own(name: str) -> bool:
+    return name == "file"
+
+
 @pytest.fixture(params=["exchange", "two renames"])
 def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways of replacing a directory."""
@@ -42,7 +47,7 @@ def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_new_directory_replaces_the_old_one(tmp_path: Path) -> None:
     target = tmp_path / "a" / "best"
     for text in ("first", "second", "third"):
-        with replacing(target) as directory:
+        with replacing(target, is_own) as directory:
             fill(directory, text)
             assert directory.parent == target.parent  # else the rename is a copy
         assert listing(tmp_path) == {"a/best/file": text}
@@ -50,22 +55,43 @@ def test_a_new_directory_replaces_the_old_one(tmp_path: Path) -> None:
     assert target.stat().st_mode & 0o777 == 0o755
 
 
+@pytest.mark.usefixtures("ways")
+def test_what_is_not_the_programs_own_stays_in_a_replaced_directory(tmp_path: Path) -> None:
+    target = tmp_path / "best"
+    (target / "notes").mkdir(parents=True)
+    (target / "notes" / "day.txt").write_text("mine")
+    (target / "link").symlink_to("notes")
+    fill(target, "first")
+    with replacing(target, is_own) as directory:
+        fill(directory, "second")
+    assert listing(tmp_path) == {"best/file": "second", "best/notes/day.txt": "mine"}
+    assert (target / "link").readlink() == Path("notes") and sorted(os.listdir(tmp_path)) == ["best"]
+    refused = pytest.raises(NotWritableError, match=f"{target}/link: cannot be written: File exists")
+    with refused, replacing(target, is_own) as directory:
+        fill(directory, "third")
+        (directory / "link").touch()
+    with pytest.raises(NotWritableError, match="File exists"), replacing(target) as directory:  # must not exist
+        fill(directory, "third")
+    assert listing(tmp_path) == {"best/file": "second", "best/notes/day.txt": "mine"}
+    assert sorted(os.listdir(tmp_path)) == ["best"]
+
+
 @pytest.mark.parametrize("exception", [ValueError, KeyboardInterrupt])
 def test_a_failure_keeps_the_old_directory_and_no_temporary_one(exception: type[BaseException], tmp_path: Path) -> None:
     target = tmp_path / "best"
     for expected in ({}, {"best/file": "first"}):
-        with pytest.raises(exception), replacing(target) as directory:
+        with pytest.raises(exception), replacing(target, is_own) as directory:
             fill(directory, "half")
             raise exception
         assert listing(tmp_path) == expected
         assert [path.name for path in tmp_path.iterdir()] == (["best"] if expected else [])
-        with replacing(target) as directory:
+        with replacing(target, is_own) as directory:
             fill(directory, "first")
 
 
 def test_a_complete_directory_exists_at_all_times(tmp_path: Path) -> None:
     target = tmp_path / "best"
-    with replacing(target) as directory:
+    with replacing(target, is_own) as directory:
         fill(directory, "first")
     seen = []
 
@@ -79,7 +105,7 @@ def test_a_complete_directory_exists_at_all_times(tmp_path: Path) -> None:
     tracing = sys.gettrace()
     sys.settrace(look)
     try:
-        with replacing(target) as directory:
+        with replacing(target, is_own) as directory:
             fill(directory, "second")
     finally:
         sys.settrace(tracing)

@@ -37,6 +37,10 @@ def write(directory: Path) -> None:
         (directory / name).write_text(name)
 
 
+def anything(name: str) -> bool:
+    return True
+
+
 def test_small_files(storage: Storage) -> None:
     assert storage.names() == [] and not storage.exists("a.yaml")
     storage.write_text("a.yaml", "ä: 1\n")
@@ -46,8 +50,8 @@ def test_small_files(storage: Storage) -> None:
 
 def test_directories(storage: Storage) -> None:
     inner = storage / "checkpoints"
-    inner.write_directory("epoch-0001", write, last=LAST)
-    inner.write_directory("epoch-0001", write, last=LAST)  # replaced
+    inner.write_directory("epoch-0001", write, LAST, anything)
+    inner.write_directory("epoch-0001", write, LAST, anything)  # replaced
     assert (
         inner.names() == ["epoch-0001"]
         and inner.exists("epoch-0001/metrics.json")
@@ -59,8 +63,26 @@ def test_directories(storage: Storage) -> None:
         }
     assert storage.files() == [f"checkpoints/epoch-0001/{name}" for name in ("metrics.json", "state", "weights")]
     for _ in range(2):  # deleting a missing directory does nothing
-        inner.delete_directory("epoch-0001", first=LAST)
+        inner.delete_directory("epoch-0001", anything, first=LAST)
         assert inner.names() == inner.files() == []
+
+
+def test_only_own_files_of_a_directory_are_deleted(storage: Storage) -> None:
+    def is_own(name: str) -> bool:
+        return name in ("metrics.json", "weights", "state")
+
+    others = ["epoch-0001/notes/day.txt", "epoch-0001/plot.svg"]
+    storage.write_directory("epoch-0001", write, LAST, is_own)
+    for name in others:
+        storage.write_text(name, name)
+    storage.write_directory("epoch-0001", write, LAST, is_own)  # replaced
+    own = [f"epoch-0001/{name}" for name in ("metrics.json", "state", "weights")]
+    assert storage.files() == sorted([*others, *own])
+    storage.delete_directory("epoch-0001", is_own, first=LAST)
+    assert storage.files() == others and [storage.read_text(name) for name in others] == others
+    storage.write_text("notes.txt", "mine")
+    storage.delete_directory("notes.txt", is_own, first=LAST)  # a file in the place of a directory
+    assert storage.read_text("notes.txt") == "mine"
 
 
 def test_a_failed_write_leaves_nothing_behind(storage: Storage) -> None:
@@ -69,14 +91,14 @@ def test_a_failed_write_leaves_nothing_behind(storage: Storage) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        storage.write_directory("best", fail, last=LAST)
+        storage.write_directory("best", fail, LAST, anything)
     assert storage.names() == []
 
 
 def test_the_last_file_is_uploaded_after_all_others(s3: S3) -> None:
     storage = Storage.of(s3.uri("run"))
     before = len(s3.requests)
-    storage.write_directory("epoch-0001", write, last=LAST)
+    storage.write_directory("epoch-0001", write, LAST, anything)
     done = [
         line.split("epoch-0001/")[1].split("?")[0]
         for line in s3.requests[before:]
