@@ -34,9 +34,7 @@ def test_every_shipped_space_searches_registers_steps_and_the_six_loss_weights_a
     search = load_search(path)
     keys = {parameter.key for parameter in search.parameters}
     assert {"model.registers", "model.diffusion_steps", *(f"loss.weights.{weight}" for weight in WEIGHTS)} <= keys
-    assert (
-        search.settings.config == path.stem or path.stem == "one_encoder"
-    )  # one_encoder belongs to no benchmark and starts from TVR's settings
+    assert search.settings.config == path.stem
     assert all(parameter.contains(search.paper_setting[parameter.key]) for parameter in search.parameters)
     assert search.settings.source is not None and search.settings.source.convert_command(
         search.settings.shards
