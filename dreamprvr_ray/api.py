@@ -180,8 +180,10 @@ def score_queries(trained: TrainedModel, split: Split) -> Tensor:
     configuration says."""
     from dreamprvr_ray.device import best_device
     from dreamprvr_ray.evaluation.retrieval import score_split
+    from dreamprvr_ray.evaluation.weights import ScoreWeights
 
-    return score_split(trained.model.to(best_device()), split, trained.experiment.evaluation.clip_weight)
+    weights = ScoreWeights.of(trained.experiment.evaluation, trained.metrics, "the model's metrics")
+    return score_split(trained.model.to(best_device()), split, weights)
 
 
 def export_model(checkpoint: str | Path, out: str | Path) -> Path:

@@ -51,6 +51,11 @@ class Experiment(Section):
     training: TrainingConfig
     evaluation: EvaluationConfig
 
+    @property
+    def chooses_encoder_weight(self) -> bool:
+        """Whether val chooses the encoder's weight in the score."""
+        return self.evaluation.encoder_weight == "auto" and not self.training.with_val
+
     def flat(self) -> dict[str, Any]:
         """Return every value by its dotted key."""
         return flatten(self.model_dump())

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 FRAMES = 128  # rows on a video's frame axis (docs/model.md, section 1)
 CLIPS = 32  # rows on a video's clip axis
@@ -23,6 +24,17 @@ MAX_FEATURE_SIZE = 65_536  # of one row of features; the largest that benchmarks
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 CountOrZero = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 FeatureSize = Annotated[int, Field(ge=1, le=MAX_FEATURE_SIZE)]
+
+
+def _check_share(value: Any) -> Any:
+    """Refuse what is neither a share nor `auto` in one message; pydantic has one for each of the two types."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value == "auto" or (number and 0 <= value <= 1):
+        return value
+    raise PydanticCustomError("share", "Input should be a number from 0 to 1, or auto")
+
+
+AutoShare = Annotated[Annotated[float, Field(ge=0, le=1)] | Literal["auto"], BeforeValidator(_check_share)]
 
 
 class Section(BaseModel):
@@ -228,10 +240,18 @@ class TrainingConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """How clip and frame scores are combined."""
+    """How clip scores, frame scores and the encoder's own are combined."""
 
     clip_weight: float = Field(
         ge=0,
         le=1,
         description="Weight of the clip score in the retrieval score, w_clip; the frame score gets 1 - `clip_weight`.",
+    )
+    encoder_weight: AutoShare = Field(
+        default=0.0,
+        description="Weight of the encoder's own score; the model's gets 1 - `encoder_weight`. Only for features of one"
+        " encoder. The encoder's score of a query and a video is the mean of two cosines of the sentence's"
+        " embedding: with the video's best frame, and with the mean of its frames. 0: the model alone, as "
+        "in the paper; 1: the encoder alone. `auto`: chosen after each epoch on val, close to 0.3 unless "
+        "val clearly prefers another weight; 0.3 with `training.with_val`.",
     )

@@ -1,5 +1,15 @@
 """Compatibility with the `retrieve.py` of models exported by earlier versions. Use `evaluation` instead."""
 
-from dreamprvr_ray.evaluation.retrieval import score_split
+from __future__ import annotations
 
-__all__ = ["score_split"]
+from torch import Tensor
+
+from dreamprvr_ray.data.shards import Split
+from dreamprvr_ray.evaluation import retrieval
+from dreamprvr_ray.evaluation.weights import ScoreWeights
+from dreamprvr_ray.model.dreamprvr import DreamPRVR
+
+
+def score_split(model: DreamPRVR, split: Split, clip_weight: float) -> Tensor:
+    """Return the fused scores (Q, V) of all queries and videos of a split."""
+    return retrieval.score_split(model, split, ScoreWeights(clip_weight))

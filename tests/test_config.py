@@ -47,6 +47,7 @@ TABLE: dict[str, tuple[Any, Any, Any]] = {
     "model.diffusion_start":           ("variational", "variational", "variational"),
     "loss.textual_perturbation":       (True,   True,   True),
     "evaluation.clip_weight":          (0.5,    0.6,    0.6),
+    "evaluation.encoder_weight":       (0.0,    0.0,    0.0),
     "training.epochs":                 (150,    100,    100),
     "training.patience":               (20,     10,     10),
     "training.batch_videos":           (128,    128,    128),
@@ -206,6 +207,10 @@ def test_experiment_is_frozen() -> None:
         ("training: {precision: fp16}", "training.precision = 'fp16': must be 'auto', 'fp32' or 'bf16'"),
         ("training: {precision: }", "training.precision = null: must be 'auto', 'fp32' or 'bf16'"),
         ("evaluation: {clip_weight: 1.5}", "evaluation.clip_weight = 1.5: must be less than or equal to 1"),
+        (
+            "evaluation: {encoder_weight: 1.5}",
+            "evaluation.encoder_weight = 1.5: must be a number from 0 to 1, or auto",
+        ),
         ("model: {hidden_size: 30}", "model: hidden_size 30 must be even and divisible by heads 4"),
         ("model: {hidden_size: 9, heads: 3}", "model: hidden_size 9 must be even and divisible by heads 3"),
         ("model:", "model = null: must be a mapping of keys to values"),

@@ -25,6 +25,7 @@ from dreamprvr_ray.config_sections import CLIPS, FRAMES, OptimizerConfig, TrimFr
 from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.distributed import Traffic, Workers, token_traffic
 from dreamprvr_ray.evaluation.retrieval import evaluate
+from dreamprvr_ray.evaluation.weights import ScoreWeights
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.runtime.ray_internals.trainers import Trainer
 from dreamprvr_ray.runtime.resources import WorkerGroup
@@ -127,11 +128,11 @@ def compute(workers: Workers) -> dict[str, Any]:
 
     model = small_models.build().float()
     splits = {"larger": SPLIT, "of one video": small_models.MemorySplit([1])}
-    retrieval = {name: evaluate(model, split, 0.6, workers) for name, split in splits.items()}  # type: ignore[arg-type]
+    retrieval = {name: evaluate(model, split, ScoreWeights(0.6), workers) for name, split in splits.items()}  # type: ignore[arg-type]
     trimmed = small_models.build(trim_frames="batch").float()
-    retrieval["trimmed"] = evaluate(trimmed, SPLIT, 0.6, workers)  # type: ignore[arg-type]
+    retrieval["trimmed"] = evaluate(trimmed, SPLIT, ScoreWeights(0.6), workers)  # type: ignore[arg-type]
     from_noise = small_models.build(diffusion_start="noise").float()
-    retrieval["from noise"] = evaluate(from_noise, SPLIT, 0.6, workers)  # type: ignore[arg-type]
+    retrieval["from noise"] = evaluate(from_noise, SPLIT, ScoreWeights(0.6), workers)  # type: ignore[arg-type]
     results["retrieval"] = retrieval
 
     gathered = workers.gather_for_same_loss(torch.full((workers.rank, 2), float(workers.rank)), range(workers.count))

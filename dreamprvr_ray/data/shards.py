@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from dreamprvr_ray.data.captions import Caption
 from dreamprvr_ray.data.checked_files import check_files, remember_overlaps, remembered_overlaps
@@ -243,6 +244,30 @@ class Split:
         number = bisect_right(self._video_starts, video) - 1
         offsets, row = self._shards[number].frame_offsets, video - self._video_starts[number]
         return self._frames[number][offsets[row] : offsets[row + 1]]
+
+    def sentences(self, queries: np.ndarray) -> torch.Tensor:
+        """Return the embeddings of queries (numbers in the split) by their encoder: (len(queries), Dt), float32.
+
+        They have length 1, or 0 for a query whose features are all zero. Shards without embeddings of sentences give
+        the mean of the query's token rows.
+        """
+        rows = torch.zeros(len(queries), self.text_size)
+        numbers = np.searchsorted(self._first_query, queries, side="right") - 1
+        for number in np.unique(numbers).tolist():
+            places = np.flatnonzero(numbers == number)
+            own = queries[places] - self._first_query[number]
+            rows[torch.from_numpy(places)] = self._token_means(number, own)
+        return functional.normalize(rows, dim=-1)
+
+    def _token_means(self, number: int, queries: np.ndarray) -> torch.Tensor:
+        """Return the means of the token rows (len(queries), Dt) of queries of the shard `number`, float32."""
+        starts = self._shards[number].token_offsets[queries]
+        counts = self._shards[number].token_offsets[queries + 1] - starts
+        place = np.repeat(np.arange(len(queries)), counts)
+        index = np.arange(len(place)) + np.repeat(starts - (np.cumsum(counts) - counts), counts)
+        rows = self._tokens[number][torch.from_numpy(index)].float()
+        sums = torch.zeros(len(queries), self.text_size).index_add_(0, torch.from_numpy(place), rows)
+        return sums / torch.from_numpy(counts)[:, None]
 
     def tokens(self, start: int, stop: int) -> list[torch.Tensor]:
         """Return the token rows of the queries start:stop as views (rows, Dt), one for each shard that holds any."""

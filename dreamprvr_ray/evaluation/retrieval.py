@@ -16,8 +16,10 @@ from dreamprvr_ray.data.shards import Split
 from dreamprvr_ray.device import autocast
 from dreamprvr_ray.distributed import Workers
 from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.evaluation.encoder import encoder_scores
 from dreamprvr_ray.evaluation.metrics import Retrieval
 from dreamprvr_ray.evaluation.ranks import Ranks, exact_ranks, summarise
+from dreamprvr_ray.evaluation.weights import ScoreWeights
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.model.scoring import fused_scores
 
@@ -30,12 +32,12 @@ class ScoresNotFinite(UserError):
 
 
 @torch.no_grad()
-def evaluate(model: DreamPRVR, split: Split, clip_weight: float, workers: Workers | None = None) -> Retrieval:
+def evaluate(model: DreamPRVR, split: Split, weights: ScoreWeights, workers: Workers | None = None) -> Retrieval:
     """Evaluate the retrieval of all queries of a split among all its videos, scored by `score_split`.
 
     Every worker gets the whole result. Raises `ScoresNotFinite` as `score_split`.
     """
-    ranks = rank_queries(score_split(model, split, clip_weight, workers), split)
+    ranks = rank_queries(score_split(model, split, weights, workers), split)
     return summarise(ranks, len(split), split.moment_fractions)
 
 
@@ -48,8 +50,10 @@ def rank_queries(scores: Tensor, split: Split) -> Ranks:
 
 
 @torch.no_grad()
-def score_split(model: DreamPRVR, split: Split, clip_weight: float, workers: Workers | None = None) -> Tensor:
+def score_split(model: DreamPRVR, split: Split, weights: ScoreWeights, workers: Workers | None = None) -> Tensor:
     """Return the fused scores (Q, V) of all queries and videos of a split, on the model's device and on every worker.
+
+    Where the encoder has a weight, its own score is a part of them; the features must then be of one encoder.
 
     The workers divide the videos and the queries among them. The model's training mode is restored afterwards.
 
@@ -60,13 +64,13 @@ def score_split(model: DreamPRVR, split: Split, clip_weight: float, workers: Wor
     model.eval()
     try:
         with autocast(device, "fp32"):
-            scores = _score_split(model, split, clip_weight, workers or Workers())
+            scores = _score_split(model, split, weights.clip, workers or Workers())
     finally:
         model.train(training)
     if not scores.isfinite().all():
         count = int((~scores.isfinite()).any(1).sum())
         raise ScoresNotFinite(f"split {split.name}: {count} of {len(scores)} queries have scores that are not finite")
-    return scores
+    return weights.combine(scores, encoder_scores(split, device, workers)) if weights.encoder else scores
 
 
 def _score_split(model: DreamPRVR, split: Split, clip_weight: float, workers: Workers) -> Tensor:

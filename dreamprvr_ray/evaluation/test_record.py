@@ -36,6 +36,7 @@ from dreamprvr_ray.evaluation.metrics import Evaluation, Reading
 from dreamprvr_ray.evaluation.query_results import QueryResult, query_results
 from dreamprvr_ray.evaluation.ranks import summarise
 from dreamprvr_ray.evaluation.retrieval import ScoresNotFinite, rank_queries, score_split
+from dreamprvr_ray.evaluation.weights import ScoreWeights
 from dreamprvr_ray.storage.files import parse_json, reserved_room
 from dreamprvr_ray.storage.location import Storage
 
@@ -125,7 +126,8 @@ def score_checkpoint(trained: TrainedModel, split: Split, storage: Storage, shar
     Nothing is recorded, so it is not for test. Raises `UserError` naming what is damaged if scores are not finite.
     """
     try:
-        return score_split(trained.model.to(best_device()), split, trained.experiment.evaluation.clip_weight)
+        weights = ScoreWeights.of(trained.experiment.evaluation, trained.metrics, f"{storage}/{METRICS}")
+        return score_split(trained.model.to(best_device()), split, weights)
     except ScoresNotFinite as error:
         if owner := find_not_finite(split):
             raise UserError(

@@ -41,8 +41,9 @@ from dreamprvr_ray.data.shards_record import ShardsRecord, shard_changes
 from dreamprvr_ray.device import Precision, best_device, resolve_precision
 from dreamprvr_ray.distributed import Division, Workers, token_traffic
 from dreamprvr_ray.errors import UserError
-from dreamprvr_ray.evaluation.metrics import Retrieval
-from dreamprvr_ray.evaluation.retrieval import ScoresNotFinite, evaluate
+from dreamprvr_ray.evaluation.retrieval import ScoresNotFinite
+from dreamprvr_ray.evaluation.val import ValEvaluation, ValResult
+from dreamprvr_ray.evaluation.weights import CHOSEN
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.training.divergence import all_finite, losses_diverged, scores_diverged, weights_diverged
 from dreamprvr_ray.training.flops import specified_gflop
@@ -85,13 +86,18 @@ def fit(
 def with_feature_sizes(experiment: Experiment, manifest: Manifest) -> Experiment:
     """Return the experiment with the feature sizes of the shards, which are also the hidden size where that is 0.
 
-    Raises `UserError` if `model.initialization` or `model.heads` does not allow them.
+    Raises `UserError` if `model.initialization`, `model.heads` or `evaluation.encoder_weight` does not allow them.
     """
     video_size, text_size = manifest.video_size, manifest.text_size
     if experiment.model.initialization == "aligned" and video_size != text_size:
         raise UserError(
             "model.initialization = 'aligned': requires video and query features of one encoder, but the shards' videos"
             f" have {video_size} features per row and their queries {text_size}; use 'paper'"
+        )
+    if (weight := experiment.evaluation.encoder_weight) != 0 and video_size != text_size:
+        raise UserError(
+            f"evaluation.encoder_weight = {weight!r}: requires video and query features of one encoder, but the"
+            f" shards' videos have {video_size} features per row and their queries {text_size}; use 0"
         )
     return experiment.with_feature_sizes(video_size, text_size, "shards")
 
@@ -174,6 +180,7 @@ class Training:
         self._precision = agree_on_precision(settings.precision, device, workers)
         self._gradients = GradientPass(self._model, experiment.loss, self._precision, workers)
         self._resident = ResidentSplit.if_it_fits(self._train, device)
+        self._evaluation = ValEvaluation(self._val, experiment, device, workers)
         self._first_epoch, self._started = 0, 0.0
 
     def restore(self, checkpoint: Path | None) -> None:
@@ -197,7 +204,8 @@ class Training:
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         trained = self.train_epoch(self.progress.epoch, on_first_step)
-        retrieval = self.evaluate()
+        val = self.evaluate()
+        retrieval = val.retrieval
         progress = self.progress = self.progress.after(retrieval.recall.sumr, self.experiment)
         now, epochs = time.perf_counter(), self.experiment.training.epochs
         seconds_per_epoch = (now - self._started) / (progress.epoch - self._first_epoch)
@@ -218,6 +226,7 @@ class Training:
             finished=progress.finished,
             gpu_bytes=torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else None,
             traffic=trained.traffic,
+            encoder_weight=None if self.experiment.evaluation.encoder_weight == 0 else val.weights.encoder,
             planned_epochs=epochs,
         )
 
@@ -277,13 +286,13 @@ class Training:
         self._optimizer.step()
         return losses
 
-    def evaluate(self) -> Retrieval:
+    def evaluate(self) -> ValResult:
         """Evaluate the current weights on val in float32, as the `evaluate` command does.
 
         Raises `TrainingDiverged` if a score is not finite.
         """
         try:
-            return evaluate(self._model, self._val, self.experiment.evaluation.clip_weight, self._workers)
+            return self._evaluation(self._model)
         except ScoresNotFinite:
             raise scores_diverged(self.progress.epoch + 1, self._val, self._shards.directory) from None
 
@@ -294,6 +303,8 @@ class Training:
             "protocol": self._shards.manifest.protocol,
             SHARDS: ShardsRecord.of(self._shards.manifest).to_dict(),
         }
+        if result.encoder_weight is not None:
+            metrics[CHOSEN] = self.experiment.chooses_encoder_weight
         weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self._model.state_dict().items()}
         state = {
             "progress": asdict(self.progress),

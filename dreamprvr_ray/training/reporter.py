@@ -63,6 +63,7 @@ class EpochResult:
     gpu_bytes: int | None = None  # peak memory of the first worker's tensors on its GPU; None on the CPU
     traffic: StepTraffic | None = None  # None with a single worker
     encode_ms: float | None = None  # time to encode a video; measured by searches that trade SumR against it
+    encoder_weight: float | None = None  # in the score on val; None if the configuration leaves the encoder out
     planned_epochs: int | None = None  # not stored: None for a result that was read
 
     def to_dict(self) -> dict[str, Any]:
@@ -86,6 +87,7 @@ class EpochResult:
             **{f"{TRAFFIC}{name}": value for name, value in traffic.items()},
             "finished": self.finished,
             **({"encode_ms": self.encode_ms} if self.encode_ms is not None else {}),
+            **({"encoder_weight": self.encoder_weight} if self.encoder_weight is not None else {}),
         }
 
     @classmethod
@@ -114,6 +116,7 @@ class EpochResult:
             gpu_bytes=metrics.get("gpu_bytes"),
             traffic=StepTraffic(**traffic) if traffic else None,
             encode_ms=metrics.get("encode_ms"),
+            encoder_weight=metrics.get("encoder_weight"),
         )
 
     def line(self) -> str:

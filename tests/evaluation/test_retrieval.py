@@ -11,6 +11,7 @@ from dreamprvr_ray.evaluation import retrieval
 from dreamprvr_ray.evaluation.metrics import Retrieval
 from dreamprvr_ray.evaluation.ranks import Ranks, summarise
 from dreamprvr_ray.evaluation.retrieval import evaluate, score_split
+from dreamprvr_ray.evaluation.weights import ScoreWeights
 
 SPLIT = small_models.MemorySplit([2, 1, 4, 1, 3, 2, 1])
 
@@ -39,13 +40,13 @@ def test_evaluation_equals_one_batch(
 ) -> None:
     monkeypatch.setattr(retrieval, "QUERY_BLOCK", query_block)
     monkeypatch.setattr(retrieval, "VIDEO_BLOCK", video_block)
-    assert evaluate(small_models.build().float(), SPLIT, 0.7) == expected  # type: ignore[arg-type]
+    assert evaluate(small_models.build().float(), SPLIT, ScoreWeights(0.7)) == expected  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_evaluation_has_no_dropout_and_restores_the_training_mode(training: bool, expected: Retrieval) -> None:
     model = small_models.build(dropout=0.5, input_dropout=0.5).float().train(training)
-    assert evaluate(model, SPLIT, 0.7) == expected  # type: ignore[arg-type]
+    assert evaluate(model, SPLIT, ScoreWeights(0.7)) == expected  # type: ignore[arg-type]
     assert model.training is training and model.clip_fusion.training is training
 
 
@@ -54,7 +55,7 @@ def test_a_failed_evaluation_restores_the_training_mode() -> None:
     broken = small_models.MemorySplit([1, 1])
     broken._tokens = []
     with pytest.raises((RuntimeError, ValueError)):
-        evaluate(model, broken, 0.5)  # type: ignore[arg-type]
+        evaluate(model, broken, ScoreWeights(0.5))  # type: ignore[arg-type]
     assert model.training
 
 
@@ -67,21 +68,21 @@ def test_evaluation_reads_float16_features_under_bf16() -> None:
     )
     model = small_models.build().float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = score_split(model, split, 0.5)  # type: ignore[arg-type]
-    full = score_split(model, split, 0.5)  # type: ignore[arg-type]
+        half = score_split(model, split, ScoreWeights(0.5))  # type: ignore[arg-type]
+    full = score_split(model, split, ScoreWeights(0.5))  # type: ignore[arg-type]
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, full, rtol=0, atol=0.05)
 
 
 def test_other_right_videos_do_not_count_against_a_query(monkeypatch: pytest.MonkeyPatch) -> None:
     model, split = small_models.build().float(), small_models.MemorySplit([2, 1, 4, 1, 3, 2, 1])
-    alone = evaluate(model, split, 0.7)  # type: ignore[arg-type]
+    alone = evaluate(model, split, ScoreWeights(0.7))  # type: ignore[arg-type]
     queries, videos = len(split.owner), len(split)
     # Every video but the one with the lowest score is right: each query then finds one at rank 1.
-    worst = score_split(model, split, 0.7).argmin(1).tolist()  # type: ignore[arg-type]
+    worst = score_split(model, split, ScoreWeights(0.7)).argmin(1).tolist()  # type: ignore[arg-type]
     right = np.array([video for query in range(queries) for video in range(videos) if video != worst[query]])
     split.right_videos = (np.arange(queries + 1) * (videos - 1), right)
-    several = evaluate(model, split, 0.7)  # type: ignore[arg-type]
+    several = evaluate(model, split, ScoreWeights(0.7))  # type: ignore[arg-type]
     assert alone.recall.at[1] < 100 and alone.list_recall is None and alone.right_videos is None
     assert several.recall.at[1] == 100 and several.mean_rank == 1 and several.right_videos == len(right)
     assert several.list_recall is not None

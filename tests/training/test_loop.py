@@ -19,6 +19,7 @@ from dreamprvr_ray.distributed import Workers
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.evaluation import retrieval
 from dreamprvr_ray.evaluation.retrieval import evaluate
+from dreamprvr_ray.evaluation.weights import ScoreWeights
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.training import gradient_step, loop
 from dreamprvr_ray.training.divergence import losses_diverged
@@ -82,10 +83,10 @@ def test_it_learns(shards: ShardSet, tmp_path: Path) -> None:
     assert totals[-1] < 0.75 * totals[0]
     train = shards.split("train")
     chance = 100 * (1 + 5 + 10 + 24) / 24
-    assert evaluate(load_model(reporter.last).model, train, 0.5).recall.sumr > 1.4 * chance
+    assert evaluate(load_model(reporter.last).model, train, ScoreWeights(0.5)).recall.sumr > 1.4 * chance
     # The reported metrics are those of the checkpoint.
     trained = load_model(reporter.best)
-    best = evaluate(trained.model, shards.split("val"), 0.5)
+    best = evaluate(trained.model, shards.split("val"), ScoreWeights(0.5))
     assert best.recall.sumr == reporter.results[-1].best_sumr == trained.metrics["SumR"]
     assert trained.metrics["epoch"] == reporter.results[-1].best_epoch
     assert trained.experiment == with_feature_sizes(easy, shards.manifest)
@@ -306,9 +307,9 @@ def test_val_is_scored_in_float32_as_evaluate_does(shards: ShardSet, tmp_path: P
     training._model.encode_videos = lambda *arguments: (  # type: ignore[method-assign]
         seen.append(torch.is_autocast_enabled("cpu")) or encode(*arguments)
     )
-    again = training.evaluate()
+    again = training.evaluate().retrieval
     assert seen and not any(seen)
-    evaluated = evaluate(load_model(tmp_path).model, shards.split("val"), 0.5)
+    evaluated = evaluate(load_model(tmp_path).model, shards.split("val"), ScoreWeights(0.5))
     assert again.ranks is not None and evaluated.ranks is not None
     assert again.ranks.tolist() == evaluated.ranks.tolist()
     assert result.sumr == evaluated.recall.sumr

@@ -18,6 +18,7 @@ from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.evaluation import retrieval
 from dreamprvr_ray.evaluation.retrieval import evaluate
+from dreamprvr_ray.evaluation.weights import ScoreWeights
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.model.kernels import cpu
 from dreamprvr_ray.model.scoring import token_scores
@@ -128,9 +129,9 @@ def test_evaluation_equals_that_of_one_video_at_a_time(block: int, monkeypatch: 
     model = small_models.build(trim_frames="batch")
     clip, frame = plain_scores(model)
     with torch.no_grad():
-        scores = retrieval.score_split(model.float(), SPLIT, 0.7)  # type: ignore[arg-type]
+        scores = retrieval.score_split(model.float(), SPLIT, ScoreWeights(0.7))  # type: ignore[arg-type]
     torch.testing.assert_close(scores, (0.7 * clip + 0.3 * frame).float(), rtol=1e-4, atol=1e-5)
-    assert evaluate(model, SPLIT, 0.7).videos == 9  # type: ignore[arg-type]
+    assert evaluate(model, SPLIT, ScoreWeights(0.7)).videos == 9  # type: ignore[arg-type]
 
 
 def test_a_checkpoint_keeps_its_trim_frames_setting(demo_shards: Path, tmp_path: Path) -> None:
@@ -148,7 +149,7 @@ def test_a_checkpoint_keeps_its_trim_frames_setting(demo_shards: Path, tmp_path:
         fit(load_experiment("demo", small | {"data.trim_frames": way}), ShardSet.open(demo_shards), reporter)
         trained = load_model(reporter.last)
         assert trained.experiment.data.trim_frames == way and trained.model.trimmed == (way == "batch")
-        tests.append(evaluate(trained.model, ShardSet.open(demo_shards).split("val"), 0.5).recall.sumr)
+        tests.append(evaluate(trained.model, ShardSet.open(demo_shards).split("val"), ScoreWeights(0.5)).recall.sumr)
         assert tests[-1] == reporter.results[-1].sumr
     with pytest.raises(UserError, match=r"trim_frames"):
         fit(

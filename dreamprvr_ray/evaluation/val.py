@@ -1,0 +1,76 @@
+"""The evaluation on val after every epoch of a training, with the choice of the encoder's weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dreamprvr_ray.config import Experiment
+from dreamprvr_ray.data.shards import Split
+from dreamprvr_ray.distributed import Workers
+from dreamprvr_ray.evaluation.encoder import encoder_scores
+from dreamprvr_ray.evaluation.metrics import Retrieval
+from dreamprvr_ray.evaluation.ranks import summarise
+from dreamprvr_ray.evaluation.retrieval import rank_queries, score_split
+from dreamprvr_ray.evaluation.weights import USUAL_WEIGHT, ScoreWeights, ValScores, choose_weight
+from dreamprvr_ray.model.dreamprvr import DreamPRVR
+
+
+@dataclass(frozen=True)
+class ValResult:
+    """The retrieval on val, and the weights of the score by which it was measured."""
+
+    retrieval: Retrieval
+    weights: ScoreWeights
+
+
+class ValEvaluation:
+    """Evaluates the model of a training on its val split. The encoder's scores are computed once."""
+
+    def __init__(self, split: Split, experiment: Experiment, device: torch.device, workers: Workers) -> None:
+        self._split, self._device, self._workers = split, device, workers
+        self._settings, self._chooses = experiment.evaluation, experiment.chooses_encoder_weight
+
+    def __call__(self, model: DreamPRVR) -> ValResult:
+        """Evaluate the current weights of the model. Every worker gets the whole result.
+
+        Raises `ScoresNotFinite` as `score_split`.
+        """
+        clip = self._settings.clip_weight
+        scores = score_split(model, self._split, ScoreWeights(clip), self._workers)
+        weights = ScoreWeights(clip, self._choose(scores))
+        if weights.encoder:
+            scores = weights.combine(scores, self._encoder)
+        return ValResult(
+            summarise(rank_queries(scores, self._split), len(self._split), self._split.moment_fractions), weights
+        )
+
+    def _choose(self, scores: Tensor) -> float:
+        """Return the encoder's weight, the same on every worker."""
+        if self._settings.encoder_weight != "auto":
+            return self._settings.encoder_weight
+        if not self._chooses:  # the model is trained on val
+            return USUAL_WEIGHT
+        weight = choose_weight([ValScores(scores, self._encoder, _right_videos(self._split, self._device))]).weight
+        chosen = torch.tensor(weight, dtype=torch.float64, device=self._device)
+        self._workers.copy_from_first([chosen])  # machines may round differently
+        return float(chosen)
+
+    @cached_property
+    def _encoder(self) -> Tensor:
+        return encoder_scores(self._split, self._device, self._workers)
+
+
+def _right_videos(split: Split, device: torch.device) -> Tensor:
+    """Return which videos of a split are right for each of its queries, bool (Q, V)."""
+    queries, videos = np.arange(len(split.owner)), split.owner
+    if split.right_videos is not None:
+        offsets, videos = split.right_videos
+        queries = np.repeat(queries, np.diff(offsets))
+    right = torch.zeros(len(split.owner), len(split), dtype=torch.bool)
+    right[torch.from_numpy(queries), torch.from_numpy(np.array(videos))] = True
+    return right.to(device)

@@ -1,0 +1,79 @@
+"""The encoder's own scores against loops over float64 rows, and their part in the score of a split."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from support import small_models
+
+from dreamprvr_ray.data.in_memory import FeatureSplit, Query, write_shards
+from dreamprvr_ray.data.shards import Split
+from dreamprvr_ray.evaluation import encoder
+from dreamprvr_ray.evaluation.encoder import COMPARISONS, compare, encoder_scores
+from dreamprvr_ray.evaluation.retrieval import score_split
+from dreamprvr_ray.evaluation.weights import ScoreWeights
+from dreamprvr_ray.model.dreamprvr import DreamPRVR
+
+CPU, SIZE = torch.device("cpu"), 12
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
+    """Nine videos of 1 to 200 frames, all with two queries, of one size."""
+    random = np.random.default_rng(0)
+    videos = {
+        f"v{i}": random.standard_normal((count, SIZE)) for i, count in enumerate([1, 2, 40, 200, 9, 9, 128, 5, 3])
+    }
+    queries = [
+        Query(f"{id}#{i}", id, "a sentence", random.standard_normal((random.integers(1, 8), SIZE)))
+        for id in videos
+        for i in range(6)
+    ]
+    train, val, test = (FeatureSplit(videos, queries[start::3]) for start in range(3))
+    shards = write_shards(
+        tmp_path_factory.mktemp("shards") / "one",
+        collection="one",
+        splits={"train": train, "val": val, "test": test},
+        dtype="float32",
+    )
+    return shards.split("val")
+
+
+def unit(vector: np.ndarray) -> np.ndarray:
+    return vector / np.linalg.norm(vector)
+
+
+@pytest.mark.parametrize(("query_block", "video_block"), [(512, 64), (1, 1), (5, 4)])
+def test_scores_equal_loops(split: Split, query_block: int, video_block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder, "QUERY_BLOCK", query_block)
+    monkeypatch.setattr(encoder, "VIDEO_BLOCK", video_block)
+    sentences = split.sentences(np.arange(len(split.owner))).double().numpy()
+    expected = {comparison: np.empty((len(sentences), len(split))) for comparison in COMPARISONS}
+    for query, sentence in enumerate(sentences):
+        for video in range(len(split)):
+            frames, clips = split.frames(video).double().numpy(), split.clips(video).double().numpy()
+            expected["best frame"][query, video] = max(unit(frame) @ sentence for frame in frames)
+            expected["best clip"][query, video] = max(unit(clip) @ sentence for clip in clips)
+            expected["pooled video"][query, video] = unit(frames.mean(0)) @ sentence
+    for comparison, scores in zip(COMPARISONS, compare(split, COMPARISONS, CPU), strict=True):
+        np.testing.assert_allclose(scores, expected[comparison], atol=1e-5)
+    both = (expected["best frame"] + expected["pooled video"]) / 2
+    np.testing.assert_allclose(encoder_scores(split, CPU), both, atol=1e-5)
+
+
+def test_sentences_are_unit_vectors_in_any_order(split: Split) -> None:
+    queries = np.array([7, 0, 0, 17])
+    expected = [unit(torch.cat(split.tokens(query, query + 1)).double().mean(0).numpy()) for query in queries]
+    np.testing.assert_allclose(split.sentences(queries), expected, atol=1e-5)
+    assert split.sentences(np.arange(0)).shape == (0, SIZE)
+
+
+def test_the_encoders_weight_mixes_its_score_with_the_models(split: Split) -> None:
+    torch.manual_seed(0)
+    model = DreamPRVR(small_models.model_config(), SIZE, SIZE, "exact").eval()
+    alone, own = score_split(model, split, ScoreWeights(0.6)), encoder_scores(split, CPU)
+    assert not torch.equal(alone, own)
+    torch.testing.assert_close(score_split(model, split, ScoreWeights(0.6, 0.25)), 0.75 * alone + 0.25 * own)
+    assert torch.equal(score_split(model, split, ScoreWeights(0.6, 0.0)), alone)
+    assert torch.equal(score_split(model, split, ScoreWeights(0.6, 1.0)), own)
