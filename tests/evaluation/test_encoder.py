@@ -22,21 +22,18 @@ CPU, SIZE = torch.device("cpu"), 12
 def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
     """Nine videos of 1 to 200 frames, all with two queries, of one size."""
     random = np.random.default_rng(0)
-    videos = {
-        f"v{i}": random.standard_normal((count, SIZE)) for i, count in enumerate([1, 2, 40, 200, 9, 9, 128, 5, 3])
-    }
-    queries = [
-        Query(f"{id}#{i}", id, "a sentence", random.standard_normal((random.integers(1, 8), SIZE)))
-        for id in videos
-        for i in range(6)
-    ]
-    train, val, test = (FeatureSplit(videos, queries[start::3]) for start in range(3))
-    shards = write_shards(
-        tmp_path_factory.mktemp("shards") / "one",
-        collection="one",
-        splits={"train": train, "val": val, "test": test},
-        dtype="float32",
-    )
+    splits = {}
+    for name in ("train", "val", "test"):
+        counts = [1, 2, 40, 200, 9, 9, 128, 5, 3]
+        videos = {f"{name}{i}": random.standard_normal((count, SIZE)) for i, count in enumerate(counts)}
+        queries = [
+            Query(f"{id}#{i}", id, "a sentence", random.standard_normal((random.integers(1, 8), SIZE)))
+            for id in videos
+            for i in range(2)
+        ]
+        splits[name] = FeatureSplit(videos, queries)
+    directory = tmp_path_factory.mktemp("shards") / "one"
+    shards = write_shards(directory, collection="one", splits=splits, dtype="float32")
     return shards.split("val")
 
 
