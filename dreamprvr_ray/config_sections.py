@@ -212,6 +212,12 @@ class TrainingConfig(Section):
     patience: CountOrZero = Field(
         description="Training stops once more than this many epochs in a row have not improved the best val SumR."
     )
+    choose_epoch: Literal["best", "last"] = Field(
+        default="best",
+        description="Which epoch's weights are the result: those with the best SumR on val, as in the paper, or those "
+        "of the last epoch. `last` suits short trainings and small val splits, of which a lucky epoch would be chosen. "
+        "Training then ignores `patience`.",
+    )
     batch_videos: Count = Field(
         default=128,
         description="Videos per training step over all workers, each with all its queries. The last batch may be "

@@ -66,6 +66,7 @@ TABLE: dict[str, tuple[Any, Any, Any]] = {
     "training.precision":              ("auto", "auto", "auto"),
     "training.max_failures":           (3,      3,      3),
     "training.with_val":               (False,  False,  False),
+    "training.choose_epoch":           ("best", "best", "best"),
 }  # fmt: skip
 
 

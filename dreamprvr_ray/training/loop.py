@@ -115,7 +115,10 @@ def agree_on_precision(configured: str, device: torch.device, workers: Workers) 
 
 @dataclass(frozen=True)
 class Progress:
-    """The finished epochs, the best one by val SumR, and how many in a row have not exceeded it since."""
+    """The finished epochs, the best one by val SumR, and how many in a row have not exceeded it since.
+
+    Where the last epoch is the result (`training.choose_epoch`, `training.with_val`), it counts as the best.
+    """
 
     epoch: int = 0
     best_sumr: float = -math.inf
@@ -135,14 +138,15 @@ class Progress:
 
     def after(self, sumr: float, experiment: Experiment) -> Progress:
         """Return the progress after one more epoch with this SumR."""
-        better = sumr > self.best_sumr or experiment.training.with_val
+        settings = experiment.training
+        better = sumr > self.best_sumr or settings.with_val or settings.choose_epoch == "last"
         epoch, stale = self.epoch + 1, 0 if better else self.stale_epochs + 1
         return Progress(
             epoch,
             sumr if better else self.best_sumr,
             epoch if better else self.best_epoch,
             stale,
-            epoch >= experiment.training.epochs or stale > experiment.training.patience,
+            epoch >= settings.epochs or stale > settings.patience,
         )
 
 

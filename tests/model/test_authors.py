@@ -131,6 +131,7 @@ def test_settings_are_translated_to_configuration_keys(content: dict[str, Any], 
         "training.precision": "auto",
         "training.max_failures": 3,
         "training.with_val": False,
+        "training.choose_epoch": "best",
         "evaluation.clip_weight": pytest.approx(0.6),
     }
 

@@ -227,6 +227,14 @@ def test_it_stops_when_patience_runs_out(shards: ShardSet, tmp_path: Path) -> No
     assert fit(still, shards, DirectoryReporter(tmp_path), device=CPU) is None
 
 
+def test_the_last_epoch_can_be_the_result(shards: ShardSet, tmp_path: Path) -> None:
+    reporter = DirectoryReporter(tmp_path)
+    still = experiment(optimizer__learning_rate=1e-12, choose_epoch="last", patience=0, epochs=3)
+    last = fit(still, shards, reporter, device=CPU)
+    assert last is not None and (last.epoch, last.best_epoch, last.best_sumr) == (3, 3, last.sumr)
+    assert json.loads((tmp_path / "best" / "metrics.json").read_text())["epoch"] == 3
+
+
 def test_a_loss_that_is_not_finite_ends_the_training(shards: ShardSet, tmp_path: Path) -> None:
     reporter = DirectoryReporter(tmp_path)
     with pytest.raises(
