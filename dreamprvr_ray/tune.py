@@ -32,7 +32,9 @@ def main(arguments: list[str]) -> None:
     overrides = parse_overrides(options.set)
     overrides |= {key: value for key in ("shards", "out", "trials") if (value := getattr(options, key)) is not None}
     search = load_search(options.space, overrides)
-    if options.dry_run:
+    if search.table.rows:
+        _print_ablation_plan(search) if options.dry_run else _run_ablations(search, options.resume, options.json)
+    elif options.dry_run:
         _print_plan(search, options.json)
     else:
         _run(search, options.resume, options.json)
@@ -69,6 +71,35 @@ def _run(search: Search, resume: bool, json: bool) -> None:
     print("\n".join(outcome_lines(search, outcome)))
     if json:
         print_json(outcome_dict(outcome))
+
+
+def _print_ablation_plan(search: Search) -> None:
+    from dreamprvr_ray.runtime.session import ray_session
+    from dreamprvr_ray.search.ablation_table import plan_lines
+    from dreamprvr_ray.search.plan import plan_trials
+    from dreamprvr_ray.search.preconditions import planned_sizes
+
+    search, sizes_from = planned_sizes(search)
+    with ray_session(dashboard=False, log=print_progress):
+        plan = plan_trials(search)
+    print("\n".join(plan_lines(search, plan, sizes_from)))
+
+
+def _run_ablations(search: Search, resume: bool, json: bool) -> None:
+    search.check_shards()
+    from dreamprvr_ray.search.ablation_table import outcome_lines
+    from dreamprvr_ray.search.ablations import run_ablations
+
+    try:
+        result = run_ablations(search, resume=resume, log=print_progress)
+    except (KeyboardInterrupt, SearchInterrupted):
+        print_progress(
+            f"to continue, add --resume to the same command (the rows so far are in {redact_uri(search.settings.out)})"
+        )
+        raise
+    print("\n".join(outcome_lines(search, result)))
+    if json:
+        print_json(result.to_dict())
 
 
 if __name__ == "__main__":

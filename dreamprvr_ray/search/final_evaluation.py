@@ -39,7 +39,7 @@ def evaluate_candidates(
     tested: list[Candidate] = []
     ranks: dict[str, np.ndarray] = {}  # by name of the candidate: (seeds, Q)
     for candidate in candidates:
-        runs = tuple(_evaluate_run(final_runs, run, shards) for run in planned if run.candidate == candidate.name)
+        runs = tuple(evaluate_run(final_runs, run, shards) for run in planned if run.candidate == candidate.name)
         tested.append(replace(candidate, runs=runs))
         ranks[candidate.name] = np.array([recorded_ranks(final_checkpoint(final_runs, run)) for run in runs])
     if not final.with_val:  # otherwise val was trained on, and the order of the search stands
@@ -71,7 +71,7 @@ def final_checkpoint(final_runs: Storage, run: FinalRun) -> Storage:
     return CheckpointStore(final_runs / run.directory / CHECKPOINTS).at(run.best_epoch)
 
 
-def _evaluate_run(final_runs: Storage, planned: PlannedRun, shards: str) -> FinalRun:
+def evaluate_run(final_runs: Storage, planned: PlannedRun, shards: str) -> FinalRun:
     """Evaluate a run's best checkpoint on test, and delete its others."""
     directory = planned.request.run
     checkpoints = CheckpointStore(final_runs / directory / CHECKPOINTS)

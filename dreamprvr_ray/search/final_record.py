@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "ray", "optuna")  # whose versions are recorded
 
 
-def write_final_record(result: FinalResult, manifest: Manifest, directory: Path) -> None:
-    """Write `final.json` into `directory`."""
+def write_final_record(result: FinalResult, manifest: Manifest, directory: Path, name: str = FINAL) -> None:
+    """Write `final.json` into `directory`, or the file of another name."""
     record = FinalRecord("test", manifest.collection, manifest.protocol, result, installed_versions(), (_command(),))
-    write_text(directory / FINAL, json.dumps(record.to_dict(), indent=1, default=str) + "\n")
+    write_text(directory / name, json.dumps(record.to_dict(), indent=1, default=str) + "\n")
 
 
 def installed_versions() -> dict[str, str]:

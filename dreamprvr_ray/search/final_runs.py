@@ -73,7 +73,7 @@ def plan_runs(
             f" {final_runs} and use --resume"
         )
         return earlier
-    return [_with_directory(run, _experiment(search, run), manifest, final_runs, log) for run in own]
+    return [with_directory(run, _experiment(search, run), manifest, final_runs, log) for run in own]
 
 
 def is_trained(run: Storage) -> bool:
@@ -122,7 +122,7 @@ def _experiment(search: Search, run: PlannedRun) -> Experiment:
     return search.experiment.with_values(run.request.values, run.request.run)
 
 
-def _with_directory(
+def with_directory(
     run: PlannedRun, experiment: Experiment, manifest: Manifest, final_runs: Storage, log: Callable[[str], None]
 ) -> PlannedRun:
     """Return the run with the first directory of its name that is free or holds this very training."""

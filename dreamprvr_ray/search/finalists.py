@@ -84,12 +84,16 @@ class RunQueue:
         log: Callable[[str], None],
         finished: int = 0,
         can_have_more: bool = False,
+        stage: str = "final",
+        on_finish: Callable[[], None] | None = None,
     ) -> None:
         """`finished` counts the runs that need no training any more.
 
-        With `can_have_more`, a run that runs out of memory is repeated with the resources of two.
+        With `can_have_more`, a run that runs out of memory is repeated with the resources of two. Messages start with
+        `stage`; `on_finish` is called when a run has ended.
         """
         self._waiting, self._log, self._can_have_more = list(waiting), log, can_have_more
+        self._stage, self._on_finish = stage, on_finish
         self._finished_before, self._planned = finished, finished + len(self._waiting)
         self._running: set[str] = set()
         self._finished: set[str] = set()
@@ -115,19 +119,22 @@ class RunQueue:
             if request.values.get(WITH_VAL):
                 val = f"{result.epoch} epochs on train and val"
             self._log(
-                f"final: {request.run}: {val}, {duration(epoch.seconds_total)}"
+                f"{self._stage}: {request.run}: {val}, {duration(epoch.seconds_total)}"
                 f" ({finished} of {self._planned} runs finished)"
             )
         return False
 
     def finish(self, request: TrialRequest, last: TrialEpoch | None) -> None:
         self._running.discard(request.run)  # its checkpoints show whether it has finished
+        if self._on_finish:
+            self._on_finish()
 
     def fail(self, request: TrialRequest, failure: TrialFailure) -> None:
         self._running.discard(request.run)
         if failure.kind == "out_of_memory" and self._can_have_more and request.share == 1:
             self._log(
-                f"final: {request.run} ran out of memory; retrying with the resources of two runs ({failure.reason})"
+                f"{self._stage}: {request.run} ran out of memory; retrying with the resources of two runs"
+                f" ({failure.reason})"
             )
             self._waiting.insert(0, replace(request, share=2))
             return

@@ -20,6 +20,7 @@ FINAL_RUNS = "final"  # a directory per final run
 EPOCHS = "epochs.jsonl"  # in a run's directory: the metrics of each epoch, one line per epoch
 LEADERBOARD = "leaderboard.json"  # all trials, best first
 FINAL_PLAN = "final_runs.json"  # the names of the final runs, written when the final stage begins
+ABLATIONS = "ablations.json"  # the finished rows of an ablation table
 FINAL = "final.json"  # the final runs and their comparisons
 
 

@@ -107,9 +107,11 @@ class SearchProgress:
 class FinalProgress:
     """Logs how far the final stage is, and how long it will still take."""
 
-    def __init__(self, planned_epochs: Mapping[str, int], log: Callable[[str], None]) -> None:
-        """`planned_epochs` has the epochs of each run that is trained, by its name."""
-        self._planned_epochs, self._log = planned_epochs, log
+    def __init__(
+        self, planned_epochs: Mapping[str, int], log: Callable[[str], None], stage: str = "final stage"
+    ) -> None:
+        """`planned_epochs` has the epochs of each run that is trained, by its name. Messages start with `stage`."""
+        self._planned_epochs, self._log, self._stage = planned_epochs, log, stage
         self._started = self._logged = time.monotonic()
         self._pace, self._ended = Pace(), 0
 
@@ -132,7 +134,7 @@ class FinalProgress:
         seconds = self._pace.seconds(left, elapsed, len(epochs))
         running = "".join(f", {run} at epoch {done[run]}/{self._planned_epochs.get(run, '?')}" for run in epochs)
         self._log(
-            f"final stage: {ended} of {len(self._planned_epochs)} runs ended{running} | {duration(elapsed)} so far,"
+            f"{self._stage}: {ended} of {len(self._planned_epochs)} runs ended{running} | {duration(elapsed)} so far,"
             f" left: {'not known yet' if seconds is None else duration(seconds)}"
         )
 

@@ -45,13 +45,21 @@ class SearchSession:
     log: Callable[[str], None]  # receives progress messages, one or more lines each
     owner: str | None = None  # of the trials: see `SearchIdentity`; by default the directory
 
-    def compute(self, function: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
-        """Call a function in this process, or on another node if this one lacks the resources of a trial's worker."""
+    @property
+    def computes_here(self) -> bool:
+        """Whether this process's node has the resources of a trial's worker, so that `compute` needs no other."""
         driver_node = ray.get_runtime_context().get_node_id()
         resources = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == driver_node)
-        cpus, gpus = self.plan.group.cpus_per_worker, self.plan.group.gpus_per_worker
-        if resources.get("CPU", 0) >= cpus and resources.get("GPU", 0) >= gpus:
+        group = self.plan.group
+        return bool(
+            resources.get("CPU", 0) >= group.cpus_per_worker and resources.get("GPU", 0) >= group.gpus_per_worker
+        )
+
+    def compute(self, function: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
+        """Call a function in this process, or on another node if this one lacks the resources of a trial's worker."""
+        if self.computes_here:
             return function(*arguments, **options)
+        cpus, gpus = self.plan.group.cpus_per_worker, self.plan.group.gpus_per_worker
         try:
             task = ray.remote(num_cpus=cpus, num_gpus=gpus)(function)
             result: R = ray.get(task.remote(*arguments, **options))
@@ -82,7 +90,8 @@ def open_session(search: Search, *, resume: bool, log: Callable[[str], None]) ->
                 ray_command = Path(sys.executable).parent / "ray"
                 log(f"Ray dashboard: {dashboard} (`{ray_command} get-auth-token` prints the token that it asks for)")
             plan = plan_trials(search, log)
-            log(f"search {search.name}: {search.settings.trials} trials, {plan}")
+            kind, runs = ("ablations", "trainings") if search.table.rows else ("search", "trials")
+            log(f"{kind} {search.name}: {search.settings.trials} {runs}, {plan}")
             if plan.group.workers > 1:
                 check_state_api()
             claim_directory(search, copy, identity)

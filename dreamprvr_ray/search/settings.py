@@ -20,7 +20,7 @@ from pydantic import (
 from dreamprvr_ray.config_sections import MAX_COUNT, Count, CountOrZero, NonNegative, Section
 from dreamprvr_ray.runtime.gpu_shares import refuse_gpus
 
-RESUME_MAY_CHANGE = ("out", "shards", "source", "trial", "trials", "trackers", "hours", "keep", "final")
+RESUME_MAY_CHANGE = ("out", "shards", "source", "trial", "trials", "trackers", "hours", "keep", "final", "ablations")
 """Keys that may differ when a search is resumed: they do not decide which trials run or how a trial trains."""
 
 
@@ -137,6 +137,19 @@ class FinalSettings(Section):
     )
 
 
+class AblationSettings(Section):
+    """A table of ablations in place of a search: settings to train with several seeds, each evaluated once on test."""
+
+    seeds: Count = Field(
+        default=3,
+        description="Training seeds per row, at least 1: the configuration's own and those that follow it.",
+    )
+    rows: dict[str, dict[str, Any]] = Field(
+        description="The rows of the table: for each name, the values that differ from the configuration's, by dotted "
+        "key. The other rows are compared with the first."
+    )
+
+
 class SourceSettings(Section):
     """Where the dataset's distributed features are expected. Used to name the command that converts them to shards."""
 
@@ -198,6 +211,11 @@ class SearchSettings(Section):
         description="Retraining after the search. By default nothing is retrained: the best trial's checkpoint is "
         "evaluated once on test.",
     )
+    ablations: AblationSettings | None = Field(
+        default=None,
+        description="A table of ablations in place of a search. `space` may then fix values, but search none, and the "
+        "keys that only a search needs must be left out.",
+    )
     source: SourceSettings | None = Field(
         default=None, description="Where the dataset's distributed features are expected."
     )
@@ -223,7 +241,7 @@ class SearchSettings(Section):
 
 
 def search_keys() -> list[str]:
-    """Return every dotted key of a search file that `--set` may change, which excludes `space` and `constraints`."""
+    """Return every dotted key of a search file that `--set` may change: not the space, its constraints and the rows."""
     keys = []
     for name, field in SearchSettings.model_fields.items():
         if name in ("space", "constraints"):
@@ -233,7 +251,7 @@ def search_keys() -> list[str]:
             keys.append(name)
         if section is not None:
             keys += [f"{name}.{key}" for key in section.model_fields]
-    return keys
+    return [key for key in keys if key != "ablations.rows"]
 
 
 def _section(annotation: Any) -> type[Section] | None:

@@ -29,6 +29,7 @@ import yaml
 from dreamprvr_ray.config import Experiment, known_keys, load_experiment, validated
 from dreamprvr_ray.data.manifest import MANIFEST
 from dreamprvr_ray.errors import UserError, did_you_mean
+from dreamprvr_ray.search.ablation_rows import AblationTable, prepare_values, read_table
 from dreamprvr_ray.search.conditions import Condition
 from dreamprvr_ray.search.parameters import (
     Parameter,
@@ -56,6 +57,7 @@ class Search:
     parameters: tuple[Parameter, ...]
     constraints: tuple[Condition, ...]
     settings: SearchSettings
+    table: AblationTable = field(default_factory=AblationTable)  # if it has rows, nothing is searched
 
     @property
     def paper_setting(self) -> dict[str, Any]:
@@ -121,6 +123,8 @@ def load_search(path: Path, overrides: Mapping[str, Any] | None = None) -> Searc
     """
     values, where = read_yaml(path), str(path)
     fixed_by_user, mistakes = _apply_overrides(values, overrides or {})
+    if values.get("ablations") is not None:
+        mistakes += prepare_values(values, where)
     space = _read_space(values.get("space"), where)
     mistakes += space.mistakes
     parameters = [parameter for parameter in space.parameters if parameter.key not in fixed_by_user]
@@ -142,11 +146,17 @@ def load_search(path: Path, overrides: Mapping[str, Any] | None = None) -> Searc
     mistakes += constraint_mistakes + _ablation_mistakes(settings.final, parameters, where)
     mistakes += _final_seeds_mistakes(settings.final, parameters, experiment, where)
     mistakes += _with_val_mistakes(parameters, experiment, where)
-    if not parameters and not mistakes:
+    table = AblationTable()
+    if settings.ablations is not None:
+        mistakes += [f"{where}: space: {parameter.key} cannot be searched with ablations" for parameter in parameters]
+        table, table_mistakes = read_table(settings.ablations, experiment, where)
+        mistakes += table_mistakes
+        settings = settings.model_copy(update={"trials": max(1, len(table.rows) * settings.ablations.seeds)})
+    elif not parameters and not mistakes:
         mistakes.append(f"{where}: space: nothing to search: every key has a fixed value")
     if mistakes:
         raise UserError(*mistakes)
-    search = Search(path.stem, experiment, tuple(parameters), tuple(constraints), settings)
+    search = Search(path.stem, experiment, tuple(parameters), tuple(constraints), settings, table)
     _check_conditions(search, where)
     return search
 
