@@ -11,7 +11,8 @@ from dreamprvr_ray.search.parameters import Parameter
 from dreamprvr_ray.search.space import load_search
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = sorted((ROOT / "search_spaces").glob("*.yaml"))
+ABLATIONS = ROOT / "search_spaces" / "ablations.yaml"  # searches nothing
+SHIPPED = sorted(path for path in (ROOT / "search_spaces").glob("*.yaml") if path != ABLATIONS)
 WEIGHTS = ("clip_nce", "frame_nce", "diversity", "similarity", "variational", "denoising")
 
 
