@@ -33,6 +33,7 @@ def convert_features(
     *,
     collection: str,
     features: str | None = None,
+    queries: str | None = None,
     dtype: FeatureType = "float16",
     protocol: Literal["dev", "paper"] = "dev",
     dev_fraction: float = 0.1,
@@ -48,7 +49,7 @@ def convert_features(
     from dreamprvr_ray.data.source import Source
 
     settings = ConversionSettings(dtype=dtype, protocol=protocol, dev_fraction=dev_fraction, seed=seed)
-    tree = Source.open(Path(source), collection, features)
+    tree = Source.open(Path(source), collection, features, queries)
     conversion = convert(tree, Path(out), settings, workers)
     for note in [*tree.notes(), *conversion.notes]:
         logging.getLogger(__name__).warning("%s", note)

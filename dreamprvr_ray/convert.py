@@ -32,7 +32,8 @@ def main(arguments: list[str]) -> None:
     settings = ConversionSettings(
         dtype=options.dtype, protocol=options.protocol, dev_fraction=options.dev_fraction, seed=options.seed
     )
-    source = Source.open(options.source, options.collection, options.features)
+    source = Source.open(options.source, options.collection, options.features, options.queries)
+    command_line.print_progress(source.found)
     for note in source.notes():
         command_line.print_progress(f"note: {note}")
     try:
@@ -69,7 +70,14 @@ def _parser() -> command_line.Parser:
         "--collection", required=True, help="name of the collection, such as tvr: the prefix of its caption files"
     )
     parser.add_argument("--out", type=local_folder, required=True, help="directory to write the shards to")
-    parser.add_argument("--features", help="directory under FeatureData, if there are several")
+    parser.add_argument(
+        "--features", metavar="NAME", help="video features if there are several: a directory or file, or its path"
+    )
+    parser.add_argument(
+        "--queries",
+        metavar="NAME",
+        help="file of query features if there are several: its name, a part of it such as roberta, or its path",
+    )
     parser.add_argument(
         "--dtype",
         choices=("float16", "float32"),
@@ -129,7 +137,7 @@ def _summary(out: Path, conversion: Conversion) -> str:
     )
     base, _, overlaps = manifest.protocol.partition(", ")
     protocol = {
-        "own splits": "val and test as distributed",
+        "own splits": f"{' and '.join(name for name in manifest.splits if name != 'train')} as distributed",
         "dev": "val carved from train, test as distributed",
         "paper": "protocol paper: val IS test, as in the authors' release",
     }[base] + (f"; {overlaps}: see the notes" if overlaps else "")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,8 @@ from numpy.typing import ArrayLike
 
 from dreamprvr_ray.errors import UserError, first_few, first_line
 from dreamprvr_ray.storage.files import BLANKS, read_text, text_lines
+
+_LONGEST_ID = 1000  # characters of a line in which a query id with blanks is looked for
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,11 @@ class Query:
     also: Sequence[str] = ()
 
 
-def read_captions(path: Path) -> list[Caption]:
+def read_captions(path: Path, queries: Container[str] = (), videos: Container[str] = ()) -> list[Caption]:
     """Return the captions in a file with lines `<video id>#<anything> <caption>`, in file order.
 
-    Lines end with LF, CR LF or CR; a space or a tab separates id and caption.
+    Lines end with LF, CR LF or CR; a space or a tab separates id and caption. Ids with blanks or several
+    `#` are recognised by `queries` and `videos`, which hold the ids that have features.
 
     Raises:
         UserError: The file is missing, empty or not UTF-8, or has a malformed line or a repeated query id.
@@ -79,9 +82,9 @@ def read_captions(path: Path) -> list[Caption]:
         line = line.strip(BLANKS)
         if not line:
             continue
-        query, text = (*re.split(r"[ \t]+", line, maxsplit=1), "")[:2]
-        video, hash_sign, _ = query.partition("#")
-        if not video or not hash_sign:
+        query, text = _divide(line, queries)
+        video = _video_of(query, videos)
+        if not video:
             mistakes.append(
                 f"{path}, line {number}: must start with a query id <video id>#<...> and a space, not"
                 f" '{line[:40].strip(BLANKS)}'"
@@ -96,6 +99,29 @@ def read_captions(path: Path) -> list[Caption]:
     if not captions:
         raise UserError(f"{path}: no captions: the split is empty")
     return captions
+
+
+def _divide(line: str, queries: Container[str]) -> tuple[str, str]:
+    """Return the query id and the sentence of a line."""
+    first, text = (*re.split(r"[ \t]+", line, maxsplit=1), "")[:2]
+    if first in queries or "#" not in line:
+        return first, text
+    hash_sign = line.index("#")
+    for blank in re.finditer(r"[ \t]+|$", line[:_LONGEST_ID]):
+        if blank.start() > hash_sign and line[: blank.start()] in queries:
+            return line[: blank.start()], line[blank.end() :]
+    if "#" not in first and (id_with_blanks := re.match(r"(.*?#enc#[^ \t]*)[ \t]*(.*)", line, re.DOTALL)):
+        return id_with_blanks[1], id_with_blanks[2]
+    return first, text
+
+
+def _video_of(query: str, videos: Container[str]) -> str:
+    """Return the id of a query's video, which ends at a `#`; empty if there is none."""
+    before_enc, enc, _ = query.rpartition("#enc#")
+    places = [match.start() for match in re.finditer("#", query)]
+    ids = [before_enc] if enc else []
+    ids += [query[:place] for place in (places[:1] + places[:0:-1])]
+    return next((id for id in ids if id in videos), ids[0] if ids else "")
 
 
 def read_moment_fractions(moments: Path, frame_captions: Path | None = None) -> dict[str, float]:

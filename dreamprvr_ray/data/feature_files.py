@@ -71,18 +71,20 @@ class RawFeatures:
             UserError: They are missing, damaged, not finite or of another size.
         """
         rows = self._videos.read(id)
+        rows = rows.reshape(_matrix_shape(rows.shape, "video"))
         return _check(rows, self.video_size, f"{self._videos.origin}: video {quoted(id)}", "videos", "frames")
 
     def query(self, id: str) -> np.ndarray:
-        """Return a query's raw tokens (Lq, Dt), float32. Raises `UserError` as `video` does."""
+        """Return a query's raw tokens (Lq, Dt), float32; a vector (Dt,) is one token. Raises `UserError` as `video`."""
         rows = self._queries.read(id)
+        rows = rows.reshape(_matrix_shape(rows.shape, "query"))
         return _check(rows, self.text_size, f"{self._queries.origin}: query {quoted(id)}", "queries", "tokens")
 
 
 def _usual_size(reader: FeatureReader, ids: Sequence[str], kind: str, unit: str) -> int:
     """Return the size of a row that most of a sample have, so that one odd array does not make all others odd."""
     sample = list(dict.fromkeys(ids))
-    shapes = {id: reader.shape(id) for id in sample[:: max(1, len(sample) // _SAMPLED)]}
+    shapes = {id: _matrix_shape(reader.shape(id), kind) for id in sample[:: max(1, len(sample) // _SAMPLED)]}
     matrices = [shape for shape in shapes.values() if len(shape) == 2]
     if not matrices:
         shape = next(iter(shapes.values()))
@@ -97,6 +99,19 @@ def _usual_size(reader: FeatureReader, ids: Sequence[str], kind: str, unit: str)
             f" {unit}, so shape must be ({unit}s, {count})"
         )
     return size
+
+
+def _matrix_shape(shape: tuple[int, ...], kind: str) -> tuple[int, ...]:
+    """Return the shape of an array as a matrix: without axes of size 1, and a query's vector as one row.
+
+    Arrays that are no matrices even so keep their shape.
+    """
+    if kind == "query" and len(shape) == 1:
+        return (1, *shape)
+    axes = list(shape)
+    while len(axes) > 2 and 1 in axes:
+        axes.pop(-1 if axes[-1] == 1 else axes.index(1))
+    return tuple(axes) if len(axes) == 2 else shape
 
 
 def _check(rows: np.ndarray, size: int, where: str, kinds: str, unit: str) -> np.ndarray:

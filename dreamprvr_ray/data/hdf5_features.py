@@ -1,9 +1,13 @@
-"""The reader of HDF5 files with one dataset of rows per id. Imports no torch."""
+"""The reader of HDF5 files with one dataset of rows per id. Imports no torch.
+
+An id may also be a group with one dataset, as in `video_28/features`, and all ids may be in a group or a few, as in
+`features/video_28` or `train/video_28`.
+"""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,10 @@ from dreamprvr_ray.storage.files import LFS_POINTER, require_regular
 
 _LARGEST_BYTES = 2**32  # of one id's rows as float32: a million frames of size 1,024
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # the file system has no locks
+_MOST_WRAPPERS = 16  # members of a file or group that is searched for groups that hold the ids
+_DEPTH = 3  # how deep groups are searched
+_ROWS = ("feat", "token", "hidden", "frame")  # a part of the name of the rows among a group's members
+_H5PY_ERRORS = (KeyError, OSError, RuntimeError, TypeError, ValueError)
 _SHOWN = 3  # members of a group that a message names
 
 
@@ -26,10 +34,14 @@ class HDF5Features:
         self.path = path
         self.files = (path,)
         self.kind = kind
+        self.remarks: list[str] = []
         self._file: h5py.File | None = None
+        self._top: dict[str, None] | None = None
+        self._inner: dict[str, str] | None = None
+        self._member = ""
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_file": None}
+        return self.__dict__ | {"_file": None, "_top": None, "_inner": None}
 
     @property
     def origin(self) -> str:
@@ -40,15 +52,23 @@ class HDF5Features:
         """Return this reader: there is nothing to leave out."""
         return self
 
+    def __contains__(self, id: object) -> bool:
+        """Return whether the file has an object of this id."""
+        return isinstance(id, str) and not self.missing([id])
+
     def ids(self) -> Ids:
-        """Return the names at the top of the file."""
-        return Ids(self._names())
+        """Return the names at the top of the file, and those in groups that may hold all."""
+        return Ids([*self._names(), *self._inner_paths()])
 
     def missing(self, ids: Sequence[str]) -> list[str]:
         """Return those of `ids` that the file does not have, neither as a dataset nor as anything else."""
         # Listing all names at once: looking up each takes seconds. An id with a slash is not among the top-level names.
-        present = set(self._names())
-        return [id for id in ids if id not in present and not ("/" in id and self._has(id))]
+        present = self._names()
+        return [
+            id
+            for id in ids
+            if id not in present and id not in self._inner_paths() and not ("/" in id and self._has(id))
+        ]
 
     def shape(self, id: str) -> tuple[int, ...]:
         """Return the shape of the dataset of `id`. Raises `UserError` if there is none."""
@@ -76,12 +96,37 @@ class HDF5Features:
     def _unreadable(self, id: str, error: Exception) -> UserError:
         return UserError(f"{self.path}: {self.kind} {quoted(id)} cannot be read: {first_line(error)}")
 
-    def _names(self) -> list[str]:
-        file = self._open()
-        try:
-            return list(file)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(f"{self.path}: cannot be read as HDF5 (damaged?): {first_line(error)}") from None
+    def _names(self) -> Mapping[str, None]:
+        """Return the names at the top of the file."""
+        if self._top is None:
+            file = self._open()
+            try:
+                self._top = dict.fromkeys(file)
+            except (OSError, RuntimeError, ValueError) as error:
+                raise UserError(f"{self.path}: cannot be read as HDF5 (damaged?): {first_line(error)}") from None
+        return self._top
+
+    def _inner_paths(self) -> Mapping[str, str]:
+        """Return the path of each object in a group that holds others, by its name; empty if a file has many ids."""
+        if self._inner is None:
+            self._inner = {}
+            if len(self._names()) <= _MOST_WRAPPERS:
+                self._add_inner(self._open(), "", _DEPTH)
+        return self._inner
+
+    def _add_inner(self, group: h5py.Group, prefix: str, depth: int) -> None:
+        assert self._inner is not None
+        for name in group:
+            try:
+                member = group.get(name)
+                names = list(member) if isinstance(member, h5py.Group) else []
+            except _H5PY_ERRORS:
+                continue
+            for inner in names:
+                if self._inner.setdefault(inner, f"{prefix}{name}/{inner}") != f"{prefix}{name}/{inner}":
+                    self._inner[inner] = ""
+            if names and depth > 1 and len(names) <= _MOST_WRAPPERS:
+                self._add_inner(member, f"{prefix}{name}/", depth - 1)
 
     def _has(self, id: str) -> bool:
         try:
@@ -92,9 +137,42 @@ class HDF5Features:
     def _dataset(self, id: str) -> h5py.h5d.DatasetID:
         # h5py's low-level interface takes a third of the time for small datasets, of which queries are many.
         try:
-            return h5py.h5d.open(self._open().id, id.encode())
-        except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-            raise UserError(f"{self.path}: {self._problem(id, error)}") from None
+            return self._open_dataset(f"{id}/{self._member}" if self._member else id)
+        except _H5PY_ERRORS as error:
+            problem: Exception = error
+        path = self._path_in_group(id)
+        try:
+            if path is not None:
+                return self._open_dataset(path)
+        except _H5PY_ERRORS as error:
+            problem = error
+        raise UserError(f"{self.path}: {self._problem(id, problem)}")
+
+    def _open_dataset(self, path: str) -> h5py.h5d.DatasetID:
+        return h5py.h5d.open(self._open().id, path.encode())
+
+    def _path_in_group(self, id: str) -> str | None:
+        """Return the path of the one dataset of an id that is a group, or that is in a group; None if it has none."""
+        file = self._open()
+        try:
+            path = id if id in file else self._inner_paths().get(id)
+            if path == "":
+                raise UserError(f"{self.path}: {self.kind} {quoted(id)} is in several groups; keep one of them")
+            found = file.get(path) if path else None
+            for _ in range(_DEPTH):
+                if not isinstance(found, h5py.Group):
+                    break
+                name = _rows_among(found)
+                if name is None or found.name == "/":
+                    return None
+                path, found = f"{path}/{name}", found[name]
+        except _H5PY_ERRORS:
+            return None
+        if not isinstance(found, h5py.Dataset):
+            return None
+        if path is not None and path.startswith(f"{id}/"):
+            self._member = path.removeprefix(f"{id}/")  # most likely that of the other ids, too
+        return path
 
     def _problem(self, id: str, error: Exception) -> str:
         """Return why there is no dataset of this id: what is in its place."""
@@ -102,11 +180,12 @@ class HDF5Features:
         try:
             link = file.get(id, getlink=True)
             found = file.get(id)
-        except (OSError, RuntimeError, TypeError, ValueError, KeyError):
+        except _H5PY_ERRORS:
             return f"{name} cannot be read: {first_line(error)}"
         if isinstance(found, h5py.Group):
             members = [*map(quoted, list(found)[:_SHOWN]), *(["..."] if len(found) > _SHOWN else [])]
-            return f"{name} is a group that holds {', '.join(members) or 'nothing'}; it must be a dataset of rows"
+            holds = f"is a group that holds {', '.join(members) or 'nothing'}"
+            return f"{name} {holds}; it must be a dataset of rows, or a group with one"
         if found is None and isinstance(link, h5py.ExternalLink):
             return f"{name} is a link to '{link.path}' in the file '{link.filename}', which cannot be opened"
         if found is None and isinstance(link, h5py.SoftLink):
@@ -147,3 +226,16 @@ class HDF5Features:
         if not h5py.is_hdf5(self.path):
             return f"is not an HDF5 file: it starts with {start[:8]!r}"
         return f"cannot be read as HDF5 (truncated?): {first_line(error)}"
+
+
+def _rows_among(group: h5py.Group) -> str | None:
+    """Return the member of a group that holds the rows: the only one, by its name, or the only matrix; else None."""
+    members: dict[str, object] = {str(name): group.get(name) for name in group}
+    for choices in (
+        list(members),
+        *([name for name in members if word in name.lower()] for word in _ROWS),
+        [name for name, member in members.items() if isinstance(member, h5py.Dataset) and member.ndim == 2],
+    ):
+        if len(choices) == 1:
+            return choices[0]
+    return None

@@ -65,7 +65,7 @@ def write_shards(
     Args:
         directory: A new or empty directory.
         collection: Name of the collection.
-        splits: `train` and at least one of `val` and `test`.
+        splits: `train` and at least one of `val` and `test`; without `train`, to evaluate only.
         features: Name of the video features, as recorded in the manifest.
         dtype: Type of the stored features.
         protocol: Without separate val and test splits, carve val from train (`dev`), or use test as val (`paper`).
@@ -112,7 +112,7 @@ class _ArrayFeatures:
 class _InMemorySource(Source):
     """A `Source` whose features and captions are in memory."""
 
-    digest: str
+    digest: str = ""
 
     @staticmethod
     def from_splits(collection: str, features: str, splits: Mapping[str, FeatureSplit]) -> _InMemorySource:
@@ -143,6 +143,7 @@ class _InMemorySource(Source):
         if mistakes:
             raise UserError(*first_few(mistakes))
         captions = {name: [_caption(query) for query in splits[name].queries] for name in SPLITS if name in splits}
+        first = next(iter(captions.values()))
         arrays = _ArrayFeatures(collection, "video", videos)
         tokens = _ArrayFeatures(collection, "query", {id: query.tokens for id, query in queries.items()})
         return _InMemorySource(
@@ -152,8 +153,8 @@ class _InMemorySource(Source):
             raw=RawFeatures(
                 arrays,
                 tokens,
-                [caption.video for caption in captions["train"]],
-                [caption.query for caption in captions["train"]],
+                [caption.video for caption in first],
+                [caption.query for caption in first],
             ),
             splits=captions,
             moment_fractions=fractions or None,
@@ -172,8 +173,8 @@ def _check_splits(collection: str, splits: Mapping[str, FeatureSplit]) -> None:
         for name in splits
         if name not in SPLITS
     ]
-    if "train" not in splits:
-        mistakes.append(f"{collection}: no train split")
+    if not splits:
+        mistakes.append(f"{collection}: no splits: there must be one of {', '.join(SPLITS)}")
     for name, split in splits.items():
         if not split.queries:
             mistakes.append(f"{collection}: split '{name}' has no queries")

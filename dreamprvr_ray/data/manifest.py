@@ -168,7 +168,8 @@ class Manifest:
             split: Name of the split.
             path: The directory or URI of the shards, for messages.
         """
-        if split != "test" and self.splits[split].shards == self.splits["test"].shards:
+        test = self.splits.get("test")
+        if split != "test" and test is not None and self.splits[split].shards == test.shards:
             raise UserError(f"{path}: cannot train on {split}: it is the test split (protocol: {self.protocol})")
         overlap = (self.overlaps or {}).get(f"{split} and test")
         if overlap is not None and (overlap.videos or overlap.queries):

@@ -18,7 +18,7 @@ import numpy as np
 
 from dreamprvr_ray.data.near_misses import Ids, quoted
 from dreamprvr_ray.errors import UserError, first_few, first_line
-from dreamprvr_ray.storage.files import BLANKS, LFS_POINTER, read_text, text_lines
+from dreamprvr_ray.storage.files import BLANKS, LFS_POINTER, read_text, read_text_as, text_lines
 
 _SAMPLED_ROWS = 256  # rows that are looked at to recognise values in the other byte order
 _OTHER_TYPES = {2: "float16", 8: "float64"}  # by bytes of a value
@@ -28,19 +28,42 @@ _PLAUSIBLE = (1e-10, 1e10)  # absolute values of features
 class MatrixFeatures:
     """The rows of all frames in one matrix, `feature.bin`, and text files that say which rows are which video's."""
 
-    def __init__(self, directory: Path, videos: Sequence[str]) -> None:
-        """Read the text files and keep the row numbers of `videos`.
+    def __init__(self, path: Path) -> None:
+        """Read the text files next to the matrix `path`.
 
         Raises:
             UserError: A file is missing, malformed or does not match the others, or the matrix is big-endian.
         """
-        self.path = directory / "feature.bin"
-        names_path = directory / "video2frames.txt"
-        self.files = (self.path, directory / "id.txt", directory / "shape.txt", names_path)
-        self._shape = self._read_shape(directory / "shape.txt")
+        self.path = path
+        self._ids_path, shape_path = path.parent / "id.txt", path.parent / "shape.txt"
+        self._names_path = path.parent / "video2frames.txt"
+        self.files = (self.path, self._ids_path, shape_path, self._names_path)
+        self.remarks: list[str] = []
+        self._shape = self._read_shape(shape_path)
         self._check_byte_order()
-        row_of = self._read_row_numbers(directory / "id.txt")
-        frame_names = _read_video2frames(names_path)
+        self._row_of = self._read_row_numbers(self._ids_path)
+        self._frame_names = _read_video2frames(self._names_path, self.remarks)
+        self._rows: dict[str, np.ndarray] = {}
+
+    def __contains__(self, id: object) -> bool:
+        """Return whether there is a video of this id."""
+        return id in (self._frame_names or self._rows)
+
+    def ids(self) -> Ids:
+        """Return the videos' ids."""
+        return Ids(id for id in self._frame_names or self._rows if isinstance(id, str))
+
+    def missing(self, ids: Sequence[str]) -> list[str]:
+        """Return those of `ids` that have no rows."""
+        return [id for id in ids if id not in self]
+
+    def choose(self, videos: Sequence[str]) -> MatrixFeatures:
+        """Return a reader of these videos, which holds their row numbers in place of all names.
+
+        Raises:
+            UserError: A video is missing, or a frame of it.
+        """
+        row_of, frame_names, names_path = self._row_of, self._frame_names, self._names_path
         mistakes: list[str] = []
         rows: list[np.ndarray] = []
         known: Ids | None = None
@@ -59,10 +82,13 @@ class MatrixFeatures:
                 unknown = names[int(rows[-1].argmin())]
                 hint = Ids(row_of).hint(unknown) if len(mistakes) < 3 else ""
                 where = f"{names_path}: video {quoted(video)}"
-                mistakes.append(f"{where}: frame {quoted(unknown)} is not in {directory / 'id.txt'}{hint}")
+                mistakes.append(f"{where}: frame {quoted(unknown)} is not in {self._ids_path}{hint}")
         if mistakes:
             raise UserError(*first_few(mistakes))
-        self._rows = dict(zip(videos, rows, strict=True))
+        chosen = copy(self)
+        chosen._rows = dict(zip(videos, rows, strict=True))
+        chosen._row_of, chosen._frame_names = {}, {}
+        return chosen
 
     @property
     def origin(self) -> str:
@@ -122,7 +148,7 @@ class MatrixFeatures:
             )
 
     def _read_row_numbers(self, path: Path) -> dict[str, int]:
-        text = read_text(path)
+        text = _read_ids(path, self.remarks)
         # Separated by blanks as in the releases, else by lines or tabs where ids hold blanks. Other Unicode blanks are
         # part of an id.
         by_blanks = re.split(r"[ \t\r\n]+", text.strip(BLANKS))
@@ -153,9 +179,17 @@ def _plausible_share(values: np.ndarray) -> float:
     return float(((sizes > low) & (sizes < high)).mean())
 
 
-def _read_video2frames(path: Path) -> Mapping[Any, Any]:
+def _read_ids(path: Path, remarks: list[str]) -> str:
+    """Return a text of ids; one that is not UTF-8 is read as Latin-1, with a remark: a wrong id matches no other."""
+    text, encoding = read_text_as(path, ("utf-8-sig", "latin-1"))
+    if encoding == "latin-1":
+        remarks.append(f"{path}: not UTF-8, read as Latin-1")
+    return text
+
+
+def _read_video2frames(path: Path, remarks: list[str]) -> Mapping[Any, Any]:
     """Return the frame ids by video id of a file that holds a Python dictionary literal."""
-    text = read_text(path)
+    text = _read_ids(path, remarks)
     values = None
     if '"' not in text and "\\" not in text:
         # Except for its quotes such a literal is JSON, which parses in a second; ast takes 20 and gigabytes of memory.

@@ -9,7 +9,6 @@ import difflib
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 _ENDINGS = re.compile(r"\.(mp4|avi|mkv|webm|mov|npy|npz|hdf5|h5|txt)$")
 _COMPARED = 2000  # how many ids a fuzzy search looks at: it takes 20 microseconds for each
@@ -49,9 +48,9 @@ def same_name(name: str, other: str) -> bool:
     return _file_form(name) == _file_form(other)
 
 
-def feature_files(folder: Path) -> list[str]:
-    """Return the names of files in a directory that may hold features, sorted."""
-    return sorted(path.name for path in folder.iterdir() if re.search(r"\.(hdf5?|h5|bin|npy|npz)$", path.name.lower()))
+def is_hdf5_name(name: str) -> bool:
+    """Return whether a file's name has an ending of HDF5 files."""
+    return re.search(r"\.(hdf5?|h5|he5)$", name.lower()) is not None
 
 
 def _plain_form(id: str) -> str:
@@ -63,5 +62,5 @@ def _plain_form(id: str) -> str:
 
 
 def _file_form(name: str) -> str:
-    text = re.sub(r"(\.(txt|bak|hdf5?|h5))+$", "", name.casefold())
+    text = re.sub(r"(\.(txt|bak|hdf5?|h5|jsonl?))+$", "", name.casefold())
     return re.sub(r"[^a-z0-9]", "", text).removesuffix("s")

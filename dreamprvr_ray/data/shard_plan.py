@@ -66,11 +66,19 @@ class ShardPlan:
 def choose_splits(source: Source, settings: ConversionSettings) -> tuple[Protocol, dict[str, list[Caption]]]:
     """Return the protocol and the captions of train, val and test. With protocol `paper`, val is the test list itself.
 
+    A source without train is for evaluation: its val and test, or the one that it has, are taken as they are.
+
     Raises:
-        UserError: The source has neither val nor test, the settings do not fit it, or train would be left empty.
+        UserError: The source has train, but neither val nor test, the settings do not fit it, or train would be left
+            empty.
     """
     train, val, test = (source.splits.get(split) for split in ("train", "val", "test"))
-    assert train is not None
+    if train is None:
+        if settings.protocol == "paper":
+            raise UserError(f"--protocol paper: {source.collection} has no train split; omit the option")
+        if val and test:
+            check_val_is_not_test(val, test, source.origin)
+        return "own splits", {name: own for name, own in (("val", val), ("test", test)) if own}
     if val and test and {caption.query for caption in val} != {caption.query for caption in test}:
         if settings.protocol == "paper":
             raise UserError(f"--protocol paper: {source.collection} has separate val and test splits; omit the option")
@@ -110,7 +118,7 @@ def plan_shards(
     plans: list[ShardPlan] = []
     stems: dict[str, tuple[str, ...]] = {}
     for split, captions in splits.items():
-        if split == "test" and captions is splits["val"]:
+        if split == "test" and captions is splits.get("val"):
             stems[split] = stems["val"]
             continue
         by_video: dict[str, list[Caption]] = {}

@@ -74,6 +74,11 @@ class ShardSet:
         record = self.manifest.splits.get(name)
         if record is None:
             names = list(self.manifest.splits)
+            if name == "train":
+                raise UserError(
+                    f"{self.directory}: no train split, only {' and '.join(names)}: these shards serve to evaluate,"
+                    " not to train"
+                )
             raise UserError(
                 f"{self.directory}: no split '{name}'; available: {', '.join(names)}{did_you_mean(name, names)}"
             )

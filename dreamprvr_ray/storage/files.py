@@ -11,7 +11,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +21,7 @@ from dreamprvr_ray.errors import PATH_ERRORS, NotWritableError, UserError, first
 LFS_POINTER = b"version https://git-lfs"  # how a file begins that `git lfs pull` would replace by the real one
 BLANKS = " \t\r\n"  # what is stripped around a value: Unicode has more blanks, which may be part of a name
 
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _AT_WORKING_DIRECTORY, _RENAME_EXCHANGE = -100, 2  # AT_FDCWD of fcntl.h, RENAME_EXCHANGE of linux/fs.h
 
 
@@ -192,17 +193,29 @@ def remove_empty(directories: Iterable[Path]) -> None:
 
 def read_text(path: Path) -> str:
     """Return the content of a UTF-8 file without its byte order mark. Raises `UserError` if it cannot be read."""
+    return read_text_as(path, ("utf-8-sig",))[0]
+
+
+def read_text_as(path: Path, encodings: Sequence[str]) -> tuple[str, str]:
+    """Return the content of a file and the first of `encodings` in which it is valid, the first of which is UTF-8.
+
+    Raises `UserError` if it cannot be read. UTF-16, which is valid Latin-1, is refused.
+    """
     try:
         require_regular(path)
         content = path.read_bytes()
         if content.startswith(LFS_POINTER):
             raise UserError(f"{path}: is a Git LFS pointer, not the file itself; run `git lfs pull`")
-        return content.decode("utf-8-sig")
+        try:
+            return content.decode(encodings[0]), encodings[0]
+        except UnicodeDecodeError:
+            if len(encodings) == 1 or content[:2] in _UTF16:
+                raise
+            return content.decode(encodings[1]), encodings[1]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
-        utf16 = error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-        hint = ": it is UTF-16; save it as UTF-8" if utf16 else ""
+        hint = ": it is UTF-16; save it as UTF-8" if error.object[:2] in _UTF16 else "; save it as UTF-8"
         raise UserError(f"{path}: not UTF-8 at byte {error.start}{hint}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None

@@ -193,7 +193,10 @@ HDF5_DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "truncated queries": (lambda tree: _cut(queries_of(tree)), ["query_feat.hdf5", "truncated"]),
     "no query features": (lambda tree: queries_of(tree).unlink(), ["TextData", "query_feat.hdf5"]),
     "an empty split": (lambda tree: captions_of(tree, "val").write_text(" \n"), ["minival.caption.txt", "empty"]),
-    "no train split": (lambda tree: captions_of(tree).unlink(), ["minitrain.caption.txt", "no train split"]),
+    "no captions": (
+        lambda tree: [captions_of(tree, split).unlink() for split in ("train", "val", "test")],
+        ["minitrain.caption.txt", "no captions"],
+    ),
     "a query twice": (
         lambda tree: _edit(captions_of(tree), lambda text: f"{text}{QUERY} again\n"),
         ["minitrain.caption.txt, line 24", QUERY, "already appears in line 16"],
