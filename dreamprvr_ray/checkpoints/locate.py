@@ -28,6 +28,22 @@ def load_trained_model(storage: Storage) -> TrainedModel:
             raise UserError(*(line.replace(str(path), str(storage)) for line in error.mistakes)) from None
 
 
+def find_checkpoint(storage: Storage) -> Storage:
+    """Return the checkpoint at a location: the location itself, or the best checkpoint of a run's directory.
+
+    Raises `UserError` as `check_checkpoint` does, also if the location is a file.
+    """
+    if storage.directory is not None and storage.directory.is_file():
+        raise UserError(f"{storage}: is a file; give the directory of a checkpoint or a run")
+    for place in (storage, storage / BEST):
+        if place.exists(WEIGHTS):
+            return place
+    if checkpoint := _best_of(storage / CHECKPOINTS):
+        return checkpoint
+    check_checkpoint(storage)
+    return storage
+
+
 def check_checkpoint(storage: Storage) -> None:
     """Raise `UserError` unless `storage` is a checkpoint directory, or a file that may be one of the authors' release.
 

@@ -1,11 +1,13 @@
-"""`python -m dreamprvr_ray.report`: write the report of a search."""
+"""`python -m dreamprvr_ray.report`: write the report of a search, or a table of the results of models and searches."""
 
 from __future__ import annotations
 
+import argparse
 from contextlib import nullcontext
 from pathlib import Path
 
 from dreamprvr_ray.command_line import Parser, print_json, run
+from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.report.html_page import check_replaceable
 from dreamprvr_ray.report.page import write_report
 from dreamprvr_ray.report.reader import read_search
@@ -15,15 +17,36 @@ from dreamprvr_ray.storage.location import Storage, is_uri, local_file
 
 def main(arguments: list[str]) -> None:
     parser = Parser(
-        "report", "Report on a search as one HTML file that works offline. The search may still be running."
+        "report",
+        "Report on a search as one HTML file that works offline. The search may still be running. With --table: a table"
+        " of the recorded results of any models, runs and searches.",
     )
-    parser.add_argument("experiment", help="directory or URI of the search, as given to `tune --out`")
+    parser.add_argument("experiment", nargs="?", help="directory or URI of the search, as given to `tune --out`")
+    parser.add_argument(
+        "--table",
+        nargs="+",
+        metavar="[NAME=]LOCATION",
+        help="checkpoints, runs (`train --out`) and searches (`tune --out`): directories or URIs. Runs with the same"
+        " NAME are seeds of one model. The results are those recorded on test or, if test was never evaluated, those"
+        " on val",
+    )
+    parser.add_argument("--format", choices=("markdown", "latex"), help="of the table (default: markdown)")
     parser.add_argument(
         "--out",
         type=local_file,
-        help="file to write (default: EXPERIMENT/report.html, or ./report.html if EXPERIMENT is a URI)",
+        help="file to write (default: EXPERIMENT/report.html, or ./report.html if EXPERIMENT is a URI; a table is"
+        " printed)",
     )
     options = parser.parse_args(arguments)
+    if options.table is not None:
+        if options.experiment is not None:
+            raise UserError(f"{options.experiment}: give it after --table, or without --table for its report")
+        _write_table(options)
+        return
+    if options.experiment is None:
+        parser.error("the following arguments are required: experiment")
+    if options.format is not None:
+        raise UserError("--format is for --table")
     remote = is_uri(options.experiment)
     out = options.out or Path("" if remote else options.experiment) / "report.html"
     with downloaded(Storage.of(options.experiment)) if remote else nullcontext(Path(options.experiment)) as directory:
@@ -33,6 +56,21 @@ def main(arguments: list[str]) -> None:
     print(f"report: {out}")
     if options.json:
         print_json({"report": str(out), "trials": len(search.trials), "sections": sections})
+
+
+def _write_table(options: argparse.Namespace) -> None:
+    # They import torch, for the number of parameters; the report of a search needs none.
+    from dreamprvr_ray.report.table_rows import read_groups
+    from dreamprvr_ray.report.table_text import check_replaceable, write_table
+
+    if options.out is not None:
+        check_replaceable(options.out)
+    groups = read_groups(options.table)
+    text = write_table(groups, options.format or "markdown", options.out)
+    print(text.rstrip("\n") if options.out is None else f"table: {options.out}")
+    if options.json:
+        out = None if options.out is None else str(options.out)
+        print_json({"table": out, "groups": [group.to_dict() for group in groups]})
 
 
 if __name__ == "__main__":

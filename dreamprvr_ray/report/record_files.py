@@ -115,6 +115,14 @@ class TestResult(_Recall):
     test_reads: Count = 0
 
 
+class CheckpointMetrics(_Recall):
+    """`metrics.json` of a checkpoint, as far as it is the result on val."""
+
+    SumR: Number
+    collection: str | None = None
+    protocol: str | None = None
+
+
 class TestFile(_Record):
     """`test.json`."""
 
@@ -210,7 +218,7 @@ class SearchFile(_Record):
 Read = TypeVar("Read")
 
 
-def check(kind: Any, values: Any, source: str) -> None:
+def check(kind: Any, values: Any, source: str, writer: str = "`tune`") -> None:
     """Raise `UserError`, naming `source` and the first key that is wrong, unless the values are of the kind."""
     try:
         TypeAdapter(kind).validate_python(values)
@@ -223,7 +231,7 @@ def check(kind: Any, values: Any, source: str) -> None:
         else:
             said = mistake["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
             reason = f"{at}= {describe(mistake['input'])}: {said}" if key else said
-        raise UserError(f"{source}: was not written by `tune`: {reason}") from None
+        raise UserError(f"{source}: was not written by {writer}: {reason}") from None
 
 
 def read_json_record(path: Path, kind: Any) -> Any:

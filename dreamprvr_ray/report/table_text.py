@@ -1,0 +1,146 @@
+"""A table of results as Markdown or LaTeX, with rows as papers print them. The best value of each column is bold."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from dreamprvr_ray.errors import PATH_ERRORS, Failure, UserError
+from dreamprvr_ray.report.formatting import format_count
+from dreamprvr_ray.report.table_rows import COLUMNS, Group, Row
+from dreamprvr_ray.storage.files import write_text
+
+Format = Literal["markdown", "latex"]
+FORMATS: tuple[Format, ...] = ("markdown", "latex")
+_MARK = "Written by dreamprvr_ray.report --table"  # on the first line; files without it are not replaced
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    **{character: f"\\{character}" for character in "{}$&#_%"},
+}
+
+
+def to_markdown(groups: Sequence[Group]) -> str:
+    """Return a table in Markdown for each group."""
+    parts = [f"<!-- {_MARK} -->"]
+    for group in groups:
+        heads, rows = _cells(group, groups, escape_markdown, lambda text: f"**{text}**", " ± ")
+        lines = [heads, [":--", *["--:"] * (len(heads) - 1)], *rows]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        parts.append(f"{escape_markdown(describe(group))}\n\n{table}")
+    return "\n\n".join(parts) + "\n"
+
+
+def to_latex(groups: Sequence[Group]) -> str:
+    """Return one table in LaTeX for the package booktabs, with a part for each group."""
+    lines: list[str] = []
+    for group in groups:
+        heads, rows = _cells(group, groups, escape_latex, lambda text: f"\\textbf{{{text}}}", r" $\pm$ ")
+        if not lines:
+            lines += [f"% {_MARK}. Needs \\usepackage{{booktabs}}."]
+            lines += [f"\\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}", r"\toprule", f"{' & '.join(heads)} \\\\"]
+        title = f"\\multicolumn{{{len(heads)}}}{{l}}{{\\emph{{{escape_latex(describe(group))}}}}}"
+        lines += [r"\midrule", f"{title} \\\\", r"\midrule", *(f"{' & '.join(row)} \\\\" for row in rows)]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def describe(group: Group) -> str:
+    """Return what a group's results were measured on, in plain text."""
+    setting = group.setting
+    size = f": {format_count(setting.queries, 'query')}, {format_count(setting.videos, 'video')}"
+    where = f"{setting.split} of {setting.collection or 'an unknown collection'}{size if setting.queries else ''}"
+    notes = [f"protocol: {setting.protocol or 'unknown'}"]
+    if setting.split == "val":
+        notes.append("each model's epoch was chosen on it")
+    if any(len(row.recalls) > 1 for row in group.rows):
+        notes.append("means over seeds, with their standard deviation")
+    return f"{where} ({'; '.join(notes)})"
+
+
+def write_table(groups: Sequence[Group], form: Format, out: Path | None = None) -> str:
+    """Return the table as text, and write it atomically to `out`.
+
+    Raises `UserError` if `out` is not a table that was written here, or cannot be written; `Failure` if the disk is
+    full.
+    """
+    text = to_latex(groups) if form == "latex" else to_markdown(groups)
+    if out is not None:
+        check_replaceable(out)
+        try:
+            write_text(out, text)
+        except OSError as error:
+            message = f"{out}: cannot be written: {error.strerror or error}"
+            raise (UserError if error.errno in PATH_ERRORS else Failure)(message) from None
+    return text
+
+
+def check_replaceable(out: Path) -> None:
+    """Raise `UserError` if there is anything at `out` that is not a table, which is the only thing to be replaced."""
+    try:
+        if not os.path.lexists(out):
+            return
+        with out.open("rb") as file:
+            start = file.read(len(_MARK) + 10)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
+    if _MARK.encode() not in start:
+        raise UserError(f"{out}: already exists and is not such a table; choose another --out or remove it")
+
+
+def escape_markdown(text: str) -> str:
+    """Return plain text as Markdown that shows it, also in a cell of a table."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~&$])", r"\\\1", _one_line(text))
+
+
+def escape_latex(text: str) -> str:
+    """Return plain text as LaTeX that shows it, also in the first cell of a row."""
+    escaped = "".join(_LATEX.get(character, character) for character in _one_line(text))
+    escaped = re.sub("-(?=-)", "-{}", escaped)  # two hyphens would become a dash
+    # After the end of the row before, these would be arguments of the line break.
+    return f"{{{escaped[0]}}}{escaped[1:]}" if escaped.startswith(("[", "*")) else escaped
+
+
+def _one_line(text: str) -> str:
+    return " ".join("".join(character if character.isprintable() else " " for character in text).split())
+
+
+def _cells(
+    group: Group,
+    groups: Sequence[Group],
+    escape: Callable[[str], str],
+    bold: Callable[[str], str],
+    plus_minus: str,
+) -> tuple[list[str], list[list[str]]]:
+    """Return the heads and the rows of a group. All groups have the same columns."""
+    has_seeds = any(len(row.recalls) > 1 for other in groups for row in other.rows)
+    means = {column: [f"{row.mean(column):.1f}" for row in group.rows] for column in COLUMNS}
+    best = {column: max(texts, key=float) if len(texts) > 1 else None for column, texts in means.items()}
+
+    def cell(row: Row, column: str) -> str:
+        mean, deviation = f"{row.mean(column):.1f}", row.deviation(column)
+        shown = bold(mean) if mean == best[column] else mean
+        return shown if deviation is None else f"{shown}{plus_minus}{deviation:.1f}"
+
+    rows = [
+        [
+            escape(row.name),
+            *(cell(row, column) for column in COLUMNS),
+            *([str(len(row.recalls))] if has_seeds else []),
+            _format_parameters(row.parameters),
+        ]
+        for row in group.rows
+    ]
+    return ["model", *COLUMNS, *(["seeds"] if has_seeds else []), "parameters (M)"], rows
+
+
+def _format_parameters(parameters: int | None) -> str:
+    if parameters is None:
+        return "?"
+    return f"{parameters / 1e6:.2f}" if parameters >= 100_000 else f"{parameters / 1e6:.3f}"

@@ -1,0 +1,101 @@
+"""Tables of results in Markdown and LaTeX against expected text, names with special characters, and files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.evaluation.metrics import Recall
+from dreamprvr_ray.report.table_rows import Group, Row, Setting
+from dreamprvr_ray.report.table_text import escape_latex, escape_markdown, to_latex, to_markdown, write_table
+
+
+def recall(*at: float) -> Recall:
+    return Recall(187, dict(zip((1, 5, 10, 100), at, strict=True)), sum(at))
+
+
+TEST = Setting("test", "qvh", "own splits", videos=184, queries=187)
+OURS = Row("ours_1 & co", (recall(30.0, 50.0, 60.0, 98.0), recall(32.0, 52.0, 62.0, 98.0)), 7_524_000)
+OTHER = Row("50% off #3", (recall(31.04, 49.0, 61.0, 99.0),), 51_234)
+GROUPS = [Group(TEST, (OURS, OTHER)), Group(Setting("val", "", ""), (Row("x", (recall(1, 2, 3, 4),), None),))]
+
+
+def test_markdown() -> None:
+    assert to_markdown(GROUPS) == (
+        "<!-- Written by dreamprvr_ray.report --table -->\n\n"
+        "test of qvh: 187 queries, 184 videos (protocol: own splits; means over seeds, with their standard deviation)\n"
+        "\n"
+        "| model | R@1 | R@5 | R@10 | R@100 | SumR | seeds | parameters (M) |\n"
+        "| :-- | --: | --: | --: | --: | --: | --: | --: |\n"
+        "| ours\\_1 \\& co | **31.0** ± 1.4 | **51.0** ± 1.4 | **61.0** ± 1.4 | 98.0 ± 0.0"
+        " | **241.0** ± 4.2 | 2 | 7.52 |\n"
+        "| 50% off \\#3 | **31.0** | 49.0 | **61.0** | **99.0** | 240.0 | 1 | 0.051 |\n"
+        "\n"
+        "val of an unknown collection (protocol: unknown; each model's epoch was chosen on it)\n"
+        "\n"
+        "| model | R@1 | R@5 | R@10 | R@100 | SumR | seeds | parameters (M) |\n"
+        "| :-- | --: | --: | --: | --: | --: | --: | --: |\n"
+        "| x | 1.0 | 2.0 | 3.0 | 4.0 | 10.0 | 1 | ? |\n"
+    )
+
+
+def test_latex() -> None:
+    assert to_latex(GROUPS) == (
+        "% Written by dreamprvr_ray.report --table. Needs \\usepackage{booktabs}.\n"
+        "\\begin{tabular}{lrrrrrrr}\n"
+        "\\toprule\n"
+        "model & R@1 & R@5 & R@10 & R@100 & SumR & seeds & parameters (M) \\\\\n"
+        "\\midrule\n"
+        "\\multicolumn{8}{l}{\\emph{test of qvh: 187 queries, 184 videos (protocol: own splits; means over seeds, with"
+        " their standard deviation)}} \\\\\n"
+        "\\midrule\n"
+        "ours\\_1 \\& co & \\textbf{31.0} $\\pm$ 1.4 & \\textbf{51.0} $\\pm$ 1.4 & \\textbf{61.0} $\\pm$ 1.4"
+        " & 98.0 $\\pm$ 0.0 & \\textbf{241.0} $\\pm$ 4.2 & 2 & 7.52 \\\\\n"
+        "50\\% off \\#3 & \\textbf{31.0} & 49.0 & \\textbf{61.0} & \\textbf{99.0} & 240.0 & 1 & 0.051 \\\\\n"
+        "\\midrule\n"
+        "\\multicolumn{8}{l}{\\emph{val of an unknown collection (protocol: unknown; each model's epoch was chosen on"
+        " it)}} \\\\\n"
+        "\\midrule\n"
+        "x & 1.0 & 2.0 & 3.0 & 4.0 & 10.0 & 1 & ? \\\\\n"
+        "\\bottomrule\n"
+        "\\end{tabular}\n"
+    )
+
+
+def test_one_seed_has_no_column_of_seeds() -> None:
+    alone = [Group(TEST, (OTHER,))]
+    assert "seeds" not in to_markdown(alone) and "| 50% off \\#3 | 31.0 | 49.0 |" in to_markdown(alone)
+    assert "\\begin{tabular}{lrrrrrr}" in to_latex(alone)
+
+
+@pytest.mark.parametrize(
+    ("text", "latex", "markdown"),
+    [
+        ("a_b & 5% #1", r"a\_b \& 5\% \#1", r"a\_b \& 5% \#1"),
+        (r"\input{x}$y$", r"\textbackslash{}input\{x\}\$y\$", r"\\input\{x\}\$y\$"),
+        ("~^<>|", r"\textasciitilde{}\textasciicircum{}\textless{}\textgreater{}\textbar{}", r"\~^\<\>\|"),
+        ("[ours]*", "{[}ours]*", r"\[ours\]\*"),
+        ("*", "{*}", r"\*"),
+        ("w--x---y", "w-{}-x-{}-{}-y", "w--x---y"),
+        ("two\n lines\t\x1b[0m", "two lines [0m", r"two lines \[0m"),
+        ("`é`", "`é`", r"\`é\`"),
+    ],
+)
+def test_special_characters(text: str, latex: str, markdown: str) -> None:
+    assert escape_latex(text) == latex and escape_markdown(text) == markdown
+
+
+def test_only_a_table_is_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "table.tex"
+    assert write_table(GROUPS, "latex", out) == out.read_text() == to_latex(GROUPS)
+    assert write_table(GROUPS, "markdown", out) == out.read_text() == to_markdown(GROUPS)
+    out.write_text("\\section{Mine}\n")
+    with pytest.raises(UserError, match=r"table.tex: already exists and is not such a table"):
+        write_table(GROUPS, "latex", out)
+    assert out.read_text() == "\\section{Mine}\n"
+    with pytest.raises(UserError, match="cannot be written: Is a directory"):
+        write_table(GROUPS, "latex", tmp_path)
+    with pytest.raises(UserError, match=r"table.md: cannot be written"):
+        write_table(GROUPS, "markdown", out / "table.md")
