@@ -243,6 +243,7 @@ def _parameters(experiment: Mapping[str, Any], values: Mapping[str, Any]) -> int
     """Return the number of parameters of a configuration, or None if it is of another version."""
     try:
         built = build_experiment(experiment, EXPERIMENT).with_values(values)
+        built = built.with_feature_sizes(built.data.video_size, built.data.text_size, EXPERIMENT)
     except UserError:
         return None
     # How weights are initialised does not change their number.

@@ -53,8 +53,9 @@ def counted_encoding_gflop(experiment: Experiment) -> tuple[float, float]:
     weights = reference_model.reference_weights(DreamPRVR(config, data.video_size, data.text_size))
     clips, frames = torch.randn(1, CLIPS, data.video_size), torch.randn(1, FRAMES, data.video_size)
     tokens = torch.randn(1, QUERY_TOKENS, data.text_size)
+    mask, noise = torch.ones(1, FRAMES, dtype=torch.bool), torch.randn(1, config.registers, config.hidden_size)
     with torch.no_grad(), FlopCounterMode(display=False) as video:
-        reference_model.encode_videos(weights, config, clips, frames, torch.ones(1, FRAMES, dtype=torch.bool))
+        reference_model.encode_videos(weights, config, clips, frames, mask, noise)
     with torch.no_grad(), FlopCounterMode(display=False) as query:
         reference_model.encode_queries(weights, config, tokens, torch.ones(1, QUERY_TOKENS, dtype=torch.bool))
     return video.get_total_flops() / 1e9, query.get_total_flops() / 1e9
