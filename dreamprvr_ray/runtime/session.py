@@ -22,6 +22,7 @@ from dreamprvr_ray.runtime import ray_internals, ray_version
 from dreamprvr_ray.runtime.local_ray import LOOPBACK, start, watched_ray
 
 FIRST_DASHBOARD_PORT = 8265  # Ray's own default
+API_SERVER = "RAY_API_SERVER_ADDRESS"  # environment variable
 CONNECT_TIMEOUT = 5.0  # seconds
 
 # Environment variables that Ray's processes read when they start.
@@ -151,19 +152,24 @@ def _connection_error(address: str) -> str | None:
 
 def _start_local(dashboard: bool, log: Callable[[str], None], stack: ExitStack) -> Any:
     """Start a Ray on this machine that only this process uses."""
-    port = stack.enter_context(_reserved_port(FIRST_DASHBOARD_PORT))
-    # Without an address, Ray's State API asks whichever Ray it finds on this machine. Ray Train would ask another
-    # command's Ray for its controller, take the controller for dead and remove the workers. Without a dashboard nothing
-    # answers, which does no harm.
-    local = {"RAY_API_SERVER_ADDRESS": f"http://{LOOPBACK}:{port}"} | LOOPBACK_ENVIRONMENT
+    local = dict(LOOPBACK_ENVIRONMENT)
     if not dashboard:  # state tracking is for the dashboard; it starts an actor, which takes seconds in every run
         local["RAY_TRAIN_ENABLE_STATE_TRACKING"] = "0"
-    before = {name: os.environ.get(name) for name in local}
+    before = {name: os.environ.get(name) for name in (*local, API_SERVER)}
     stack.callback(_restore, before)
-    os.environ |= local
     stack.enter_context(ray_internals.loopback_only())
-    options = {"include_dashboard": dashboard, "dashboard_port": port, "num_cpus": allowed_cpus()}
-    return start(lambda: _init("local", local, **options), log)
+
+    def connect() -> Any:
+        # A second try has another port: what is left of the first one may still listen on its own.
+        port = stack.enter_context(_reserved_port(FIRST_DASHBOARD_PORT))
+        # Without an address, Ray's State API asks whichever Ray it finds on this machine. Ray Train would ask another
+        # command's Ray for its controller, take the controller for dead and remove the workers. Without a dashboard
+        # nothing answers, which does no harm.
+        environment = local | {API_SERVER: f"http://{LOOPBACK}:{port}"}
+        os.environ |= environment
+        return _init("local", environment, include_dashboard=dashboard, dashboard_port=port, num_cpus=allowed_cpus())
+
+    return start(connect, log)
 
 
 def _restore(environment: dict[str, str | None]) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 from collections.abc import Callable
+from contextlib import ExitStack
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 
 from dreamprvr_ray.config import AUTO_PRECISION
+from dreamprvr_ray.runtime import session
 from dreamprvr_ray.runtime.ray_internals import started_cluster
 from dreamprvr_ray.runtime.session import connect_to_cluster, worker_environment
 
@@ -108,3 +112,21 @@ def test_the_recorded_address_of_a_cluster_that_is_gone_is_ignored(
 def is_loopback(address: str) -> bool:
     parsed = ip_address(address)
     return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
+
+
+def test_a_second_try_to_start_ray_has_another_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    ports: list[int] = []
+    with ExitStack() as stack:
+
+        def connect(address: str, environment: dict[str, str], **options: Any) -> str:
+            ports.append(options["dashboard_port"])
+            assert environment[session.API_SERVER] == f"http://127.0.0.1:{ports[-1]}" == os.environ[session.API_SERVER]
+            if len(ports) == 1:  # leaves a process behind that listens
+                stack.enter_context(socket.create_server(("127.0.0.1", ports[0])))
+                raise RuntimeError("timed out")
+            return "context"
+
+        monkeypatch.setattr(session, "_init", connect)
+        assert session._start_local(False, print, stack) == "context"
+    assert len(ports) == 2 and ports[1] > ports[0]
+    assert session.API_SERVER not in os.environ
