@@ -1,7 +1,8 @@
 """python -m benchmarks.fuzz_sources: convert damaged source trees and open damaged shards; count what happens.
 
 Each input starts from a correct tree or correct shards, to which `hypothesis` makes one to three changes: other bytes
-or text in a file, other HDF5 objects, shapes and types, other JSON values, a directory or a link in a file's place. The
+or text in a file, other HDF5 objects, shapes and types, other JSON values, another layout, captions and labels as JSON
+lines, a directory or a link in a file's place. The
 allowed outcomes are success and one-line errors (`UserError`, `Failure`). Each input runs in its own process, so
 that a crash or a hang counts as one. `tests/data/test_fuzz.py` runs a smaller number.
 """
@@ -27,36 +28,18 @@ import numpy as np
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.fuzz_layouts import change_captions, change_layout
+from benchmarks.fuzz_values import FRAGMENTS, JSON, NUMBERS, TEXT, Change, path_of
 from dreamprvr_ray import convert
 from dreamprvr_ray.command_line import Parser, print_json, run
 from dreamprvr_ray.data.captions import Query
 from dreamprvr_ray.data.manifest import MANIFEST, FileRecord
-from dreamprvr_ray.data.shards import ShardSet
+from dreamprvr_ray.data.shards import ShardSet, Split
 from dreamprvr_ray.data.source_writer import SourceVideo, write_source_tree
 from dreamprvr_ray.errors import Failure, NotWritableError, UserError
 
 LIMIT_SECONDS = 10
-Change = Callable[[Path], None]
 
-# Characters that have a meaning somewhere on the way: separators, blanks of Unicode, quotes, control characters.
-_CHARACTERS = "abv01 #_.,:/\\'\"{}[]()-+eE\t\n\r\x00\x0b\x0c\x1c\x85\xa0\u2028\ufeff\u0660é*?&!"
-_TEXT = st.text(_CHARACTERS, max_size=60) | st.text(max_size=20)
-_NUMBERS = st.sampled_from(["0", "-1", "1e999", "NaN", "1" * 400, "1e-320", "true", "null", "9223372036854775808", "٣"])
-# What parsers meet rarely: deep nesting, keys that cannot be hashed, numbers beyond every type.
-_FRAGMENTS = st.sampled_from(
-    ["[" * 5000, "{[]: 1}", "{'a': [[]], 'b': [1]}", "{'a': 'x'}", "{1: ['a_0']}", "1" * 5000, "1" * 5000 + " 6",
-     "\u0663 \u0666", "{'a': b'x'}", "{'a': ['a_0'] * 3}", "'\\d'", "a#0\u2028x",
-     "a#\x00 x", "#0 x", "a# x", "NaN NaN", "-25 -6", "0 0"]
-)  # fmt: skip
-_SPECIAL = st.sampled_from(
-    [10**400, -(10**400), float("nan"), float("inf"), 1e308, 0, -1, True, None, "", "x",
-     "1" * 5000, [], {}, [[]], {"a": 1}]
-)  # fmt: skip
-_JSON = _SPECIAL | st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | _TEXT | st.just(10**400),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_TEXT, inner, max_size=3),
-    max_leaves=5,
-)
 _TEXT_FILES = [
     "captions",
     "val captions",
@@ -91,26 +74,13 @@ def write_tree(root: Path) -> None:
     (root / "c" / "frame_captions.jsonl").write_text('["a", 4.0, []]\n')
 
 
-def path_of(root: Path, name: str) -> Path:
-    """Return the path of a file of the tree by its short name."""
-    text, features = root / "c" / "TextData", root / "c" / "FeatureData" / "f"
-    special = {
-        "captions": text / "ctrain.caption.txt",
-        "val captions": text / "cval.caption.txt",
-        "queries": text / "c_query_feat.hdf5",
-        "moments.jsonl": root / "c" / "moments.jsonl",
-        "frame_captions.jsonl": root / "c" / "frame_captions.jsonl",
-    }
-    return special.get(name, features / name)
-
-
 @st.composite
 def _edit(draw: st.DrawFn) -> Callable[[bytes], bytes]:
     """Another content of a text file: new, or with a part replaced."""
     new = draw(
-        _FRAGMENTS.map(str.encode)
-        | _TEXT.map(lambda text: text.encode("utf-8", "surrogatepass"))
-        | _NUMBERS.map(str.encode)
+        FRAGMENTS.map(str.encode)
+        | TEXT.map(lambda text: text.encode("utf-8", "surrogatepass"))
+        | NUMBERS.map(str.encode)
         | st.binary(max_size=30)
     )
     if draw(st.booleans()):
@@ -143,7 +113,7 @@ def _change_text(draw: st.DrawFn) -> Change:
 def _change_json_lines(draw: st.DrawFn) -> Change:
     name = draw(st.sampled_from(["moments.jsonl", "frame_captions.jsonl"]))
     keys = st.sampled_from(["query", "video", "start", "end", "duration", "x"])
-    value = draw(st.dictionaries(keys, _JSON, max_size=5) | st.lists(_JSON, max_size=4) | _JSON)
+    value = draw(st.dictionaries(keys, JSON, max_size=5) | st.lists(JSON, max_size=4) | JSON)
 
     def change(root: Path) -> None:
         moments = path_of(root, "moments.jsonl")
@@ -236,7 +206,11 @@ def _change_file(draw: st.DrawFn) -> Change:
     return change
 
 
-TREE_CHANGES = st.lists(_change_text() | _change_json_lines() | _change_hdf5() | _change_file(), min_size=1, max_size=3)
+TREE_CHANGES = st.lists(
+    _change_text() | _change_json_lines() | _change_hdf5() | _change_file() | change_layout() | change_captions(),
+    min_size=1,
+    max_size=3,
+)
 
 
 @st.composite
@@ -273,7 +247,7 @@ def shard_changes(draw: st.DrawFn) -> Change:
                 (folder / MANIFEST).write_text(json.dumps(values))
 
         return change
-    steps, value, remove = draw(st.lists(st.integers(0, 20), min_size=1, max_size=4)), draw(_JSON), draw(st.booleans())
+    steps, value, remove = draw(st.lists(st.integers(0, 20), min_size=1, max_size=4)), draw(JSON), draw(st.booleans())
 
     def change_manifest(folder: Path) -> None:
         values = json.loads((folder / MANIFEST).read_text())
@@ -311,8 +285,8 @@ def convert_tree(root: Path) -> str:
     if outcome != "converted":
         assert not out.exists(), "an error left something behind"
     else:
-        for name in ("train", "val", "test"):
-            ShardSet.open(out).split(name)
+        for name in ShardSet.open(out).manifest.splits:
+            _read(ShardSet.open(out).split(name))
     return outcome
 
 
@@ -322,10 +296,16 @@ def open_shards(folder: Path) -> str:
     def read() -> None:
         shards = ShardSet.open(folder)
         for name in shards.manifest.splits:
-            split = shards.split(name)
-            assert len(split.queries) == len(split.captions) == len(split.owner) == split.first_query[-1]
+            _read(shards.split(name))
 
     return _outcome(read, "opened")
+
+
+def _read(split: Split) -> None:
+    assert len(split.queries) == len(split.captions) == len(split.owner) == split.first_query[-1]
+    if split.right_videos is not None:
+        offsets, numbers = split.right_videos
+        assert (numbers[offsets[:-1]] == split.owner).all() and offsets[-1] == len(numbers)
 
 
 def _outcome(action: Callable[[], object], success: str) -> str:

@@ -161,6 +161,14 @@ class Manifest:
         protocol = protocol_with_overlaps(self.protocol.partition(",")[0], overlaps, counts)
         return replace(self, overlaps=overlaps, protocol=protocol)
 
+    def check_has_train(self, path: Path | str) -> None:
+        """Raise `UserError` if the shards are for evaluation only. `path` is where they are, for messages."""
+        if "train" not in self.splits:
+            raise UserError(
+                f"{path}: no train split, only {' and '.join(self.splits)}: these shards serve to evaluate, not to"
+                " train"
+            )
+
     def check_may_train_on(self, split: str, path: Path | str) -> None:
         """Raise `UserError` if a split is the test split, or shares videos or queries with it.
 

@@ -158,7 +158,9 @@ class MatrixFeatures:
         names = next((names for names in candidates if len(names) == self._shape[0]), None)
         if names is None:
             rows, columns = self._shape
-            hint = "; are they swapped?" if len(by_blanks) == columns or len(by_lines) == columns else ""
+            hint = "; are they swapped?" if columns in (len(by_blanks), len(by_lines)) else ""
+            if not hint and len(by_blanks) > rows:
+                hint = "; if ids hold blanks, each must be on a line"
             count = len(by_blanks) if by_blanks != [""] else 0
             raise UserError(
                 f"{path}: {count} frame ids, but {path.parent / 'shape.txt'} says {rows} rows of {columns}{hint}"

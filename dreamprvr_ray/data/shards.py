@@ -75,10 +75,7 @@ class ShardSet:
         if record is None:
             names = list(self.manifest.splits)
             if name == "train":
-                raise UserError(
-                    f"{self.directory}: no train split, only {' and '.join(names)}: these shards serve to evaluate,"
-                    " not to train"
-                )
+                self.manifest.check_has_train(self.directory)
             raise UserError(
                 f"{self.directory}: no split '{name}'; available: {', '.join(names)}{did_you_mean(name, names)}"
             )

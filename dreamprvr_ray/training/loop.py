@@ -86,8 +86,10 @@ def fit(
 def with_feature_sizes(experiment: Experiment, manifest: Manifest) -> Experiment:
     """Return the experiment with the feature sizes of the shards, which are also the hidden size where that is 0.
 
-    Raises `UserError` if `model.initialization`, `model.heads` or `evaluation.encoder_weight` does not allow them.
+    Raises `UserError` if `model.initialization`, `model.heads` or `evaluation.encoder_weight` does not allow them, or
+    if the shards have no train split.
     """
+    manifest.check_has_train(f"shards of {manifest.collection}")
     video_size, text_size = manifest.video_size, manifest.text_size
     if experiment.model.initialization == "aligned" and video_size != text_size:
         raise UserError(

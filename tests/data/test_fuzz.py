@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from benchmarks import fuzz_sources
-from benchmarks.fuzz_sources import Change
+from benchmarks.fuzz_values import Change
 
 quick = settings(
     deadline=None,
