@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,12 @@ class Recall:
             found = np.add.reduceat(positions <= k, offsets[:-1], dtype=np.int64) if len(counts) else counts
             at[k] = 100 * float(np.mean(found / counts)) if len(counts) else 0.0
         return cls(len(counts), at, sum(at.values()))
+
+    @classmethod
+    def mean(cls, recalls: Sequence[Recall]) -> Recall:
+        """Return the mean of recalls on the same queries, as of several seeds; at least one."""
+        at = {k: float(np.mean([recall.at[k] for recall in recalls])) for k in RECALL_RANKS}
+        return cls(recalls[0].queries, at, float(np.mean([recall.sumr for recall in recalls])))
 
     def line(self) -> str:
         """Return R@1, R@5, R@10, R@100 and SumR with one decimal."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from html import escape
 
+from dreamprvr_ray.evaluation.metrics import RECALL_RANKS, Recall
 from dreamprvr_ray.report.charts.finals import candidate_chart, difference_chart, moment_chart
 from dreamprvr_ray.report.content import Chart, Omission, Part, Section, paragraph, table
 from dreamprvr_ray.report.formatting import format_count, format_sumr
 from dreamprvr_ray.report.search_record import SearchRecord
 from dreamprvr_ray.report.summary import candidate_title, describe_protocol
-from dreamprvr_ray.search.final_result import Candidate, Comparison, FinalRecord, FinalResult
+from dreamprvr_ray.search.final_result import Comparison, FinalRecord, FinalResult
 
-_RECALL_RANKS = (1, 5, 10, 100)
+_RECALL_HEADS = (*(f"R@{rank}" for rank in RECALL_RANKS), "SumR")
 
 
 def final_section(search: SearchRecord) -> Section | None:
@@ -20,7 +21,7 @@ def final_section(search: SearchRecord) -> Section | None:
     if final is None or not final.result.candidates:
         return None
     result, names = final.result, _names(search, final.result)
-    parts: list[Part] = [paragraph(_describe_split(final)), _result_table(result, names)]
+    parts: list[Part] = [paragraph(_describe_split(final)), _result_table(result, names), *_list_parts(result, names)]
     if not result.retrained:
         parts.append(
             paragraph("A single training with a single seed: another seed may differ by several points.", soft=True)
@@ -54,15 +55,17 @@ def moment_section(search: SearchRecord) -> Section | Omission | None:
         return Omission(f"Results by moment length: {reason}.")
     rows = []
     for group, results in groups.items():
-        sumrs = [_moment_sumr(candidate, group) for candidate in result.candidates]
-        rows.append([escape(cell) for cell in [group, str(results[0].queries), *map(format_sumr, sumrs)]])
-    heads = ["moment / video length", "queries", *(f"SumR, {escape(name)}" for name in names.values())]
+        for candidate in result.candidates:
+            recalls = candidate.by_moment().get(group)
+            shown = _recall_cells(Recall.mean(recalls)) if recalls else ["-"] * (len(RECALL_RANKS) + 1)
+            rows.append([escape(cell) for cell in [group, names[candidate.name], str(results[0].queries), *shown]])
+    heads = ["moment / video length", "", "queries", *_RECALL_HEADS]
     caption = (
         "Test SumR by the share of the video that the moment covers: the mean over the seeds (diamonds) and each seed"
         " (circles)."
     )
     chart = Chart(moment_chart(result.candidates, list(names.values())), caption)
-    return Section("By moment length", (table(heads, rows), chart))
+    return Section("By moment length", (table(heads, rows, text_columns=(0, 1)), chart))
 
 
 def _describe_method(comparison: Comparison) -> str:
@@ -89,6 +92,7 @@ def _describe_split(final: FinalRecord) -> str:
 
 
 def _result_table(result: FinalResult, names: dict[str, str]) -> str:
+    has_mean_rank = any(candidate.mean_mean_rank is not None for candidate in result.candidates)
     rows = []
     for candidate in result.candidates:
         deviation = "" if candidate.std is None else f" ± {candidate.std:.1f}"
@@ -97,14 +101,31 @@ def _result_table(result: FinalResult, names: dict[str, str]) -> str:
             str(len(candidate.runs)),
             format_sumr(None if result.with_val else candidate.val_mean),
             format_sumr(candidate.mean) + deviation,
-            *(format_sumr(candidate.mean_recall(rank)) for rank in _RECALL_RANKS),
+            *(format_sumr(candidate.mean_recall(rank)) for rank in RECALL_RANKS),
             f"{candidate.mean_median_rank:.3g}",
+            *([format_sumr(candidate.mean_mean_rank)] if has_mean_rank else []),
         ]
         rows.append([escape(cell) for cell in cells])
-    recall = [f"R@{rank}" for rank in _RECALL_RANKS]
-    return table(["", "seeds", "val SumR", "test SumR", *recall, "median rank"], rows)
+    ranks = ["median rank", *(["mean rank"] if has_mean_rank else [])]
+    return table(["", "seeds", "val SumR", "test SumR", *_RECALL_HEADS[:-1], *ranks], rows)
 
 
-def _moment_sumr(candidate: Candidate, group: str) -> float | None:
-    results = candidate.by_moment().get(group, [])
-    return sum(recall.sumr for recall in results) / len(results) if results else None
+def _list_parts(result: FinalResult, names: dict[str, str]) -> list[Part]:
+    """Return the recall of all right videos, if queries have several."""
+    test = result.candidates[0].runs[0].test.retrieval
+    if test.right_videos is None or not test.recall.queries:
+        return []
+    text = (
+        f"A query has {test.right_videos / test.recall.queries:.1f} right videos on average. Above, it counts if any of"
+        " them is found; below: the share of them that is found."
+    )
+    rows = [
+        [escape(cell) for cell in [names[candidate.name], *_recall_cells(recall)]]
+        for candidate in result.candidates
+        if (recall := candidate.list_recall()) is not None
+    ]
+    return [paragraph(text), table(["", *_RECALL_HEADS], rows)]
+
+
+def _recall_cells(recall: Recall) -> list[str]:
+    return [*(format_sumr(recall.at[rank]) for rank in RECALL_RANKS), format_sumr(recall.sumr)]

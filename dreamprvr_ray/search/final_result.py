@@ -106,6 +106,17 @@ class Candidate:
         """Mean over the seeds of the median rank on test."""
         return self._mean(lambda test: test.median_rank)
 
+    @property
+    def mean_mean_rank(self) -> float | None:
+        """Mean over the seeds of the mean rank on test; None if it was not recorded, as by earlier versions."""
+        ranks = [rank for run in self.runs if (rank := run.test.retrieval.mean_rank) is not None]
+        return float(np.mean(ranks)) if ranks else None
+
+    def list_recall(self) -> Recall | None:
+        """Return the mean over the seeds of the recall of all right videos; None if each query has one."""
+        recalls = [recall for run in self.runs if (recall := run.test.retrieval.list_recall) is not None]
+        return Recall.mean(recalls) if recalls else None
+
     def _mean(self, metric: Callable[[Retrieval], float]) -> float:
         return float(np.mean([metric(run.test.retrieval) for run in self.runs]))
 

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dreamprvr_ray.checkpoints.checkpoint import TrainedModel
+from dreamprvr_ray.checkpoints.checkpoint import METRICS, TrainedModel
 from dreamprvr_ray.config_sections import CLIPS, FRAMES, QUERY_TOKENS
 from dreamprvr_ray.device import best_device
+from dreamprvr_ray.evaluation.weights import ScoreWeights
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.training.flops import encoding_gflop
 
@@ -29,8 +30,9 @@ BYTES_PER_VALUE = {"fp32": 4, "fp16": 2}
 class EncodingCost:
     """The cost of encoding with a model, and of storing what it encoded.
 
-    A video is stored as its clip and frame tokens, which is what queries are scored against. GFLOP count the matrix
-    products that docs/model.md specifies.
+    A video is stored as its clip and frame tokens, which is what queries are scored against; where the encoder's own
+    score is a part of the model's, also as its frame rows and their mean. GFLOP count the matrix products that
+    docs/model.md specifies.
     """
 
     parameters: int  # trainable
@@ -40,8 +42,9 @@ class EncodingCost:
     ms_per_query: float  # the same, with 30 tokens per query
     batch: int  # how many are encoded at a time
     device: str  # on which the times were measured
-    tokens_per_video: float  # stored: mean of a split's videos, or the most that a video has
-    bytes_per_video: dict[str, float]  # of these tokens, by precision
+    tokens_per_video: float  # mean of a split's videos, or the most that a video has
+    bytes_per_video: dict[str, float]  # of all that is stored, by precision
+    stores_features: bool = False  # whether this includes features, for the encoder's own score
 
     def to_dict(self) -> dict[str, Any]:
         """Return the cost by the names of the commands' JSON output."""
@@ -49,12 +52,14 @@ class EncodingCost:
 
     def lines(self) -> list[str]:
         """Return a summary for people."""
+        features = " and the features of its frames" if self.stores_features else ""
         fp32, fp16 = (self.bytes_per_video[precision] / 1024 for precision in ("fp32", "fp16"))
         return [
             f"parameters: {self.parameters / 1e6:.2f} M",
             f"encoding a video: {self.gflop_per_video:.3g} GFLOP, {self.ms_per_video:.3g} ms; a query:"
             f" {self.gflop_per_query:.3g} GFLOP, {self.ms_per_query:.3g} ms ({self.batch} at a time on {self.device})",
-            f"an encoded video: {self.tokens_per_video:.4g} tokens, {fp32:.1f} KiB in fp32 or {fp16:.1f} KiB in fp16",
+            f"an encoded video: {self.tokens_per_video:.4g} tokens{features}, {fp32:.1f} KiB in fp32 or"
+            f" {fp16:.1f} KiB in fp16",
         ]
 
 
@@ -67,6 +72,9 @@ def measure_encoding_cost(trained: TrainedModel, frame_counts: np.ndarray | None
     video_gflop, query_gflop = encoding_gflop(experiment)
     frames = FRAMES if frame_counts is None or not len(frame_counts) else float(np.mean(frame_counts))
     values = (CLIPS + frames) * experiment.model.hidden_size
+    stores_features = ScoreWeights.of(experiment.evaluation, trained.metrics, METRICS).encoder > 0
+    if stores_features:
+        values += (frames + 1) * experiment.data.video_size
     return EncodingCost(
         parameters=count_parameters(model),
         gflop_per_video=video_gflop,
@@ -77,6 +85,7 @@ def measure_encoding_cost(trained: TrainedModel, frame_counts: np.ndarray | None
         device=_device_name(device),
         tokens_per_video=CLIPS + frames,
         bytes_per_video={precision: values * size for precision, size in BYTES_PER_VALUE.items()},
+        stores_features=stores_features,
     )
 
 
