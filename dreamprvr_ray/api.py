@@ -9,7 +9,7 @@ Modules that take seconds to load (torch, Ray) are imported by the functions tha
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -152,8 +152,8 @@ def evaluate_model(
     *,
     queries: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a checkpoint's retrieval on a split, as the `evaluate` command does: recall, SumR, median rank, by
-    moment length.
+    """Evaluate a checkpoint's retrieval on a split, as the `evaluate` command does: recall, SumR, median and mean
+    rank, by moment length.
 
     Every evaluation on `test` is recorded in the checkpoint's directory; `test_reads` in the result counts them.
     `queries` names a new file for the result of each query, one line of JSON per query.
@@ -174,6 +174,31 @@ def evaluate_model(
     if queries is not None:
         write_query_results(Path(queries), results)
     return evaluation.to_dict()
+
+
+def model_cost(checkpoint: str | Path) -> dict[str, Any]:
+    """Measure what using a model costs on this machine, as `evaluate --cost` does: parameters, GFLOP and milliseconds
+    to encode a video and a query, and the bytes of an encoded video of 128 frames."""
+    from dreamprvr_ray.training.encoding_cost import measure_encoding_cost
+
+    return measure_encoding_cost(load_model(checkpoint)).to_dict()
+
+
+def result_table(
+    locations: Sequence[str | Path],
+    form: Literal["markdown", "latex"] = "markdown",
+    *,
+    out: str | Path | None = None,
+) -> str:
+    """Return a table of the recorded results of checkpoints, runs and searches, as `report --table` does.
+
+    A location is a directory or a URI, or `NAME=LOCATION`; those with the same name are seeds of one model. Test is
+    never evaluated. With `out`, the table is also written to this file.
+    """
+    from dreamprvr_ray.report.table_rows import read_groups
+    from dreamprvr_ray.report.table_text import write_table
+
+    return write_table(read_groups(list(map(str, locations))), form, None if out is None else Path(out))
 
 
 def score_queries(trained: TrainedModel, split: Split) -> Tensor:
