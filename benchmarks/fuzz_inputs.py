@@ -5,7 +5,7 @@
 Each input starts from correct files (a source tree, shards, a checkpoint, an experiment's directory, a configuration,
 a search file), of which one to three are damaged, or from a command line, of which words are replaced. The command's
 `main` runs in a separate process, behind the same boundary as for a user. Ray is not started: reaching it counts as
-the end.
+the end. Inputs of the kind "resume" damage the directory of a finished search and resume it, all but trials included.
 
 An input must end within 10 seconds of CPU time, with exit code 0, 1 or 2, one line per mistake, no traceback and no
 unexpected error, without changing anything that existed, without executing a canary (a command in a YAML tag, a
@@ -30,7 +30,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState, create_trial
 
+from benchmarks import simulated_search
+from benchmarks.simulated_search import write_finished_search
 from dreamprvr_ray.checkpoints.checkpoint import Checkpoint
 from dreamprvr_ray.command_line import Parser, exit_code, print_json, print_progress, run
 from dreamprvr_ray.config import known_keys, load_experiment
@@ -72,13 +74,32 @@ SPACE: dict[str, Any] = {
     "model.dropout": {"float": [0.0, 0.5], "step": 0.05},
     "loss.margin": {"float": [0.1, 0.4], "when": "model.registers > 0"},
 }
+OTHERS = (  # of a user in the directory of a search
+    "finished/notes.txt",
+    "finished/best/notes.txt",
+    "finished/runs/mine/metrics.json",
+    "finished/runs/trial_000/checkpoints/notes.txt",
+)
 FILES_OF = {  # what is damaged for each kind of input
     "experiment": "experiment",
+    "resume": "finished",
     "checkpoint": "checkpoint",
     "shards": "shards",
     "source": "source",
 }
-KINDS = ("experiment", "config", "search", "condition", "override", "flags", "path", "checkpoint", "shards", "source")
+KINDS = (
+    "experiment",
+    "resume",
+    "config",
+    "search",
+    "condition",
+    "override",
+    "flags",
+    "path",
+    "checkpoint",
+    "shards",
+    "source",
+)
 
 
 @dataclass(frozen=True)
@@ -124,6 +145,14 @@ def write_base(root: Path) -> None:
     more = {"constraints": ["model.registers < 8 or loss.margin < 0.3"], "final": {"top": 1, "seeds": 2}}
     (root / "space.yaml").write_text(yaml.safe_dump(search | more))
     write_experiment(root / "experiment")
+    tiny = {key: value for key, value in SMALL.items() if key != "model.branches"} | {"training.epochs": 1}
+    space = tiny | {"model.branches": 1, "model.registers": {"int": [0, 8]}}
+    search = {"config": "demo", "shards": "shards", "out": "finished", "trials": 3, "space": space}
+    (root / "finished.yaml").write_text(yaml.safe_dump(search | {"keep": 2, "final": {"top": 1, "seeds": 2}}))
+    write_finished_search(root / "finished.yaml", root / "shards", root / "finished")
+    for name in OTHERS:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("mine")
 
 
 def write_experiment(folder: Path, trials: int = 4) -> None:
@@ -422,8 +451,10 @@ def command_line(kind: str, root: Path, draw: random.Random, canary: Path) -> li
         "verify": [root / "shards"],
         "data.demo": ["--out", root / "new-demo"],
     }
+    resumed = ["--space", root / "finished.yaml", "--shards", root / "shards", "--out", root / "finished", "--resume"]
     command = {
         "experiment": "report",
+        "resume": "tune",
         "config": "train",
         "search": "tune",
         "condition": "tune",
@@ -431,7 +462,7 @@ def command_line(kind: str, root: Path, draw: random.Random, canary: Path) -> li
         "shards": draw.choice(["evaluate", "evaluate", "train", "tune"]),
         "source": "convert",
     }.get(kind) or draw.choice(["train", "tune"] if kind == "override" else list(valid))
-    words = list(map(str, valid[command]))
+    words = list(map(str, resumed if kind == "resume" else valid[command]))
     if kind in FILES_OF:
         files = [path for path in sorted((root / FILES_OF[kind]).rglob("*")) if path.is_file()]
         for path in draw.sample(files, min(len(files), draw.choice([1, 1, 2, 3]))):
@@ -527,7 +558,8 @@ def _child(words: list[str], folder: Path, sender: Any) -> None:
     tempfile.tempdir = str(folder.parent / "tmp")
     output = io.StringIO()
     sys.stdin = io.StringIO()
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output), without_ray():
+    ray = simulated_search.without_ray(simulated_search.refuse_trials) if "--resume" in words else without_ray()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output), ray:
         sender.send(run_command(words))
 
 
@@ -555,17 +587,19 @@ def try_input(kind: str, seed: int, base: Path, folder: Path) -> Outcome:
         code = None
     after = snapshot(root)
     changed = tuple(name for name, content in before.items() if after.get(name) != content)
+    if kind == "resume":  # what is the search's own may be written again
+        changed = tuple(name for name in changed if not name.startswith("finished/") or name in OTHERS)
     outcome = Outcome(kind, tuple(words), code, output, changed, canary.exists())
     shutil.rmtree(folder, ignore_errors=True)
     return outcome
 
 
-def _try_many(arguments: tuple[int, int, Path, Path]) -> list[Outcome]:
-    first, last, base, folder = arguments
+def _try_many(arguments: tuple[int, int, Sequence[str], Path, Path]) -> list[Outcome]:
+    first, last, kinds, base, folder = arguments
     torch.set_num_threads(1)
     for module in MODULES.values():
         importlib.import_module(f"dreamprvr_ray.{module}")
-    return [try_input(KINDS[n % len(KINDS)], n, base, folder / str(n)) for n in range(first, last)]
+    return [try_input(kinds[n % len(kinds)], n, base, folder / str(n)) for n in range(first, last)]
 
 
 def main(arguments: list[str]) -> int:
@@ -573,6 +607,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--inputs", type=int, default=2000, help="number of inputs (default: 2000)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first input (default: 0)")
     parser.add_argument("--processes", type=int, default=2, help="number of inputs at a time (default: 2)")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="kinds of inputs (default: all)")
     parser.add_argument("--minutes", type=float, default=120.0, help="start no input after this time (default: 120)")
     options = parser.parse_args(arguments)
     started, counts, codes = time.monotonic(), Counter[str](), Counter[str]()
@@ -580,7 +615,7 @@ def main(arguments: list[str]) -> int:
         folder = Path(name)
         write_base(folder / "base")
         first, last = options.seed * options.inputs, (options.seed + 1) * options.inputs
-        parts = [(n, min(n + 10, last), folder / "base", folder) for n in range(first, last, 10)]
+        parts = [(n, min(n + 10, last), options.kinds, folder / "base", folder) for n in range(first, last, 10)]
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(options.processes, mp_context=spawn) as pool:
             for outcomes in pool.map(_try_many, parts):

@@ -21,9 +21,10 @@ def best_device() -> torch.device:
 def resolve_precision(configured: str, device: torch.device) -> Precision:
     """Return the precision that `training.precision` stands for on `device`.
 
-    `auto` is bf16 if the device supports it (a CPU: has instructions for it), else fp32. The environment variable
-    DREAMPRVR_RAY_AUTO_PRECISION overrides this; a CPU without bf16 instructions then emulates them. Raises `UserError`
-    if the variable is neither `fp32` nor `bf16`.
+    `auto` is bf16 if the device has bfloat16 instructions, else fp32. The environment variable
+    DREAMPRVR_RAY_AUTO_PRECISION overrides this; a device without such instructions then emulates them.
+
+    Raises `UserError` if the variable is neither `fp32` nor `bf16`.
     """
     if configured != "auto":
         return cast(Precision, configured)
@@ -42,5 +43,5 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 
 def _supports_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))  # emulated, it is slower than fp32
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())

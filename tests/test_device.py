@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -18,6 +20,21 @@ def test_auto_follows_the_device(has_bf16: bool, expected: str, monkeypatch: pyt
     monkeypatch.delenv(AUTO_PRECISION, raising=False)
     monkeypatch.setattr(devices, "_supports_bf16", lambda device: has_bf16)
     assert resolve_precision("auto", CPU) == expected
+
+
+@pytest.mark.parametrize(("capability", "expected"), [(7, "fp32"), (8, "bf16")])
+def test_a_gpu_that_would_emulate_bfloat16_computes_in_float32(
+    capability: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(AUTO_PRECISION, raising=False)
+    for name, value in (
+        ("is_available", True),
+        ("current_device", 0),
+        ("get_device_properties", SimpleNamespace(major=capability)),
+        ("_check_bf16_tensor_supported", True),
+    ):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    assert resolve_precision("auto", torch.device("cuda", 0)) == expected
 
 
 @pytest.mark.parametrize("has_bf16", [True, False])

@@ -1,14 +1,11 @@
-"""Starting a local Ray, and noticing that it has ended: what goes wrong is one line that says what to do."""
+"""Starting a local Ray: what goes wrong is one line that says what to do."""
 
 from __future__ import annotations
 
 import os
 import socket
-import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,8 +16,6 @@ from dreamprvr_ray.runtime import ray_internals
 
 LOOPBACK = "127.0.0.1"
 LONGEST_SOCKET = 107  # bytes of the path of a Unix socket on Linux
-WATCH_SECONDS = 1.0  # how often a command checks that its Ray is alive
-GRACE_SECONDS = 2.0  # how long it may take to end if it is not
 
 Context = TypeVar("Context")
 
@@ -101,34 +96,3 @@ def start(connect: Callable[[], Context], log: Callable[[str], None]) -> Context
             f"Ray did not start: {first_line(error)}; the machine may be too busy, or short of memory or of room in"
             f" /dev/shm; RAY_TMPDIR sets where its files are (logs: {folder}/ray/session_latest/logs)"
         ) from None
-
-
-@contextmanager
-def watched_ray() -> Iterator[None]:
-    """End this process, with one line, if the local Ray loses one of its own processes while the block runs.
-
-    Ray would wait for a minute, and end the process itself. What it has trained is in its checkpoints, as after a kill.
-    """
-    stopped = threading.Event()
-
-    def watch() -> None:
-        while not stopped.wait(WATCH_SECONDS):
-            if lost := ray_internals.ended_processes():
-                if stopped.wait(GRACE_SECONDS):  # a signal to all processes: this one was about to end
-                    return
-                print(
-                    # On a new line: other threads may be printing.
-                    f"\nfailed: Ray has lost its process {lost[0]}, which was killed or ran out of memory;"
-                    " to continue, add --resume to the same command",
-                    file=sys.stderr,
-                    flush=True,
-                )
-                os._exit(1)  # nothing that waits for this Ray would return; its processes end with this one
-
-    thread = threading.Thread(target=watch, name="watch-ray", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stopped.set()
-        thread.join()

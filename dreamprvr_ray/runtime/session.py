@@ -19,7 +19,8 @@ from dreamprvr_ray.config import AUTO_PRECISION
 from dreamprvr_ray.cpus import allowed_cpus
 from dreamprvr_ray.errors import UserError, first_line
 from dreamprvr_ray.runtime import ray_internals, ray_version
-from dreamprvr_ray.runtime.local_ray import LOOPBACK, start, watched_ray
+from dreamprvr_ray.runtime.local_ray import LOOPBACK, start
+from dreamprvr_ray.runtime.lost_ray import ClusterProbe, lost_process, watched
 
 FIRST_DASHBOARD_PORT = 8265  # Ray's own default
 API_SERVER = "RAY_API_SERVER_ADDRESS"  # environment variable
@@ -91,9 +92,11 @@ def ray_session(dashboard: bool, log: Callable[[str], None] = _no_log) -> Iterat
         if context is None:  # not `or`: it would call the context's `__len__`, for which Ray prints a warning
             context = _start_local(dashboard, log, stack)
             stack.callback(ray.shutdown)
-            stack.enter_context(watched_ray())
+            stack.enter_context(watched(lost_process))
         else:
             stack.callback(ray.shutdown)
+            if address := ray_internals.gcs_address():
+                stack.enter_context(watched(ClusterProbe(address)))
         yield f"http://{context.dashboard_url}" if context.dashboard_url else None
 
 

@@ -8,10 +8,11 @@ system that all nodes share, or in an object store: see `working_copy`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from dreamprvr_ray.data.cache import read_manifest
-from dreamprvr_ray.errors import Failure, SearchInterrupted
+from dreamprvr_ray.errors import PATH_ERRORS, Failure, SearchInterrupted, first_line
 from dreamprvr_ray.search.candidates import choose_candidates
 from dreamprvr_ray.search.final_evaluation import evaluate_candidates
 from dreamprvr_ray.search.final_record import write_final_record
@@ -38,8 +39,20 @@ def run_search(search: Search, *, resume: bool, log: Callable[[str], None]) -> S
     """
     with open_session(search, resume=resume, log=log) as session:  # checks the search and plans its trials
         study = SearchStudy(session.search, session.copy.path, owner=session.owner or str(session.storage))
-        with driving(study.study, session.search.settings.store, study.owner):
+        with driving(study.study, session.search.settings.store, study.owner), _resumable(session.storage):
             return _run(session, study)
+
+
+@contextmanager
+def _resumable(storage: Storage) -> Iterator[None]:
+    """Turn an OSError such as that of a full disk into a `Failure` that says how to continue the search."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in PATH_ERRORS:  # a path that is wrong: a mistake of the user
+            raise
+        place, reason = error.filename or storage, error.strerror or first_line(error)
+        raise Failure(f"{place}: {reason}; nothing is lost: fix the cause, then use --resume to continue") from error
 
 
 def _run(session: SearchSession, study: SearchStudy) -> SearchOutcome:

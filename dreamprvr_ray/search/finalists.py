@@ -32,7 +32,7 @@ EPOCHS_KEY = "training.epochs"
 def retrain_candidates(session: SearchSession, candidates: Sequence[Candidate]) -> list[PlannedRun]:
     """Train every candidate with every seed, and return the runs. Runs that have finished before are not repeated.
 
-    Raises `Failure` if a run cannot be trained, and `SearchInterrupted` if one was interrupted.
+    Raises `Failure` if a run cannot be trained or a disk is full, and `SearchInterrupted` if one was interrupted.
     """
     search, log = session.search, session.log
     if skipped := skipped_ablations(search, candidates):
@@ -57,6 +57,8 @@ def retrain_candidates(session: SearchSession, candidates: Sequence[Candidate]) 
         request.run: int(request.values.get(EPOCHS_KEY, search.experiment.training.epochs)) for request in waiting
     }
     run_trials(session, queue, FINAL_RUNS, FinalProgress(epochs, log))
+    if queue.interruption:
+        raise Failure(f"{queue.interruption}; no run is lost: fix the cause, then use --resume to continue")
     if queue.failures:
         failures = "; ".join(f"{name} failed: {reason}" for name, reason in queue.failures.items())
         raise Failure(f"{session.storage}: {failures}")
@@ -98,6 +100,7 @@ class RunQueue:
         self._running: set[str] = set()
         self._finished: set[str] = set()
         self.failures: dict[str, str] = {}
+        self.interruption: str | None = None  # why the stage ended for a reason that is not a run's own
 
     def next_request(self) -> TrialRequest | None:
         if not self._waiting:
@@ -122,7 +125,7 @@ class RunQueue:
                 f"{self._stage}: {request.run}: {val}, {duration(epoch.seconds_total)}"
                 f" ({finished} of {self._planned} runs finished)"
             )
-        return False
+        return self.interruption is not None
 
     def finish(self, request: TrialRequest, last: TrialEpoch | None) -> None:
         self._running.discard(request.run)  # its checkpoints show whether it has finished
@@ -131,6 +134,9 @@ class RunQueue:
 
     def fail(self, request: TrialRequest, failure: TrialFailure) -> None:
         self._running.discard(request.run)
+        if failure.kind in ("store", "storage"):  # every other run would fail as well
+            self.interrupt(failure.reason)
+            return
         if failure.kind == "out_of_memory" and self._can_have_more and request.share == 1:
             self._log(
                 f"{self._stage}: {request.run} ran out of memory; retrying with the resources of two runs"
@@ -142,4 +148,4 @@ class RunQueue:
 
     def interrupt(self, reason: str) -> None:
         self._waiting = []
-        self.failures["the search"] = reason
+        self.interruption = self.interruption or reason

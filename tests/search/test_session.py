@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -14,16 +15,26 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 from support.searches import make_search, trial_epoch
+from torch import Tensor
 
+from dreamprvr_ray.checkpoints.checkpoint import Checkpoint, TrainedModel
+from dreamprvr_ray.config import load_experiment
+from dreamprvr_ray.data.manifest import Manifest
+from dreamprvr_ray.data.shards import ShardSet, Split
+from dreamprvr_ray.data.shards_record import ShardsRecord
 from dreamprvr_ray.errors import Failure, UserError
+from dreamprvr_ray.evaluation import test_record
+from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.runtime.resources import WorkerGroup
-from dreamprvr_ray.search import driver, session
+from dreamprvr_ray.search import driver, finalists, session
 from dreamprvr_ray.search.epoch_log import EpochLog
 from dreamprvr_ray.search.layout import JOURNAL
+from dreamprvr_ray.search.messages import TrialRequest
 from dreamprvr_ray.search.plan import TrialPlan
 from dreamprvr_ray.search.ray_tune import SourceScheduler, SourceSearcher, TrialSource
 from dreamprvr_ray.search.results import TrialRecord
 from dreamprvr_ray.search.session import SearchSession
+from dreamprvr_ray.search.settings import FinalSettings
 from dreamprvr_ray.search.space import Search
 from dreamprvr_ray.search.study import SearchStudy
 from dreamprvr_ray.storage.location import Storage
@@ -48,9 +59,11 @@ def run(demo_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
         scheduler = SourceScheduler(source, searcher, EpochLog(session.copy.path / runs, session.gauges))
         trial_id = 0
         while isinstance(config := searcher.suggest(str(trial_id)), dict):
-            directory = session.copy.path / runs / f"trial_{config['trial_number']:03d}"
+            request = TrialRequest.from_config(config)
+            directory = session.copy.path / runs / request.run
             directory.mkdir(parents=True, exist_ok=True)
-            (directory / "experiment.yaml").write_text("")
+            experiment = session.search.experiment.with_values(request.values, request.run)
+            (directory / "experiment.yaml").write_text(experiment.to_yaml())
             trial: Any = SimpleNamespace(config=config, trial_id=str(trial_id))
             result: dict[str, Any] = {}
             for epoch in range(1, EPOCHS + 1):
@@ -69,6 +82,8 @@ def run(demo_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
         (session, "plan_trials", lambda *_: TrialPlan(WorkerGroup(1, 1.0, 0.0), at_a_time=1)),
         (session, "check_shared", lambda _: None),
         (driver, "run_trials", run_trials),
+        (finalists, "run_trials", run_trials),
+        (SearchSession, "compute", lambda session, function, *arguments: function(*arguments)),
         (driver, "_best_trial", lambda session, source, trials: (trials[0], None)),
         (driver, "publish_best_trial", lambda session, trials, best, checkpoint: trials),
     ):
@@ -97,15 +112,33 @@ def states(search: Search) -> list[TrialState]:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 400 kB, mounted on the directory of the search."""
+def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A disk of 400 kB, or of the size that the test asks for, mounted on the directory of the search."""
     (tmp_path / "out").mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(tmp_path / "out")]
+    size = getattr(request, "param", "400k")
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(tmp_path / "out")]
     if os.getuid() or subprocess.run(command, capture_output=True).returncode:
         pytest.skip("cannot mount a small disk here")
     (tmp_path / "out" / "search").mkdir()
     yield tmp_path / "out" / "search"
     subprocess.run(["umount", "-l", str(tmp_path / "out")], check=True)
+
+
+def fill(filler: Path) -> None:
+    with pytest.raises(OSError, match="No space left"), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 512)
+
+
+def write_final_run(run: Path, manifest: Manifest) -> None:
+    """Write the checkpoint that the training of a final run leaves, with untrained weights."""
+    experiment = load_experiment(run / "experiment.yaml")
+    model = DreamPRVR(experiment.model, experiment.data.video_size, experiment.data.text_size)
+    result = trial_epoch(EPOCHS, 240.0, finished=True).result
+    metrics = result.to_dict() | {"shards": ShardsRecord.of(manifest).to_dict()}
+    checkpoint = run / "checkpoints" / f"epoch-{EPOCHS:04d}"
+    checkpoint.mkdir(parents=True)
+    Checkpoint(model.state_dict(), None, experiment, metrics).write(checkpoint)
 
 
 def test_a_renamed_search_file_continues_the_search(search: Search, run: Any, tmp_path: Path) -> None:
@@ -162,18 +195,62 @@ def test_a_full_disk_ends_the_search_and_costs_no_trial(search: Search, run: Any
     search = with_settings(search, out=str(small_disk))
     filler = small_disk.parent / "filler"
 
-    def fill(directory: Path, number: int, epoch: int) -> None:
+    def fill_once(directory: Path, number: int, epoch: int) -> None:
         if number == 2 and epoch == 1:
-            with pytest.raises(OSError, match="No space left"), filler.open("wb", buffering=0) as file:
-                while True:
-                    file.write(b"x" * 512)
+            fill(filler)
 
     with pytest.raises(Failure, match="No space left on device; no trial is lost: fix the cause, then use --resume"):
-        run(search, epoch=fill)
+        run(search, epoch=fill_once)
     filler.unlink()
     assert states(search) == [TrialState.COMPLETE] * 2 + [TrialState.RUNNING]
     assert len(run(search, resume=True)) == 4
     assert states(search) == [TrialState.COMPLETE] * 4
+
+
+@pytest.mark.parametrize("small_disk", ["16m"], indirect=True)
+@pytest.mark.parametrize("moment", ["training", "evaluation", "final record", "publication"])
+def test_a_full_disk_in_the_final_stage_loses_nothing(
+    moment: str, search: Search, demo_shards: Path, run: Any, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"model.hidden_size": 16, "model.branches": 1, "model.diffusion_steps": 1, "training.epochs": EPOCHS}
+    search = replace(search, experiment=search.experiment.with_values(sizes, "the test"))
+    search = with_settings(search, out=str(small_disk), trials=2, final=FinalSettings(seeds=2))
+    filler, scored, full = small_disk.parent / "filler", list[Storage](), [True]
+    score = test_record.score_checkpoint
+
+    def fill_at(now: str) -> None:
+        if now == moment and full[0]:
+            fill(filler)
+
+    def train(directory: Path, number: int, epoch: int) -> None:
+        if directory.parent.name == "final":
+            if len(list(directory.parent.iterdir())) == 2:
+                fill_at("training")
+            if epoch == EPOCHS:
+                write_final_run(directory, Manifest.open(demo_shards))
+
+    def log(message: str) -> None:
+        if message.startswith("final stage: evaluating"):
+            fill_at("evaluation")
+
+    def count(trained: TrainedModel, split: Split, storage: Storage, shards: ShardSet) -> Tensor:
+        scored.append(storage)
+        return score(trained, split, storage, shards)
+
+    monkeypatch.setattr(test_record, "score_checkpoint", count)
+    for name, step in (("write_final_record", "final record"), ("publish_final", "publication")):
+        real = getattr(driver, name)
+        monkeypatch.setattr(driver, name, lambda *arguments, real=real, step=step: (fill_at(step), real(*arguments))[1])
+    with pytest.raises(Failure, match=r"No space left on device; no(thing| run) is lost: .* use --resume to continue"):
+        run(search, epoch=train, log=log)
+    full[0] = False
+    filler.unlink()
+    outcome = run(search, resume=True, epoch=train, log=log)
+    assert len(scored) == len(set(scored)) == 4  # test is read once by each of two settings with two seeds
+    records = [json.loads(path.read_text())["readings"] for path in small_disk.glob("final/*/checkpoints/*/test.json")]
+    assert len(records) == 4 and all(len(record) == 1 for record in records)
+    assert json.loads((small_disk / "final.json").read_text())["candidates"] and outcome.best.exists("metrics.json")
+    assert not [path for path in small_disk.rglob(".*") if path.is_file()]
 
 
 def test_a_trial_without_room_for_its_checkpoint_ends_the_search(search: Search, run: Any) -> None:

@@ -71,6 +71,16 @@ def host_and_port(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def gcs_address() -> str | None:
+    """Return host:port of the GCS of the cluster to which this process is connected; None behind `ray://`.
+
+    Why: `get_runtime_context().gcs_address` raises for a connection by `ray://`. Without it: a lost cluster cannot be
+    noticed by looking at its port.
+    """
+    address: str | None = global_worker.gcs_client.address if global_worker.connected else None
+    return address
+
+
 @contextmanager
 def loopback_only() -> Iterator[None]:
     """Make a local Ray that starts inside the block listen on 127.0.0.1 only, as it does on Windows and macOS.

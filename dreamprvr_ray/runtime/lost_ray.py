@@ -1,0 +1,81 @@
+"""Noticing that Ray is lost, and ending the command within seconds, with one line that says how to continue.
+
+Ray itself waits for a minute, and then ends the process with lines of its own. What was trained is in the checkpoints,
+as after a kill.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from dreamprvr_ray.runtime import ray_internals
+
+WATCH_SECONDS = 1.0  # how often a command checks that its Ray is alive
+GRACE_SECONDS = 2.0  # how long it may take to end if it is not
+ANSWER_SECONDS = 2.0  # how long a connection to a cluster may take
+# How long a cluster may be unreachable. Ray's own variable, which is for clusters whose GCS is restarted, takes
+# precedence.
+PATIENCE_SECONDS = 8.0
+PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
+
+
+@contextmanager
+def watched(lost: Callable[[], str | None]) -> Iterator[None]:
+    """End this process, with one line, once `lost` says why Ray is lost; it is asked every second during the block."""
+    stopped = threading.Event()
+
+    def watch() -> None:
+        while not stopped.wait(WATCH_SECONDS):
+            if reason := lost():
+                if stopped.wait(GRACE_SECONDS):  # a signal to all processes: this one was about to end
+                    return
+                # On a new line: other threads may be printing.
+                print(f"\nfailed: {reason} add --resume to the same command", file=sys.stderr, flush=True)
+                os._exit(1)  # nothing that waits for this Ray would return; its processes end with this one
+
+    thread = threading.Thread(target=watch, name="watch-ray", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def lost_process() -> str | None:
+    """Return that the local Ray of this process has lost one of its own processes, if so."""
+    lost = ray_internals.ended_processes()
+    return f"Ray has lost its process {lost[0]}, which was killed or ran out of memory; to continue," if lost else None
+
+
+class ClusterProbe:
+    """Tells whether the cluster at `address` (host:port of its GCS) is lost: unreachable for longer than it may be."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        host, _, port = address.rpartition(":")
+        self._place = host.strip("[]"), int(port)
+        self._patience = PATIENCE_SECONDS
+        with suppress(ValueError):
+            self._patience = float(os.environ.get(PATIENCE) or PATIENCE_SECONDS)
+        self._answered = time.monotonic()
+
+    def __call__(self) -> str | None:
+        try:
+            socket.create_connection(self._place, timeout=ANSWER_SECONDS).close()
+        except OSError as error:
+            if time.monotonic() - self._answered < self._patience:
+                return None
+            reason = error.strerror or str(error)
+            return (
+                f"the Ray cluster at {self._address} no longer answers ({reason}): its head node or its GCS has ended;"
+                " to continue, start the cluster again and"
+            )
+        self._answered = time.monotonic()
+        return None
