@@ -23,7 +23,8 @@ from dreamprvr_ray.model.scoring import best_cosines
 
 Comparison = Literal["best frame", "best clip", "pooled video"]
 COMPARISONS = get_args(Comparison)
-ENCODER: tuple[Comparison, ...] = ("best frame", "pooled video")  # the encoder's score is the mean of these two
+# The encoder's score is the mean of all three: each alone, and any two, retrieve worse (docs/lab-notes.md, 2026-11-27).
+ENCODER: tuple[Comparison, ...] = COMPARISONS
 VIDEO_BLOCK = 64  # videos compared at a time
 QUERY_BLOCK = 512  # queries compared at a time
 
@@ -32,13 +33,12 @@ QUERY_BLOCK = 512  # queries compared at a time
 def encoder_scores(split: Split, device: torch.device, workers: Workers | None = None) -> Tensor:
     """Return the encoder's score (Q, V) of all queries and videos of a split, on `device` and on every worker.
 
-    It is the mean of two cosines of the sentence: with the video's best frame row, and with the mean of its frame rows.
-    The workers divide the videos among them, so that every worker gets the same numbers.
+    It is the mean of three cosines of the sentence: with the video's best frame row, with its best clip row, and with
+    the mean of its frame rows. The workers divide the videos among them, so that every worker gets the same numbers.
     """
     workers = workers or Workers()
     parts = workers.divide(np.arange(len(split)))
-    frame, pooled = compare(split, ENCODER, device, parts[workers.rank])
-    own_columns = frame.add_(pooled).div_(2)
+    own_columns = torch.stack(compare(split, ENCODER, device, parts[workers.rank])).mean(0)
     return workers.gather_for_same_loss(own_columns.T.contiguous(), [len(part) for part in parts]).T
 
 
