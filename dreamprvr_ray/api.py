@@ -38,17 +38,20 @@ def convert_features(
     protocol: Literal["dev", "paper"] = "dev",
     dev_fraction: float = 0.1,
     seed: int = 0,
+    one_encoder: bool | None = None,
     workers: int = 1,
 ) -> ShardSet:
     """Convert a benchmark's distributed features to shards in the directory `out`, and open them.
 
-    The arguments are those of the `convert` command. A conversion that was stopped resumes; a finished one is opened
-    as it is.
+    The arguments are those of the `convert` command; `one_encoder=None` is its `auto`. A conversion that was stopped
+    resumes; a finished one is opened as it is.
     """
     from dreamprvr_ray.data.conversion import ConversionSettings, convert
     from dreamprvr_ray.data.source import Source
 
-    settings = ConversionSettings(dtype=dtype, protocol=protocol, dev_fraction=dev_fraction, seed=seed)
+    settings = ConversionSettings(
+        dtype=dtype, protocol=protocol, dev_fraction=dev_fraction, seed=seed, one_encoder=one_encoder
+    )
     tree = Source.open(Path(source), collection, features, queries)
     conversion = convert(tree, Path(out), settings, workers)
     for note in [*tree.notes(), *conversion.notes]:

@@ -30,7 +30,11 @@ def main(arguments: list[str]) -> None:
     if options.workers < 1:
         raise UserError(f"--workers {options.workers}: must be 1 or more")
     settings = ConversionSettings(
-        dtype=options.dtype, protocol=options.protocol, dev_fraction=options.dev_fraction, seed=options.seed
+        dtype=options.dtype,
+        protocol=options.protocol,
+        dev_fraction=options.dev_fraction,
+        seed=options.seed,
+        one_encoder={"auto": None, "yes": True, "no": False}[options.one_encoder],
     )
     source = Source.open(options.source, options.collection, options.features, options.queries)
     command_line.print_progress(source.found)
@@ -52,6 +56,7 @@ def main(arguments: list[str]) -> None:
     for note in conversion.notes:
         command_line.print_progress(f"note: {note}")
     print(_summary(options.out, conversion))
+    print(_encoder_line(conversion))
     if options.json:
         command_line.print_json(_values(options.out, conversion))
 
@@ -96,6 +101,13 @@ def _parser() -> command_line.Parser:
         help="fraction of the train videos for dev's val split (default: 0.1)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed for choosing them (default: 0)")
+    parser.add_argument(
+        "--one-encoder",
+        choices=("auto", "yes", "no"),
+        default="auto",
+        help="whether one encoder made the features of frames and queries, which can then be compared without a model"
+        " (default: auto, measured)",
+    )
     parser.add_argument(
         "--workers",
         type=int,
@@ -145,6 +157,21 @@ def _summary(out: Path, conversion: Conversion) -> str:
     return f"{out}: {state}: {counts} ({protocol})"
 
 
+def _encoder_line(conversion: Conversion) -> str:
+    manifest, area = conversion.manifest, conversion.encoder_area
+    measured = (
+        "" if area is None else f": a sentence resembles its own video more than another in {100 * area:.0f}% of pairs"
+    )
+    if manifest.video_size != manifest.text_size:
+        measured = f": rows have {manifest.video_size} and {manifest.text_size} values"
+    verdict = {
+        True: "frames and queries are of one encoder",
+        False: "frames and queries are not of one encoder",
+        None: "whether frames and queries are of one encoder is not known",
+    }[manifest.one_encoder]
+    return f"{verdict}{measured}"
+
+
 def _values(out: Path, conversion: Conversion) -> dict[str, object]:
     manifest = conversion.manifest
     return {
@@ -153,6 +180,7 @@ def _values(out: Path, conversion: Conversion) -> dict[str, object]:
         "features": manifest.features,
         "protocol": manifest.protocol,
         "dtype": manifest.dtype,
+        "one_encoder": manifest.one_encoder,
         "splits": {name: {"videos": split.videos, "queries": split.queries} for name, split in manifest.splits.items()},
         "bytes": sum(record.bytes for record in manifest.files.values()),
         "already_converted": conversion.already_converted,

@@ -56,6 +56,8 @@ class Query:
             moment length.
         also: Ids of other videos of the split that the sentence describes as well. A model is trained on `video`; when
             it is evaluated, each of them counts as right.
+        embedding: (Dt,) the encoder's own embedding of the whole sentence, if it has one: CLIP's and SigLIP's is not
+            the mean of their tokens. Give it for all queries or for none.
     """
 
     id: str
@@ -64,6 +66,7 @@ class Query:
     tokens: ArrayLike
     moment: Moment | tuple[float, float, float] | None = None
     also: Sequence[str] = ()
+    embedding: ArrayLike | None = None
 
 
 def read_captions(path: Path, queries: Container[str] = (), videos: Container[str] = ()) -> list[Caption]:

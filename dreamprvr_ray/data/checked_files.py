@@ -85,6 +85,24 @@ def remember_overlaps(directory: Path, fingerprint: str, overlaps: Mapping[str, 
             write_json(path, _record(path) | {"overlaps": {"fingerprint": fingerprint, "splits": splits}})
 
 
+def remembered_encoder_area(directory: Path, fingerprint: str) -> float | None:
+    """Return what `remember_encoder_area` remembered for shards with this fingerprint, or None."""
+    path = _record_path(directory)
+    with suppress(KeyError, TypeError, AttributeError, ValueError):
+        found = _record(path)["one_encoder"] if path is not None else {}
+        if found.get("fingerprint") == fingerprint:
+            return float(found["area"])
+    return None
+
+
+def remember_encoder_area(directory: Path, fingerprint: str, area: float) -> None:
+    """Remember what `one_encoder.encoder_area` measured: it reads hundreds of videos."""
+    path = _record_path(directory)
+    if path is not None:
+        with suppress(OSError):
+            write_json(path, _record(path) | {"one_encoder": {"fingerprint": fingerprint, "area": area}})
+
+
 def _compare(directory: Path, files: Mapping[str, FileRecord]) -> None:
     size = sum(record.bytes for record in files.values())
     if size > 2**30:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,11 @@ from dreamprvr_ray.data.manifest import (
     SplitRecord,
 )
 from dreamprvr_ray.data.near_misses import quoted
+from dreamprvr_ray.data.one_encoder import LEAST, encoder_area
+from dreamprvr_ray.data.one_encoder import SPLITS as MEASURED
 from dreamprvr_ray.data.overlaps import find_overlaps
 from dreamprvr_ray.data.right_videos import left_out_notes, within_splits
+from dreamprvr_ray.data.shard_files import MappedShard
 from dreamprvr_ray.data.shard_plan import ConversionSettings, ShardPlan, choose_splits, plan_shards
 from dreamprvr_ray.data.shard_workers import FinishedShard, ShardTask, make_shards
 from dreamprvr_ray.data.source import Source
@@ -73,6 +76,7 @@ class Conversion:
         kept_shards: Number of shards that earlier runs had finished.
         progress: Final progress.
         notes: What is odd in the features and no error, a line each.
+        encoder_area: What `one_encoder.encoder_area` measured; None if it was not measured.
     """
 
     manifest: Manifest
@@ -80,6 +84,7 @@ class Conversion:
     kept_shards: int
     progress: Progress
     notes: tuple[str, ...]
+    encoder_area: float | None = None
 
 
 def convert(
@@ -103,7 +108,7 @@ def convert(
     with reading(out):
         finished = (out / MANIFEST).is_file()
     if finished:
-        return _already_converted(out, conversion)
+        return _already_converted(out, conversion, settings)
     plans, stems = plan_shards(splits, source.raw, settings.dtype)
     created = [parent for parent in out.absolute().parents if not parent.exists()]
     open_records(out, conversion)
@@ -136,11 +141,14 @@ def convert(
             conversion=conversion,
             files={name: record for stem in names for name, record in records[stem].files.items()},
         ).with_overlaps(find_overlaps(splits))
+        area = _encoder_area(out, manifest) if settings.one_encoder is None else None
+        known = settings.one_encoder if area is None else area >= LEAST
+        manifest = replace(manifest, one_encoder=known if manifest.video_size == manifest.text_size else False)
         manifest.write(out)
         remember_files(out, manifest.files)
         remove_records(out, names)
     return Conversion(
-        manifest, False, len(kept), tally.progress(), (*left_out_notes(chosen), *_notes(source, plans, records))
+        manifest, False, len(kept), tally.progress(), (*left_out_notes(chosen), *_notes(source, plans, records)), area
     )
 
 
@@ -154,13 +162,23 @@ def _split_record(captions: Sequence[Caption], stems: tuple[str, ...]) -> SplitR
     return SplitRecord(len({caption.video for caption in captions}), len(captions), stems)
 
 
-def _already_converted(out: Path, conversion: Mapping[str, Any]) -> Conversion:
+def _encoder_area(out: Path, manifest: Manifest) -> float | None:
+    """Return what tells whether frames and queries of the shards in `out` come from one encoder."""
+    split = next(split for split in MEASURED if split in manifest.splits)
+    sizes = (manifest.dtype, manifest.video_size, manifest.text_size)
+    return encoder_area([MappedShard(out, stem, *sizes) for stem in manifest.splits[split].shards])
+
+
+def _already_converted(out: Path, conversion: Mapping[str, Any], settings: ConversionSettings) -> Conversion:
     manifest = Manifest.open(out)
     differences = describe_differences(manifest.conversion, conversion)
     if differences:
         raise UserError(
             f"{out}: already holds shards of another conversion ({differences}); choose another directory or remove it"
         )
+    if settings.one_encoder not in (None, manifest.one_encoder):
+        manifest = replace(manifest, one_encoder=settings.one_encoder)
+        manifest.write(out)
     shards = sorted({stem for record in manifest.splits.values() for stem in record.shards})
     remove_records(out, shards)  # of a run killed just after it wrote the manifest
     return Conversion(manifest, True, len(shards), Progress(0, 0, 0, 0, 0.0), ())

@@ -46,9 +46,16 @@ class RawFeatures:
     """
 
     def __init__(
-        self, videos: FeatureReader, queries: FeatureReader, video_ids: Sequence[str], query_ids: Sequence[str]
+        self,
+        videos: FeatureReader,
+        queries: FeatureReader,
+        video_ids: Sequence[str],
+        query_ids: Sequence[str],
+        sentences: FeatureReader | None = None,
     ) -> None:
         """Take Dv and Dt, which all features must have, from most of a sample of these ids.
+
+        `sentences` has the encoder's embedding of each whole query, if the source does.
 
         Raises:
             UserError: The features of the sample look transposed.
@@ -57,6 +64,7 @@ class RawFeatures:
         self.text_size = _usual_size(queries, query_ids, "query", "token")
         self._videos = videos
         self._queries = queries
+        self._sentences = sentences
 
     def subset(self, videos: Sequence[str]) -> RawFeatures:
         """Return the same features restricted to some videos, so that less is sent to another process."""
@@ -79,6 +87,19 @@ class RawFeatures:
         rows = self._queries.read(id)
         rows = rows.reshape(_matrix_shape(rows.shape, "query"))
         return _check(rows, self.text_size, f"{self._queries.origin}: query {quoted(id)}", "queries", "tokens")
+
+    def sentence(self, id: str) -> np.ndarray | None:
+        """Return the encoder's embedding of a whole query (Dt,), float32; None if the source has none for any query.
+
+        Raises `UserError` as `video` does.
+        """
+        if self._sentences is None:
+            return None
+        rows = self._sentences.read(id)
+        where = f"{self._sentences.origin}: query {quoted(id)}"
+        if rows.shape not in ((self.text_size,), (1, self.text_size)):
+            raise UserError(f"{where}: shape of a sentence's embedding must be ({self.text_size},), not {rows.shape}")
+        return _check(rows.reshape(1, -1), self.text_size, where, "queries", "rows").reshape(-1)
 
 
 def _usual_size(reader: FeatureReader, ids: Sequence[str], kind: str, unit: str) -> int:

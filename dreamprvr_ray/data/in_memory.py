@@ -57,6 +57,7 @@ def write_shards(
     protocol: Literal["dev", "paper"] = "dev",
     dev_fraction: float = 0.1,
     seed: int = 0,
+    one_encoder: bool | None = None,
 ) -> ShardSet:
     """Pool and normalise features in memory, write them as shards into `directory`, and open these.
 
@@ -71,12 +72,15 @@ def write_shards(
         protocol: Without separate val and test splits, carve val from train (`dev`), or use test as val (`paper`).
         dev_fraction: Fraction of the train videos that `dev` makes the val split.
         seed: Seed of that choice.
+        one_encoder: Whether one encoder made the features of frames and queries; None: to be measured.
 
     Raises:
         UserError: A video is missing, features have the wrong shape or are not finite, an id is used twice, a split is
             missing or empty, or `directory` holds anything else.
     """
-    settings = ConversionSettings(dtype=dtype, protocol=protocol, dev_fraction=dev_fraction, seed=seed)
+    settings = ConversionSettings(
+        dtype=dtype, protocol=protocol, dev_fraction=dev_fraction, seed=seed, one_encoder=one_encoder
+    )
     source = _InMemorySource.from_splits(collection, features, splits)
     conversion = convert(source, Path(directory), settings, workers=1)
     for note in [*source.notes(), *conversion.notes]:
@@ -131,7 +135,8 @@ class _InMemorySource(Source):
                 video = splits[name].videos[query.video]
                 if not _same(videos.setdefault(query.video, video), video):
                     mistakes.append(f"{where}: video '{query.video}' has other features in another split")
-                if not _same(queries.setdefault(query.id, query).tokens, query.tokens):
+                first = queries.setdefault(query.id, query)
+                if not _same(first.tokens, query.tokens) or not _same_embedding(first, query):
                     mistakes.append(f"{where}: the id has other tokens in another split")
                 mistakes += [
                     f"{where}: right video {video!r} is not among the split's videos"
@@ -146,6 +151,7 @@ class _InMemorySource(Source):
         first = next(iter(captions.values()))
         arrays = _ArrayFeatures(collection, "video", videos)
         tokens = _ArrayFeatures(collection, "query", {id: query.tokens for id, query in queries.items()})
+        sentences = _embeddings(collection, queries)
         return _InMemorySource(
             origin=collection,
             collection=collection,
@@ -155,11 +161,12 @@ class _InMemorySource(Source):
                 tokens,
                 [caption.video for caption in first],
                 [caption.query for caption in first],
+                sentences,
             ),
             splits=captions,
             moment_fractions=fractions or None,
             files=(),
-            digest=_digest(captions, fractions, arrays, tokens),
+            digest=_digest(captions, fractions, arrays, tokens, *([sentences] if sentences else [])),
         )
 
     def fingerprint(self) -> dict[str, dict[str, Any]]:
@@ -214,12 +221,25 @@ def _same(one: ArrayLike, other: ArrayLike) -> bool:
     return one is other or np.array_equal(np.asarray(one), np.asarray(other))
 
 
-def _digest(
-    captions: Mapping[str, Sequence[Caption]],
-    fractions: Mapping[str, float],
-    videos: _ArrayFeatures,
-    queries: _ArrayFeatures,
-) -> str:
+def _same_embedding(one: Query, other: Query) -> bool:
+    if one.embedding is None or other.embedding is None:
+        return one.embedding is other.embedding
+    return _same(one.embedding, other.embedding)
+
+
+def _embeddings(collection: str, queries: Mapping[str, Query]) -> _ArrayFeatures | None:
+    """Return the embeddings of whole sentences; None if no query has one. Raises `UserError` if only some have."""
+    given = {id: query.embedding for id, query in queries.items() if query.embedding is not None}
+    if not given:
+        return None
+    if missing := [id for id in queries if id not in given]:
+        raise UserError(
+            f"{collection}: query '{missing[0]}' has no embedding, but others have: give it for all queries or for none"
+        )
+    return _ArrayFeatures(collection, "embedding of query", given)
+
+
+def _digest(captions: Mapping[str, Sequence[Caption]], fractions: Mapping[str, float], *readers: _ArrayFeatures) -> str:
     """Return the SHA-256 of everything on which the shards depend, in hexadecimal."""
     texts = {
         # As in earlier versions where no query has other right videos.
@@ -227,7 +247,7 @@ def _digest(
         for name, own in captions.items()
     }
     digest = hashlib.sha256(json.dumps([texts, fractions]).encode())
-    for reader in (videos, queries):
+    for reader in readers:
         for id in reader.arrays:
             rows = reader.read(id)
             digest.update(json.dumps([id, rows.shape]).encode())

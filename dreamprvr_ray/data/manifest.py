@@ -69,6 +69,8 @@ class Manifest:
         conversion: Settings of the conversion and fingerprint of its source.
         files: Record of each shard file by name.
         overlaps: What each two splits share, such as `val and test`; None in manifests of earlier versions.
+        one_encoder: Whether frames and queries come from one encoder, so that they can be compared without a model;
+            None if that is not known, as in manifests of earlier versions.
     """
 
     schema_version: int
@@ -83,6 +85,7 @@ class Manifest:
     conversion: Mapping[str, Any]
     files: Mapping[str, FileRecord]
     overlaps: Mapping[str, Overlap] | None = None
+    one_encoder: bool | None = None
 
     @staticmethod
     def open(directory: Path) -> Manifest:
@@ -207,6 +210,14 @@ class Manifest:
         write_json(directory / MANIFEST, asdict(self))
 
 
+def not_one_encoder(weight: float | str, shards: str) -> str:
+    """Return the message that the encoder's own score cannot have a weight with these shards."""
+    return (
+        f"evaluation.encoder_weight = {weight!r}: requires frames and queries of one encoder, but in {shards} a"
+        " sentence does not resemble its own video; use 0 (if one encoder made them, convert with --one-encoder yes)"
+    )
+
+
 def _decode(values: dict[str, Any]) -> Manifest:
     """Return the manifest in the values of a `manifest.json`.
 
@@ -247,6 +258,7 @@ def _decode(values: dict[str, Any]) -> Manifest:
         overlaps = {name: Overlap(**record) for name, record in overlaps.items()}
         for overlap in overlaps.values():
             _require(_is_count(overlap.videos) and _is_count(overlap.queries), "overlaps must be counts")
+    _require(isinstance(values.get("one_encoder"), (bool, type(None))), "one_encoder must be true, false or null")
     return Manifest(**values | {"splits": splits, "files": files, "overlaps": overlaps})
 
 

@@ -39,6 +39,22 @@ def query_tokens(features: np.ndarray) -> np.ndarray:
     return _normalise(_floats(features[:QUERY_TOKENS]))
 
 
+def sentence(features: np.ndarray) -> np.ndarray:
+    """Return a sentence's embedding (Dt,), float32, of length 1: the mean of its raw tokens (Lq, Dt), of the first 30.
+
+    Sentence encoders average their tokens before they normalise, so that the longer ones count more.
+    """
+    return unit(_floats(features[:QUERY_TOKENS]).mean(0))
+
+
+def unit(vector: np.ndarray) -> np.ndarray:
+    """Return a vector (D,) divided by its length, float32; a vector of zeros stays what it is."""
+    values = vector.astype(np.float64)
+    length = np.sqrt(values @ values)
+    result: np.ndarray = (values / length if length > 0 else values).astype(np.float32)
+    return result
+
+
 def norms(rows: np.ndarray) -> np.ndarray:
     """Return the L2 norms (len(rows),) of rows, float64."""
     values = rows.astype(np.float64)

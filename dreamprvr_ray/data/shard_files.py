@@ -11,6 +11,8 @@
         tokens           list<fixed_size_list<T>[Dt]>   its 1 to 30 token rows
         moment_fraction  float64                    moment length / video length, NaN if unknown; absent if the
                                                     collection has no moments
+        sentence         fixed_size_list<T>[Dt]     embedding of the whole sentence; absent if Dv is not Dt, and in
+                                                    shards of earlier versions
         right_videos     list<string>               ids of all videos of the split that are right for the query, its
                                                     own first; absent if each query of the shard has one
 
@@ -65,6 +67,7 @@ class ShardContent:
     tokens: np.ndarray  # (T, Dt), the queries' token rows concatenated
     token_counts: np.ndarray  # (Q,) int, sum T
     moment_fractions: np.ndarray | None  # (Q,) float64 in [0, 1], NaN if unknown; None if the collection has no moments
+    sentences: np.ndarray | None = None  # (Q, Dt), of length 1; None if they are of no use
     right_videos: Sequence[Sequence[str]] | None = None  # (Q,) ids, each query's own video first; None if it is all
 
 
@@ -86,6 +89,8 @@ def write_shard(directory: Path, stem: str, content: ShardContent) -> dict[str, 
     }
     if content.moment_fractions is not None:
         queries["moment_fraction"] = _to_arrow(content.moment_fractions.astype(np.float64))
+    if content.sentences is not None:
+        queries["sentence"] = _fixed_size_lists(content.sentences)
     if content.right_videos is not None:
         queries["right_videos"] = pa.array(list(map(list, content.right_videos)), _OPTIONAL["right_videos"])
     records = {}
@@ -133,7 +138,8 @@ class MappedShard:
             "tokens": pa.list_(pa.list_(value, text_size)),
         }
         self._videos = _map_batch(self._videos_path, video_columns, {})
-        self._queries = _map_batch(self._queries_path, query_columns, _OPTIONAL)
+        optional = {**_OPTIONAL, "sentence": pa.list_(value, text_size)}
+        self._queries = _map_batch(self._queries_path, query_columns, optional)
         self.video_count: int = self._videos.num_rows
         self.query_count: int = self._queries.num_rows
         frames, tokens = self._videos.column("frames"), self._queries.column("tokens")
@@ -143,6 +149,8 @@ class MappedShard:
         self.clips = clips.reshape(self.video_count, CLIPS, clips.shape[1] // CLIPS)
         self.frames = _rows(frames.flatten())
         self.tokens = _rows(tokens.flatten())
+        has_sentences = "sentence" in self._queries.schema.names
+        self._sentences = _rows(self._queries.column("sentence")) if has_sentences else None
         _check_counts(self._videos_path, "frames", self.frame_offsets, len(self.frames), FRAMES)
         _check_counts(self._queries_path, "tokens", self.token_offsets, len(self.tokens), QUERY_TOKENS)
         owner = self.owner
@@ -161,11 +169,14 @@ class MappedShard:
 
     def check_values(self) -> None:
         """Read all features and raise `UserError` if a value is not finite."""
-        for path, name, values in (
+        columns = [
             (self._videos_path, "clips", self.clips),
             (self._videos_path, "frames", self.frames),
             (self._queries_path, "tokens", self.tokens),
-        ):
+        ]
+        if self._sentences is not None:
+            columns.append((self._queries_path, "sentence", self._sentences))
+        for path, name, values in columns:
             # The exponent's bits of an infinity or a NaN are all set; numpy's isfinite is slow for float16.
             half = values.dtype == np.float16
             exponent = np.uint16(0x7C00) if half else np.uint32(0x7F800000)
@@ -178,6 +189,23 @@ class MappedShard:
     def owner(self) -> np.ndarray:
         """(Q,) int64, ascending: row of each query's video in this shard."""
         return _to_numpy(self._queries.column("video")).astype(np.int64)
+
+    def sentences(self, queries: np.ndarray) -> np.ndarray:
+        """Return the embeddings of whole sentences, (len(queries), Dt) float32, for rows of queries in this shard.
+
+        They have length 1, or 0 where all features of a query are 0. Without the column `sentence`, they are the means
+        of the token rows.
+        """
+        if self._sentences is not None:
+            rows = self._sentences[queries].astype(np.float32)
+        else:
+            rows = np.empty((len(queries), self.tokens.shape[1]), dtype=np.float32)
+            for row, query in enumerate(queries.tolist()):
+                start, stop = self.token_offsets[query], self.token_offsets[query + 1]
+                np.add.reduce(self.tokens[start:stop], axis=0, dtype=np.float32, out=rows[row])
+        lengths = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+        unit: np.ndarray = rows / np.maximum(lengths, np.float32(1e-12))[:, None]
+        return unit
 
     @property
     def moment_fractions(self) -> np.ndarray | None:

@@ -34,12 +34,15 @@ class ConversionSettings:
             test as val as the authors do (`paper`).
         dev_fraction: Fraction of the train videos that `dev` makes the val split, between 0 and 1.
         seed: Seed of that choice.
+        one_encoder: Whether frames and queries come from one encoder; None: to be measured. The shards do not depend on
+            it, only their manifest.
     """
 
     dtype: FeatureType = "float16"
     protocol: Literal["dev", "paper"] = "dev"
     dev_fraction: float = 0.1
     seed: int = 0
+    one_encoder: bool | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.dev_fraction < 1:

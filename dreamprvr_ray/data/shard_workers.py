@@ -139,6 +139,8 @@ def _pool(task: ShardTask) -> tuple[ShardContent, PooledRows, int]:
     # The most rows that there can be: the system provides memory only for those that are written.
     frames = np.empty((len(videos) * FRAMES, raw.video_size), dtype=task.dtype)
     tokens = np.empty((len(captions) * QUERY_TOKENS, raw.text_size), dtype=task.dtype)
+    # Where their sizes differ, a sentence cannot be compared with frames.
+    sentences = np.empty((len(captions), raw.text_size), task.dtype) if raw.video_size == raw.text_size else None
     frame_counts, token_counts = [], []
     raw_bytes = end = 0
     for row, video in enumerate(videos):
@@ -153,11 +155,14 @@ def _pool(task: ShardTask) -> tuple[ShardContent, PooledRows, int]:
         end += len(rows)
     frames = frames[:end]
     end = 0
-    for caption in captions:
+    for row, caption in enumerate(captions):
         features = raw.query(caption.query)
         raw_bytes += features.nbytes
         rows = pooling.query_tokens(features)
         checks.check(f"query {caption.query}", features[: len(rows)], rows)
+        if sentences is not None:
+            embedding = raw.sentence(caption.query)
+            sentences[row] = pooling.sentence(features) if embedding is None else pooling.unit(embedding)
         tokens[end : end + len(rows)] = rows
         token_counts.append(len(rows))
         end += len(rows)
@@ -172,6 +177,7 @@ def _pool(task: ShardTask) -> tuple[ShardContent, PooledRows, int]:
         tokens=tokens[:end],
         token_counts=np.array(token_counts),
         moment_fractions=task.moment_fractions,
+        sentences=sentences,
         right_videos=right_videos(captions),
     )
     return content, checks.found(), raw_bytes

@@ -14,12 +14,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from dreamprvr_ray.data.captions import Caption
-from dreamprvr_ray.data.checked_files import check_files, remember_overlaps, remembered_overlaps
-from dreamprvr_ray.data.manifest import MANIFEST, FileRecord, Manifest
+from dreamprvr_ray.data.checked_files import (
+    check_files,
+    remember_encoder_area,
+    remember_overlaps,
+    remembered_encoder_area,
+    remembered_overlaps,
+)
+from dreamprvr_ray.data.manifest import MANIFEST, FileRecord, Manifest, not_one_encoder
 from dreamprvr_ray.data.near_misses import quoted
+from dreamprvr_ray.data.one_encoder import LEAST, encoder_area
+from dreamprvr_ray.data.one_encoder import SPLITS as ENCODER_SPLITS
 from dreamprvr_ray.data.overlaps import find_overlaps
 from dreamprvr_ray.data.shard_files import MappedShard
 from dreamprvr_ray.errors import UserError, did_you_mean
@@ -113,6 +120,30 @@ class ShardSet:
         parts = [self.split(name) for name in (first, second)]
         self.manifest.check_may_train_on(second, self.directory)
         return Split(f"{first} and {second}", [shard for part in parts for shard in part._shards])
+
+    @property
+    def one_encoder(self) -> bool:
+        """Whether frames and queries come from one encoder, so that they can be compared without a model.
+
+        The manifest says so; for shards of earlier versions it is measured once on this machine.
+        """
+        manifest = self.manifest
+        if manifest.video_size != manifest.text_size:
+            return False
+        if manifest.one_encoder is not None:
+            return manifest.one_encoder
+        area = remembered_encoder_area(self.directory, manifest.fingerprint)
+        if area is None:
+            area = encoder_area(self._map(next(split for split in ENCODER_SPLITS if split in manifest.splits)))
+            if area is None:
+                return False
+            remember_encoder_area(self.directory, manifest.fingerprint, area)
+        return area >= LEAST
+
+    def check_encoder_weight(self, weight: float | str) -> None:
+        """Raise `UserError` if the encoder's own score has a weight (`evaluation.encoder_weight`) and there is none."""
+        if weight != 0 and not self.one_encoder:
+            raise UserError(not_one_encoder(weight, str(self.directory)))
 
     def verify_checksums(self) -> None:
         """Read every file in full and compare its SHA-256 with the manifest's.
@@ -248,28 +279,17 @@ class Split:
         return self._frames[number][offsets[row] : offsets[row + 1]]
 
     def sentences(self, queries: np.ndarray) -> torch.Tensor:
-        """Return the embeddings of queries (numbers in the split) by their encoder: (len(queries), Dt), float32.
+        """Return the embeddings of whole sentences by their encoder: (len(queries), Dt) float32, in memory.
 
-        They have length 1, or 0 for a query whose features are all zero. Shards without embeddings of sentences give
-        the mean of the query's token rows.
+        `queries` are numbers in the split. The embeddings have length 1, or 0 where all features of a query are 0.
+        Those of shards without embeddings of sentences are the means of the token rows.
         """
-        rows = torch.zeros(len(queries), self.text_size)
+        rows = np.empty((len(queries), self.text_size), dtype=np.float32)
         numbers = np.searchsorted(self._first_query, queries, side="right") - 1
         for number in np.unique(numbers).tolist():
-            places = np.flatnonzero(numbers == number)
-            own = queries[places] - self._first_query[number]
-            rows[torch.from_numpy(places)] = self._token_means(number, own)
-        return functional.normalize(rows, dim=-1)
-
-    def _token_means(self, number: int, queries: np.ndarray) -> torch.Tensor:
-        """Return the means of the token rows (len(queries), Dt) of queries of the shard `number`, float32."""
-        starts = self._shards[number].token_offsets[queries]
-        counts = self._shards[number].token_offsets[queries + 1] - starts
-        place = np.repeat(np.arange(len(queries)), counts)
-        index = np.arange(len(place)) + np.repeat(starts - (np.cumsum(counts) - counts), counts)
-        rows = self._tokens[number][torch.from_numpy(index)].float()
-        sums = torch.zeros(len(queries), self.text_size).index_add_(0, torch.from_numpy(place), rows)
-        return sums / torch.from_numpy(counts)[:, None]
+            own = numbers == number
+            rows[own] = self._shards[number].sentences(queries[own] - self._first_query[number])
+        return torch.from_numpy(rows)
 
     def tokens(self, start: int, stop: int) -> list[torch.Tensor]:
         """Return the token rows of the queries start:stop as views (rows, Dt), one for each shard that holds any."""

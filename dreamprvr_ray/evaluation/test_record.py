@@ -117,6 +117,7 @@ def load_fitting_model(storage: Storage, shards: ShardSet) -> TrainedModel:
             f"{storage}: trained on features of sizes {sizes.video_size} / {sizes.text_size} (videos / queries), but"
             f" {shards.directory} has {manifest.video_size} / {manifest.text_size}"
         )
+    shards.check_encoder_weight(trained.experiment.evaluation.encoder_weight)
     return trained
 
 

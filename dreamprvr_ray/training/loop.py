@@ -33,7 +33,7 @@ from dreamprvr_ray.checkpoints.checkpoint import (
 from dreamprvr_ray.config import Experiment
 from dreamprvr_ray.config_sections import CLIPS, FRAMES
 from dreamprvr_ray.data.batches import Batch, collate, plan_epoch, prefetch
-from dreamprvr_ray.data.manifest import Manifest
+from dreamprvr_ray.data.manifest import Manifest, not_one_encoder
 from dreamprvr_ray.data.resident import ResidentSplit
 from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.data.shards_record import KEY as SHARDS
@@ -101,6 +101,8 @@ def with_feature_sizes(experiment: Experiment, manifest: Manifest) -> Experiment
             f"evaluation.encoder_weight = {weight!r}: requires video and query features of one encoder, but the"
             f" shards' videos have {video_size} features per row and their queries {text_size}; use 0"
         )
+    if weight != 0 and manifest.one_encoder is False:
+        raise UserError(not_one_encoder(weight, "the shards"))
     return experiment.with_feature_sizes(video_size, text_size, "shards")
 
 
@@ -169,6 +171,7 @@ class Training:
     def __init__(self, experiment: Experiment, shards: ShardSet, workers: Workers, device: torch.device) -> None:
         """Build everything at the first step. Raises `UserError` if the experiment does not fit the shards."""
         self.experiment = experiment = with_feature_sizes(experiment, shards.manifest)
+        shards.check_encoder_weight(experiment.evaluation.encoder_weight)
         self.progress = Progress()
         self._workers, self._device, self._shards = workers, device, shards
         settings, data = experiment.training, experiment.data
