@@ -135,8 +135,8 @@ class _InMemorySource(Source):
                 video = splits[name].videos[query.video]
                 if not _same(videos.setdefault(query.video, video), video):
                     mistakes.append(f"{where}: video '{query.video}' has other features in another split")
-                first = queries.setdefault(query.id, query)
-                if not _same(first.tokens, query.tokens) or not _same_embedding(first, query):
+                known = queries.setdefault(query.id, query)
+                if not _same(known.tokens, query.tokens) or not _same_embedding(known, query):
                     mistakes.append(f"{where}: the id has other tokens in another split")
                 mistakes += [
                     f"{where}: right video {video!r} is not among the split's videos"
