@@ -449,6 +449,41 @@ def test_an_interrupted_search_says_how_to_continue(
     assert "Tuner.restore" not in messages  # Ray's own advice, which does not apply
 
 
+def test_a_killed_table_of_ablations_is_resumed_and_each_model_is_tested_once(
+    drive: Callable[..., Driver], call: Call, demo_shards: Path, tmp_path: Path, local_ray: None
+) -> None:
+    rows = {"full": {}, "noise": {"model.diffusion_start": "noise"}}
+    values = {
+        "config": "demo",
+        "shards": str(demo_shards),
+        "out": str(tmp_path / "out"),
+        "trial": {"at_a_time": 1},
+        "space": TINY | {"training.epochs": 1},
+        "ablations": {"seeds": 2, "rows": rows},
+    }
+    (tmp_path / "table.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    driver = drive("tune", "--space", tmp_path / "table.yaml")
+    driver.wait_for_output("ablations: 1 of 2 rows")
+    driver.kill(with_its_ray=True)
+    record = tmp_path / "out" / "ablations.json"
+    (full,) = json.loads(record.read_text())["candidates"]
+    assert full["name"] == "full" and [run["directory"] for run in full["runs"]] == ["full-seed_0", "full-seed_1"]
+    tests = {path: path.read_bytes() for path in (tmp_path / "out").glob("runs/full-*/checkpoints/*/test.json")}
+    done = call("tune", "--space", tmp_path / "table.yaml", "--resume", "--json")
+    result = last_json(done)
+    assert "ablations: 2 of 4 trainings to do" in done.stderr
+    assert [row["name"] for row in result["candidates"]] == ["full", "noise"] and result["candidates"][0] == full
+    (comparison,) = result["ablations"]
+    assert (comparison["better"], comparison["than"], comparison["seeds"]) == ("noise", "full", 2)
+    assert len(tests) == 2 and all(path.read_bytes() == content for path, content in tests.items())
+    for path in (tmp_path / "out").glob("runs/*/checkpoints/*/test.json"):
+        assert len(json.loads(path.read_text())["readings"]) == 1
+    assert "noise | " in done.stdout and "against full (95% interval)" in done.stdout
+    assert last_json(call("report", tmp_path / "out", "--json"))["sections"] == ["Results", "Rows", "Reproduce"]
+    again = call("tune", "--space", tmp_path / "table.yaml", "--resume", "--json")
+    assert last_json(again) == result  # nothing is left to do
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "search_spaces").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_space_can_be_planned_and_starts_from_its_preset(path: Path, local_ray: None) -> None:
     search = load_search(path)

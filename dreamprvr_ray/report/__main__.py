@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dreamprvr_ray.command_line import Parser, print_json, run
 from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.report.ablation_page import is_ablation_table, read_ablations, write_ablation_report
 from dreamprvr_ray.report.html_page import check_replaceable
 from dreamprvr_ray.report.page import write_report
 from dreamprvr_ray.report.reader import read_search
@@ -51,11 +52,15 @@ def main(arguments: list[str]) -> None:
     out = options.out or Path("" if remote else options.experiment) / "report.html"
     with downloaded(Storage.of(options.experiment)) if remote else nullcontext(Path(options.experiment)) as directory:
         check_replaceable(out)
-        search = read_search(directory)
-        sections = write_report(search, out)
+        if is_ablation_table(directory):
+            table = read_ablations(directory)
+            sections, size = write_ablation_report(table, out), {"rows": len(table.rows)}
+        else:
+            search = read_search(directory)
+            sections, size = write_report(search, out), {"trials": len(search.trials)}
     print(f"report: {out}")
     if options.json:
-        print_json({"report": str(out), "trials": len(search.trials), "sections": sections})
+        print_json({"report": str(out)} | size | {"sections": sections})
 
 
 def _write_table(options: argparse.Namespace) -> None:

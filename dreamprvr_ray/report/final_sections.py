@@ -21,7 +21,7 @@ def final_section(search: SearchRecord) -> Section | None:
     if final is None or not final.result.candidates:
         return None
     result, names = final.result, _names(search, final.result)
-    parts: list[Part] = [paragraph(_describe_split(final)), _result_table(result, names), *_list_parts(result, names)]
+    parts: list[Part] = [paragraph(describe_split(final)), _result_table(result, names), *_list_parts(result, names)]
     if not result.retrained:
         parts.append(
             paragraph("A single training with a single seed: another seed may differ by several points.", soft=True)
@@ -39,7 +39,7 @@ def final_section(search: SearchRecord) -> Section | None:
             " against<br>".join(names.get(name, name) for name in (comparison.better, comparison.than))
             for comparison in result.comparisons
         ]
-        caption = f"The {first.confidence:.0%} interval {_describe_method(first)}"
+        caption = f"The {first.confidence:.0%} interval {describe_interval(first)}"
         parts.append(Chart(difference_chart(result.comparisons, pairs), caption))
     return Section("Final results", tuple(parts))
 
@@ -68,7 +68,7 @@ def moment_section(search: SearchRecord) -> Section | Omission | None:
     return Section("By moment length", (table(heads, rows, text_columns=(0, 1)), chart))
 
 
-def _describe_method(comparison: Comparison) -> str:
+def describe_interval(comparison: Comparison) -> str:
     """Return what an interval covers and how it was computed."""
     bootstrap = f"a paired bootstrap with {comparison.resamples} resamples"
     if not comparison.covers_seeds:
@@ -85,7 +85,8 @@ def _names(search: SearchRecord, result: FinalResult) -> dict[str, str]:
     return {candidate.name: candidate_title(search, candidate) for candidate in result.candidates}
 
 
-def _describe_split(final: FinalRecord) -> str:
+def describe_split(final: FinalRecord) -> str:
+    """Return the size of the split that was tested on, and how val and test were chosen."""
     test = final.result.candidates[0].runs[0].test.retrieval
     size = f"{format_count(test.videos, 'video')}, {format_count(test.recall.queries, 'query')}"
     return f"The {final.split} split of {final.collection}: {size}. {describe_protocol(final.protocol)}"

@@ -207,6 +207,22 @@ class _Experiment(_Record):
     loss: _Loss = _Loss()
 
 
+class _Ablations(_Record):
+    seeds: Count
+    rows: dict[str, dict[str, Value]]
+
+
+class _AblationSettings(_Settings):
+    ablations: _Ablations
+
+
+class AblationFile(_Record):
+    """`search.yaml` of an ablation table."""
+
+    name: str | None = None
+    search: _AblationSettings
+
+
 class SearchFile(_Record):
     """`search.yaml`."""
 

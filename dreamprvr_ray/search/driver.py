@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from dreamprvr_ray.data.cache import read_manifest
-from dreamprvr_ray.errors import PATH_ERRORS, Failure, SearchInterrupted, first_line
+from dreamprvr_ray.errors import PATH_ERRORS, Failure, SearchInterrupted, UserError, first_line
 from dreamprvr_ray.search.candidates import choose_candidates
 from dreamprvr_ray.search.final_evaluation import evaluate_candidates
 from dreamprvr_ray.search.final_record import write_final_record
@@ -37,6 +37,8 @@ def run_search(search: Search, *, resume: bool, log: Callable[[str], None]) -> S
     Raises `UserError` if the search cannot start, `SearchInterrupted` if it was interrupted, and `Failure` if no trial
     succeeded or a final run failed.
     """
+    if search.table.rows:
+        raise UserError(f"{search.name}: has ablations in place of a search; run it with the tune command")
     with open_session(search, resume=resume, log=log) as session:  # checks the search and plans its trials
         study = SearchStudy(session.search, session.copy.path, owner=session.owner or str(session.storage))
         with driving(study.study, session.search.settings.store, study.owner), _resumable(session.storage):

@@ -151,7 +151,9 @@ def load_search(path: Path, overrides: Mapping[str, Any] | None = None) -> Searc
         mistakes += [f"{where}: space: {parameter.key} cannot be searched with ablations" for parameter in parameters]
         table, table_mistakes = read_table(settings.ablations, experiment, where)
         mistakes += table_mistakes
-        settings = settings.model_copy(update={"trials": max(1, len(table.rows) * settings.ablations.seeds)})
+        kept = settings.ablations.model_copy(update={"rows": {row.name: row.values for row in table.rows}})
+        trainings = max(1, len(table.rows) * kept.seeds)
+        settings = settings.model_copy(update={"trials": trainings, "ablations": kept})
     elif not parameters and not mistakes:
         mistakes.append(f"{where}: space: nothing to search: every key has a fixed value")
     if mistakes:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +13,26 @@ import numpy as np
 import pytest
 import yaml
 from support.experiments import make_test_result
+from support.searches import make_session
 
+from dreamprvr_ray.checkpoints.store import CheckpointStore
 from dreamprvr_ray.config import load_experiment, presets
 from dreamprvr_ray.data.manifest import Manifest, SplitRecord
+from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.report.ablation_page import is_ablation_table, read_ablations, write_ablation_report
+from dreamprvr_ray.runtime.reporting import write_checkpoint
 from dreamprvr_ray.search.ablation_table import table_lines
-from dreamprvr_ray.search.ablations import plan_rows
+from dreamprvr_ray.search.ablations import RowRecorder, plan_rows
 from dreamprvr_ray.search.comparison import compare_on_test
 from dreamprvr_ray.search.final_result import Candidate, FinalResult, FinalRun
+from dreamprvr_ray.search.final_runs import PlannedRun
+from dreamprvr_ray.search.preconditions import claim_directory, with_shard_sizes
+from dreamprvr_ray.search.session import SearchSession
 from dreamprvr_ray.search.space import Search, load_search
 from dreamprvr_ray.storage.location import Storage
+from dreamprvr_ray.training.loop import fit
+from dreamprvr_ray.training.reporter import EpochResult, Snapshot
 
 SHIPPED = Path(__file__).parents[2] / "search_spaces" / "ablations.yaml"
 ROWS = {"full": {}, "No registers!": {"model.registers": 0}, "noise": {"model.diffusion_start": "noise"}}
@@ -132,3 +146,64 @@ def test_the_table_compares_each_row_with_the_first() -> None:
     assert note == "intervals over videos and seeds"
     alone = table_lines(FinalResult((row("full", 200.0),)))  # the rows so far
     assert len(alone) == 2 and "200.0 |" in alone[1]
+
+
+@dataclass(frozen=True)
+class HereSession(SearchSession):
+    """A session without Ray: it computes in this process."""
+
+    def compute(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        return function(*arguments, **options)
+
+
+class StoreReporter:
+    """Writes checkpoints as a trial does."""
+
+    def __init__(self, run: Storage) -> None:
+        self._store = CheckpointStore(run / "checkpoints")
+
+    def latest_checkpoint(self) -> AbstractContextManager[Path | None]:
+        return self._store.latest()
+
+    def on_training_start(self) -> None:
+        pass
+
+    def report(self, result: EpochResult, snapshot: Snapshot) -> None:
+        write_checkpoint(self._store, result, snapshot)
+
+
+def test_rows_are_recorded_and_reported_as_soon_as_they_are_trained(demo_shards: Path, tmp_path: Path) -> None:
+    tiny = {"model.hidden_size": 16, "model.branches": 1, "training.epochs": 2, "training.precision": "fp32"}
+    out, messages = tmp_path / "out", list[str]()
+    search = with_shard_sizes(load(tmp_path, shards=str(demo_shards), out=str(out), space=tiny))
+    session = HereSession(**vars(make_session(search, messages)))
+    claim_directory(search, session.copy)
+    shards = ShardSet.open(demo_shards)
+    runs = plan_rows(search, shards.manifest, session.storage / "runs", messages.append)
+
+    def train(run: PlannedRun) -> None:
+        experiment = search.experiment.with_values(run.request.values)
+        fit(experiment, shards, StoreReporter(session.storage / "runs" / run.request.run))
+
+    def recorded() -> list[str]:
+        path = out / "ablations.json"
+        return [row["name"] for row in json.loads(path.read_text())["candidates"]] if path.exists() else []
+
+    recorder = RowRecorder(session, runs, shards.manifest)
+    for run, expected in zip(runs, [0, 1, 1, 2, 2, 3], strict=True):
+        train(run)
+        recorder.try_record()
+        assert recorded() == [*ROWS][:expected]
+    assert recorder.is_complete and sum("rows\n" in message for message in messages) == 3
+    result = recorder.result()
+    assert [comparison.better for comparison in result.ablations] == ["No registers!", "noise"]
+    again = RowRecorder(session, plan_rows(search, shards.manifest, session.storage / "runs", print), shards.manifest)
+    again.record()  # as a resumed table does
+    assert again.result() == result
+    for path in out.glob("runs/*/checkpoints/*/test.json"):
+        assert len(json.loads(path.read_text())["readings"]) == 1
+    assert is_ablation_table(out) and not is_ablation_table(tmp_path)
+    table = read_ablations(out)
+    assert write_ablation_report(table, tmp_path / "report.html") == ["Results", "Rows", "Reproduce"]
+    page = (tmp_path / "report.html").read_text()
+    assert "3 of 3 rows are finished." in page and "model.diffusion_start = noise" in page and "against full" in page
