@@ -109,8 +109,7 @@ class Source:
             mistakes = _without_features(video_reader, own, "video")
         mistakes += _without_features(video_reader, right, "right video")
         mistakes += _without_features(query_reader, queries_in, "query")
-        sentence_file = _find_sentence_features(found.queries)
-        sentences = HDF5Features(sentence_file, "query") if sentence_file else None
+        sentences = HDF5Features(found.sentences, "query") if found.sentences else None
         if sentences:
             mistakes += _without_features(sentences, queries_in, "query")
         if mistakes:
@@ -136,7 +135,7 @@ class Source:
             splits=splits,
             moment_fractions=fractions if fractions or moment_files else None,
             files=(
-                *found.captions.values(), found.queries, *([sentence_file] if sentence_file else []),
+                *found.captions.values(), found.queries, *([found.sentences] if found.sentences else []),
                 *video_reader.files, *moment_files, *found.labels.values()
             ),
             found=found.describe(),
@@ -221,20 +220,6 @@ def _remarks(found: SourceFiles, collection: str) -> list[str]:
         f"{text}: no train split ({collection}train.caption.txt), so the shards serve to evaluate, not to train"
         + (f"; it also holds {listed}" if others else "")
     ]
-
-
-def _find_sentence_features(query_file: Path) -> Path | None:
-    """Return the file of sentences' embeddings that belongs to a file of query features, if there is one."""
-    ending = "query_feat.hdf5"
-    stem, folder = query_file.name.removesuffix(ending), query_file.parent
-    own = folder / f"{stem}sentence_feat.hdf5"
-    if os.path.lexists(own):
-        return own
-    # Others may belong to other files of query features; one that belongs to none is misnamed.
-    for path in sorted(folder.glob("*sentence_feat.hdf5")):
-        if not os.path.lexists(folder / f"{path.name.removesuffix('sentence_feat.hdf5')}{ending}"):
-            raise UserError(f"{path}: belongs to no file of query features; rename it to {own.name}")
-    return None
 
 
 def _without_features(reader: HDF5Features | MatrixFeatures, named_in: Mapping[str, Path], kind: str) -> list[str]:

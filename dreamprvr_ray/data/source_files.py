@@ -18,6 +18,7 @@ from dreamprvr_ray.errors import UserError, did_you_mean
 _DEPTH = 3  # how deep under FeatureData features are looked for
 _NAMED = 6  # how many files a message names
 _QUERY_FILE = "query_feat.hdf5"  # how the name of a file of query features ends in the releases
+_SENTENCE_FILE = "sentence_feat.hdf5"  # how that of the file with embeddings of whole sentences ends
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class SourceFiles:
         captions: Caption file by split.
         labels: File with the right videos of a split's queries, by split.
         queries: HDF5 file of query features.
+        sentences: HDF5 file of embeddings of whole sentences, if there is one.
         videos: HDF5 file of video features, or the matrix next to its `id.txt`.
         features: Name of the video features.
     """
@@ -37,13 +39,16 @@ class SourceFiles:
     captions: Mapping[str, Path]
     labels: Mapping[str, Path]
     queries: Path
+    sentences: Path | None
     videos: Path
     features: str
 
     def describe(self) -> str:
         """Return in a line which files were chosen."""
         captions = ", ".join(path.name for path in (*self.captions.values(), *self.labels.values()))
-        return f"reading {captions}; queries: {self._shown(self.queries)}; videos: {self._shown(self.videos)}"
+        sentences = f" and {self.sentences.name}" if self.sentences else ""
+        queries = self._shown(self.queries) + sentences
+        return f"reading {captions}; queries: {queries}; videos: {self._shown(self.videos)}"
 
     def _shown(self, path: Path) -> str:
         return str(path.relative_to(self.folder) if path.is_relative_to(self.folder) else path)
@@ -62,11 +67,13 @@ def find_files(directory: Path, collection: str, features: str | None, queries: 
     text, feature_folder = folder / "TextData", folder / "FeatureData"
     captions = find_captions(text, collection)
     name, videos = _find_video_features(feature_folder, features)
+    query_file = _find_query_features(text, feature_folder, collection, queries)
     return SourceFiles(
         folder=folder,
         captions=captions,
         labels=find_labels(text, collection, captions),
-        queries=_find_query_features(text, feature_folder, collection, queries),
+        queries=query_file,
+        sentences=_find_sentence_features(query_file),
         videos=videos,
         features=name,
     )
@@ -94,6 +101,7 @@ def _find_query_features(folder: Path, feature_folder: Path, collection: str, qu
     files = _hdf5_files(folder) or [path for inner in _folders(folder) for path in _hdf5_files(inner)]
     if not files and feature_folder.is_dir():
         files = [path for path in _hdf5_files(feature_folder) if "query" in path.name.lower()]
+    files = [path for path in files if not path.name.endswith(_SENTENCE_FILE)]
     if queries is not None:
         return _choose_query_features(files, folder, collection, queries)
     for choices in (
@@ -136,6 +144,19 @@ def _choose_query_features(files: Sequence[Path], folder: Path, collection: str,
     if len(inner) == 1:
         return inner[0]
     raise UserError(f"--queries {path}: must be an HDF5 file; the directory holds {_listed(inner) or 'no such file'}")
+
+
+def _find_sentence_features(query_file: Path) -> Path | None:
+    """Return the file of sentences' embeddings that belongs to a file of query features, if there is one."""
+    stem, folder = query_file.name.removesuffix(_QUERY_FILE), query_file.parent
+    own = folder / f"{stem}{_SENTENCE_FILE}"
+    if os.path.lexists(own):
+        return own
+    # Others may belong to other files of query features; one that belongs to none is misnamed.
+    for path in sorted(folder.glob(f"*{_SENTENCE_FILE}")):
+        if not os.path.lexists(folder / f"{path.name.removesuffix(_SENTENCE_FILE)}{_QUERY_FILE}"):
+            raise UserError(f"{path}: belongs to no file of query features; rename it to {own.name}")
+    return None
 
 
 def _find_video_features(folder: Path, features: str | None) -> tuple[str, Path]:

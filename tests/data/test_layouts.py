@@ -90,6 +90,15 @@ def two_query_files(tree: SourceTree) -> list[str]:
     return ["--queries", "roberta"]
 
 
+def query_files_with_sentences(tree: SourceTree) -> list[str]:
+    options = two_query_files(tree)
+    for encoder, size in (("roberta", TEXT_SIZE), ("clip", 24)):
+        with h5py.File(tree.text / f"{encoder}_c_sentence_feat.hdf5", "w") as file:
+            for query in tree.queries:
+                file[query] = np.ones(size)
+    return options
+
+
 def queries_by_path(tree: SourceTree) -> list[str]:
     tree.write()
     (tree.text / "c_query_feat.hdf5").rename(tree.root / "mine.h5")
@@ -196,6 +205,7 @@ ACCEPTED: dict[str, Write] = {
     "a query file of another name": query_file_of_another_name,
     "a query file among the video features": query_file_among_video_features,
     "two query files": two_query_files,
+    "two query files with embeddings of sentences": query_files_with_sentences,
     "queries by path": queries_by_path,
     "a group per id": groups("{id}/features", "{id}/x"),
     "a group per id in a group per id": groups("{id}/a/b", "{id}/x/y/z"),
