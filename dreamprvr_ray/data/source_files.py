@@ -55,7 +55,7 @@ class SourceFiles:
 
 
 def find_files(directory: Path, collection: str, features: str | None, queries: str | None) -> SourceFiles:
-    """Find the files of a collection; `features` and `queries` choose where there are several, or are paths.
+    """Find the files of a collection; `features` and `queries` choose among several, or are paths.
 
     Raises:
         UserError: Something is missing, or ambiguous.
