@@ -26,6 +26,7 @@ class ChartGrid:
     charts: tuple[tuple[str, Chart], ...]
 
 
+Tile = tuple[str, str]  # a number and its description
 Part = str | Chart | ChartGrid  # a string is HTML
 
 
@@ -57,6 +58,14 @@ def with_omissions(contents: Iterable[Section | Omission | None]) -> list[Sectio
 def paragraph(text: str, soft: bool = False) -> str:
     """Return a paragraph of plain text; `soft` sets it smaller and grey."""
     return f"<p{' class=soft' if soft else ''}>{escape(text)}</p>" if text else ""
+
+
+def tile_row(tiles: Iterable[Tile]) -> str:
+    """Return tiles in a row, each a number above its description."""
+    html = "".join(
+        f'<div class="tile"><b>{escape(number)}</b><span>{escape(text)}</span></div>' for number, text in tiles
+    )
+    return f'<div class="tiles">{html}</div>'
 
 
 def code(text: str) -> str:

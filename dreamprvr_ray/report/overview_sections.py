@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 
 from dreamprvr_ray.report import reproduce
-from dreamprvr_ray.report.content import Part, Section, code, details, paragraph
+from dreamprvr_ray.report.content import Part, Section, Tile, code, details, paragraph, tile_row
 from dreamprvr_ray.report.formatting import format_difference, format_sumr
 from dreamprvr_ray.report.importance import Importance
 from dreamprvr_ray.report.search_record import SearchRecord
@@ -14,16 +13,11 @@ from dreamprvr_ray.report.summary import candidate_name, describe_stop, summariz
 from dreamprvr_ray.search.final_result import FinalResult
 from dreamprvr_ray.search.results import STATES
 
-Tile = tuple[str, str]  # a number and its description
-
 
 def summary_section(search: SearchRecord, found: Sequence[Importance]) -> Section:
     """Return the most important numbers as tiles, and the summary in sentences."""
     tiles = [*_score_tiles(search), *_test_tiles(search), (str(len(search.trials)), _count_states(search))]
-    html = "".join(
-        f'<div class="tile"><b>{escape(number)}</b><span>{escape(text)}</span></div>' for number, text in tiles
-    )
-    return Section("Summary", (f'<div class="tiles">{html}</div>', *map(paragraph, summarize(search, found))))
+    return Section("Summary", (tile_row(tiles), *map(paragraph, summarize(search, found))))
 
 
 def _score_tiles(search: SearchRecord) -> list[Tile]:

@@ -1,0 +1,209 @@
+"""Similarity of a query along a video (figures 1 and 5 of the paper), and how often its peak is in the moment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from dreamprvr_ray.data.moments import MomentFiles, Span
+from dreamprvr_ray.data.shards import Split
+from dreamprvr_ray.evaluation.retrieval import VIDEO_BLOCK
+from dreamprvr_ray.model.scoring import best_cosines
+from dreamprvr_ray.report.figures.embedders import Embedder
+
+TOP = 3  # videos listed for a query
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """The cosines (frames,) of a query with the frames of a video, in float32."""
+
+    label: str  # of the embedder
+    cosines: np.ndarray
+
+    @property
+    def peak(self) -> int:
+        """The number of the frame with the highest cosine; the first of several."""
+        return int(self.cosines.argmax())
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The times of a video's frames. A frame row stands for an equal part of the video."""
+
+    frames: int
+    duration: float | None  # in seconds, if known
+
+    def at(self, frame: int) -> float:
+        """Return the middle of a frame's part: in seconds or, if the duration is not known, its number from 1."""
+        return frame + 1 if self.duration is None else (frame + 0.5) * self.duration / self.frames
+
+    def describe(self, frame: int) -> str:
+        """Return where a frame is, as text."""
+        return f"frame {frame + 1}" if self.duration is None else f"{self.at(frame):.1f} s"
+
+    @property
+    def times(self) -> np.ndarray:
+        """The times (frames,) of all frames, as `at` returns them."""
+        return np.array([self.at(frame) for frame in range(self.frames)])
+
+    def inside(self, span: Span) -> np.ndarray:
+        """Return which frames (frames,) have their middle in the span; none if the duration is not known."""
+        if self.duration is None:
+            return np.zeros(self.frames, dtype=bool)
+        return (self.times >= span.start) & (self.times <= span.end)
+
+
+@dataclass(frozen=True)
+class RetrievedVideo:
+    """A video with one of the highest scores for a query, and where in it the model finds the query."""
+
+    video: str
+    score: float
+    is_right: bool
+    timeline: Timeline
+    peak: int  # frame
+    caption: str | None  # what this frame shows, if known
+
+
+@dataclass(frozen=True, eq=False)
+class QueryExample:
+    """A query, its curves along its own video, and the videos that the model retrieves."""
+
+    query: str  # id
+    sentence: str
+    video: str  # id
+    rank: int  # of the best right video, from 1
+    timeline: Timeline
+    curves: tuple[Curve, ...]  # the model's first
+    moment: Span | None
+    captions: tuple[str | None, ...]  # (frames,) what each frame of its own video shows, if known
+    top: tuple[RetrievedVideo, ...]
+
+
+@dataclass(frozen=True)
+class Localisation:
+    """In how many queries the most similar frame of the query's own video is inside the annotated moment."""
+
+    label: str  # of the embedder
+    inside: int
+    queries: int
+    chance: float  # how many would be, with a frame drawn at random
+
+
+def curves_of(embedder: Embedder, split: Split, pairs: Sequence[tuple[int, int]]) -> list[Curve]:
+    """Return the curve of each pair of a query and a video."""
+    queries = embedder.queries(split, np.array([query for query, _ in pairs], dtype=np.int64))
+    videos, place = np.unique(np.array([video for _, video in pairs], dtype=np.int64), return_inverse=True)
+    frames = embedder.frames(split, videos)
+    return [
+        Curve(embedder.label, _cosines(query, frames[video]))
+        for query, video in zip(queries, place.tolist(), strict=True)
+    ]
+
+
+def _cosines(query: Tensor, frames: Tensor) -> np.ndarray:
+    """Return the cosines (L,) of a query (D,) with frames (L, D), by the model's own scoring."""
+    cosines: np.ndarray = best_cosines(query[None], frames[:, None])[0].numpy()
+    return cosines
+
+
+def timeline_of(split: Split, files: MomentFiles, video: int) -> Timeline:
+    """Return the times of a video's frames."""
+    return Timeline(int(split.frame_counts[video]), files.durations.get(split.videos[video]))
+
+
+def query_examples(
+    embedders: Sequence[Embedder],
+    split: Split,
+    files: MomentFiles,
+    queries: Sequence[int],
+    scores: Tensor,
+    ranks: Tensor,
+) -> list[QueryExample]:
+    """Return examples of these queries. `embedders` starts with the model.
+
+    `scores` (Q, V) are the model's, `ranks` (Q,) those of each query's best right video.
+    """
+    owners = split.owner[list(queries)].tolist()
+    own = [curves_of(embedder, split, list(zip(queries, owners, strict=True))) for embedder in embedders]
+    best = scores[list(queries)].cpu().topk(min(TOP, scores.shape[1]))
+    pairs = [(query, video) for query, videos in zip(queries, best.indices.tolist(), strict=True) for video in videos]
+    found = iter(curves_of(embedders[0], split, pairs))
+    examples = []
+    for place, (query, owner) in enumerate(zip(queries, owners, strict=True)):
+        timeline, video = timeline_of(split, files, owner), split.videos[owner]
+        right = right_videos(split, query)
+        top = tuple(
+            _retrieved(split, files, number, score, number in right, next(found))
+            for number, score in zip(best.indices[place].tolist(), best.values[place].tolist(), strict=True)
+        )
+        examples.append(
+            QueryExample(
+                split.queries[query],
+                split.captions[query],
+                video,
+                int(ranks[query]),
+                timeline,
+                tuple(curves[place] for curves in own),
+                files.spans.get(split.queries[query]),
+                tuple(_caption(files, video, timeline, frame) for frame in range(timeline.frames)),
+                top,
+            )
+        )
+    return examples
+
+
+def right_videos(split: Split, query: int) -> set[int]:
+    """Return the numbers of a query's right videos."""
+    if split.right_videos is None:
+        return {int(split.owner[query])}
+    offsets, numbers = split.right_videos
+    return set(numbers[offsets[query] : offsets[query + 1]].tolist())
+
+
+def _retrieved(
+    split: Split, files: MomentFiles, number: int, score: float, is_right: bool, curve: Curve
+) -> RetrievedVideo:
+    video, timeline = split.videos[number], timeline_of(split, files, number)
+    caption = _caption(files, video, timeline, curve.peak)
+    return RetrievedVideo(video, score, is_right, timeline, curve.peak, caption)
+
+
+def _caption(files: MomentFiles, video: str, timeline: Timeline, frame: int) -> str | None:
+    return None if timeline.duration is None else files.caption_at(video, timeline.at(frame))
+
+
+def queries_with_moment(split: Split, files: MomentFiles) -> list[int]:
+    """Return the numbers of the queries whose moment is known, in a video of known length."""
+    return [
+        number
+        for number, query in enumerate(split.queries)
+        if query in files.spans and split.videos[split.owner[number]] in files.durations
+    ]
+
+
+def localisation(embedder: Embedder, split: Split, files: MomentFiles) -> Localisation | None:
+    """Count the queries whose peak is inside their moment; None if no query has a moment in a video of known length."""
+    known = queries_with_moment(split, files)
+    if not known:
+        return None
+    inside, chance = 0, 0.0
+    for query, curve in _own_curves(embedder, split, known):
+        timeline = timeline_of(split, files, int(split.owner[query]))
+        is_inside = timeline.inside(files.spans[split.queries[query]])
+        inside += bool(is_inside[curve.peak])
+        chance += float(is_inside.mean())
+    return Localisation(embedder.label, inside, len(known), chance)
+
+
+def _own_curves(embedder: Embedder, split: Split, queries: Sequence[int]) -> Iterator[tuple[int, Curve]]:
+    """Yield each query with the curve along its own video, a few videos at a time."""
+    owners = split.owner[list(queries)].tolist()
+    pairs = list(zip(queries, owners, strict=True))
+    for start in range(0, len(pairs), VIDEO_BLOCK):
+        block = pairs[start : start + VIDEO_BLOCK]
+        yield from zip([query for query, _ in block], curves_of(embedder, split, block), strict=True)
