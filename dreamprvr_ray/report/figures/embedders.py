@@ -10,7 +10,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dreamprvr_ray.data.batches import collate_queries, collate_videos
@@ -76,12 +75,8 @@ class EncoderEmbedder:
     label: str = "encoder alone"
 
     def queries(self, split: Split, numbers: np.ndarray) -> Tensor:
-        """Return the normalised mean (n, Dt) of each query's token rows."""
-        parts = [torch.zeros(0, split.text_size)]
-        for block in _blocks(numbers, QUERY_BLOCK):
-            tokens, mask = collate_queries(split, block)
-            parts.append(F.normalize(tokens.sum(1) / mask.sum(1, keepdim=True), dim=1))
-        return torch.cat(parts)
+        """Return the encoder's embeddings (n, Dt) of these queries' sentences, see `Split.sentences`."""
+        return split.sentences(numbers)
 
     def frames(self, split: Split, numbers: np.ndarray) -> list[Tensor]:
         """Return the frame rows (L, Dv) of each video."""

@@ -18,6 +18,7 @@ from dreamprvr_ray.evaluation.metrics import Evaluation
 from dreamprvr_ray.evaluation.ranks import summarise
 from dreamprvr_ray.evaluation.retrieval import rank_queries
 from dreamprvr_ray.evaluation.test_record import load_fitting_model, score_checkpoint
+from dreamprvr_ray.evaluation.weights import ScoreWeights
 from dreamprvr_ray.report.figures.embedders import Embedder, EncoderEmbedder, ModelEmbedder
 from dreamprvr_ray.report.figures.query_map import QueryMap, busiest_videos, query_map
 from dreamprvr_ray.report.figures.selection import find_queries, sample_queries
@@ -70,6 +71,7 @@ class FigureRecord:
     trained: TrainedModel
     settings: FigureSettings
     evaluation: Evaluation
+    encoder_weight: float  # of the encoder's own comparison in the scores that rank videos; the curves are without it
     mapped: MappedQueries | None  # None if too few videos have several queries
     examples: tuple[QueryExample, ...]
     localisations: tuple[Localisation, ...]  # empty if no moment is known
@@ -118,6 +120,7 @@ def compute_figures(
         embedders.append(_without_registers(settings.without, shards))
     elif one_encoder:
         embedders.append(EncoderEmbedder())
+    weights = ScoreWeights.of(trained.experiment.evaluation, trained.metrics, checkpoint)
     log(f"scoring {len(data.queries):,} queries against {len(data):,} videos of {data.name}")
     scores = score_checkpoint(trained, data, checkpoint, shards)
     ranks = rank_queries(scores, data)
@@ -133,6 +136,7 @@ def compute_figures(
         trained,
         settings,
         evaluation,
+        weights.encoder,
         _map_queries(model, data, settings.seed),
         tuple(examples),
         tuple(each for each in found if each is not None),

@@ -32,6 +32,8 @@ def _summary_section(record: FigureRecord) -> Section:
         tiles.append(
             (str(model.diffusion_steps), "diffusion steps" if model.diffusion_steps != 1 else "diffusion step")
         )
+    if record.encoder_weight:
+        tiles.append((f"{record.encoder_weight:g}", "weight of the encoder's own comparison in the scores"))
     parts: list[Part] = [tile_row(tiles)]
     if split == "train":
         parts.append(paragraph("The model was trained on these queries: expect worse results for others."))
@@ -93,7 +95,10 @@ def _example_section(record: FigureRecord) -> Section:
     parts: list[Part] = [paragraph(text)]
     if len(record.examples[0].curves) == 1:
         parts.append(
-            paragraph("Frames and queries are not of one encoder: there is nothing to compare with but --without.")
+            paragraph(
+                "Only the model's curve is shown: frames and queries have features of different encoders, so the"
+                " encoder alone cannot compare them. --without adds a model without registers."
+            )
         )
     for example in record.examples:
         parts += _example_parts(example, record.evaluation.retrieval.videos)

@@ -58,7 +58,7 @@ def test_the_page_has_every_figure(written: tuple[subprocess.CompletedProcess[st
     text = text_of(html)
     assert "its video val1 is at rank" in text and "3 queries chosen by hand" in text
     assert f"“{EVIL}”" in text or "“a room”" in text
-    assert "val3#0" in text  # the id where there is no sentence
+    assert "val3#0" in text  # the id, for a query without a sentence
     assert re.search(r"Peak with 3 registers: \d\.\d s, (inside|outside) the moment", text)
     assert re.search(r"Peak encoder alone: frame \d+\. ", text)  # of the video without known times
 
