@@ -106,7 +106,10 @@ def _tokens(collection: Collection) -> object:
     ("arguments", "message"),
     [
         ([], "the following arguments are required: experiment (see python -m dreamprvr_ray.report --help)"),
-        (["--figures", "--checkpoint", "c"], "--figures needs --shards and --out (see python -m dreamprvr_ray.report --help)"),
+        (
+            ["--figures", "--checkpoint", "c"],
+            "--figures needs --shards and --out (see python -m dreamprvr_ray.report --help)",
+        ),
         (["search", "--figures"], "search: --figures takes a checkpoint (--checkpoint) and not a search"),
         (["search", "--frame-captions", "f"], "--frame-captions is for --figures"),
         (["--table", "run", "--figures"], "--table and --figures exclude each other"),
