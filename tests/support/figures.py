@@ -43,7 +43,7 @@ def make_collection(folder: Path) -> Collection:
         "val": split("val", (3, 4, 3, 1)),
         "test": split("test", (1, 1, 1, 1)),
     }
-    shards = write_shards(folder / "shards", collection="example", splits=splits)
+    shards = write_shards(folder / "shards", collection="example", splits=splits, one_encoder=True)
     moments = [
         {"query": query, "video": query.split("#")[0], "start": 4.0, "end": 2.0}  # swapped, as some annotators do
         for query in shards.split("val").queries

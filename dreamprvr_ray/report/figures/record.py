@@ -113,19 +113,18 @@ def compute_figures(
     if not data.queries:
         raise UserError(f"{shards.directory}: split {settings.split} has no queries")
     chosen = find_queries(data, settings.queries) or sample_queries(data, files, settings.examples, settings.seed)
+    manifest = shards.manifest
     model = ModelEmbedder(trained.model.to(best_device()), model_label(trained))
     embedders: list[Embedder] = [model]
-    one_encoder = shards.manifest.video_size == shards.manifest.text_size
     if settings.without is not None:
         embedders.append(_without_registers(settings.without, shards))
-    elif one_encoder:
+    elif manifest.video_size == manifest.text_size and manifest.one_encoder is not False:
         embedders.append(EncoderEmbedder())
     weights = ScoreWeights.of(trained.experiment.evaluation, trained.metrics, checkpoint)
     log(f"scoring {len(data.queries):,} queries against {len(data):,} videos of {data.name}")
     scores = score_checkpoint(trained, data, checkpoint, shards)
     ranks = rank_queries(scores, data)
     retrieval = summarise(ranks, len(data), data.moment_fractions)
-    manifest = shards.manifest
     evaluation = Evaluation(settings.split, manifest.collection, manifest.protocol, retrieval)
     examples = query_examples(embedders, data, files, chosen, scores, ranks.rank)
     log("looking for the moments")

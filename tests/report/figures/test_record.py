@@ -13,6 +13,7 @@ from support.figures import EVIL, Collection
 
 from dreamprvr_ray.checkpoints.locate import load_trained_model
 from dreamprvr_ray.data.batches import collate
+from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.evaluation.test_record import evaluate_checkpoint
 from dreamprvr_ray.model.scoring import best_cosines
@@ -67,7 +68,7 @@ def test_ranks_and_retrieved_videos_are_those_of_the_evaluation(
 def test_the_encoder_alone_compares_sentences_with_frames(record: FigureRecord, collection: Collection) -> None:
     split = collection.shards.split("val")
     for number, example in enumerate(record.examples):
-        sentence = F.normalize(split.tokens(number, number + 1)[0].float().mean(0), dim=0)
+        sentence = split.sentences(np.array([number]))[0]
         frames = F.normalize(split.frames(int(split.owner[number])).float(), dim=1)
         assert example.curves[1].cosines == pytest.approx((frames @ sentence).numpy(), abs=1e-5)
 
@@ -123,14 +124,8 @@ def test_nothing_is_known_but_the_features(collection: Collection, checkpoint: S
     assert sampled.to_dict()["examples"] == compute(collection, checkpoint, examples=3, seed=1).to_dict()["examples"]
 
 
-def test_features_of_different_encoders_are_not_compared(
-    collection: Collection, checkpoint: Storage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other = replace(collection.shards.manifest, text_size=collection.shards.manifest.text_size + 1)
-    trained = load_trained_model(checkpoint)
-    monkeypatch.setattr("dreamprvr_ray.report.figures.record.load_fitting_model", lambda *_: trained)
-    shards = type(collection.shards)(collection.shards.directory, other)
-    monkeypatch.setattr(shards, "split", collection.shards.split)
+def test_features_of_different_encoders_are_not_compared(collection: Collection, checkpoint: Storage) -> None:
+    shards = ShardSet(collection.shards.directory, replace(collection.shards.manifest, one_encoder=False))
     record = compute_figures(checkpoint, shards, FigureSettings(examples=1), lambda line: None)
     assert [curve.label for curve in record.examples[0].curves] == ["with 3 registers"]
 
