@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from dreamprvr_ray.command_line import Parser
 from dreamprvr_ray.errors import UserError
 
 _NAMES = ("checkpoint", "shards", "split", "without", "moments", "frame_captions", "query", "examples", "seed")
 
 
-def add_figure_options(parser: Parser) -> None:
+def add_figure_options(parser: ArgumentParser) -> None:
     """Add `--figures` and the options that belong to it."""
     group = parser.add_argument_group("figures of a checkpoint")
     group.add_argument(
@@ -50,13 +49,13 @@ def add_figure_options(parser: Parser) -> None:
     group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the sample and of t-SNE (default: 0)")
 
 
-def first_figure_option(parser: Parser, options: Namespace) -> str | None:
+def first_figure_option(parser: ArgumentParser, options: Namespace) -> str | None:
     """Return the first option that belongs to `--figures` and has not its default value; None if there is no such."""
     changed = (name for name in _NAMES if getattr(options, name) != parser.get_default(name))
     return next((_flag(name) for name in changed), None)
 
 
-def check_figure_options(parser: Parser, options: Namespace) -> None:
+def check_figure_options(parser: ArgumentParser, options: Namespace) -> None:
     """Raise `UserError` if an option that `--figures` needs is missing, or if there is one for something else."""
     if options.experiment is not None:
         raise UserError(f"{options.experiment}: --figures takes a checkpoint (--checkpoint) and not a search")
