@@ -78,7 +78,7 @@ def render() -> str:
             [
                 f"`{key.name}`",
                 _allowed(key),
-                *(f"`{format_value(preset[key.name])}`" for preset in presets),
+                *(f"`{format_value(preset.get(key.name, {}))}`" for preset in presets),
                 key.description,
             ]
             for key in document_keys(section, f"{name}.")

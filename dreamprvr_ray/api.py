@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dreamprvr_ray.config import Experiment, load_experiment
+from dreamprvr_ray.data.locations import one_or_several
 from dreamprvr_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def open_shards(location: str | Path) -> ShardSet:
 
 def train_model(
     config: str | Path | Experiment,
-    shards: str | Path | ShardSet,
+    shards: str | Path | ShardSet | Sequence[str | Path | ShardSet],
     out: str | Path,
     *,
     overrides: Mapping[str, Any] | None = None,
@@ -77,11 +78,13 @@ def train_model(
 ) -> TrainedModel:
     """Train one model in this process, without Ray, and return the best epoch's model.
 
-    `config` is a preset's name, a YAML file or an `Experiment`; `overrides` replaces values by dotted key. The
+    `config` is a preset's name, a YAML file or an `Experiment`; `overrides` replaces values by dotted key. `shards` may
+    be a list, to train on several collections of one encoder together: the mean of their val SumR then counts. The
     directory `out` keeps the latest and the best checkpoint (`last/`, `best/`); with `resume`, training continues from
     the latest. `log` receives one line an epoch.
     """
     from dreamprvr_ray.checkpoints.checkpoint import load_model as load
+    from dreamprvr_ray.data.collections import Collections
     from dreamprvr_ray.training.loop import fit
     from dreamprvr_ray.training.reporter import DirectoryReporter
 
@@ -89,13 +92,13 @@ def train_model(
     if not resume and directory.exists() and any(directory.iterdir()):
         raise UserError(f"{directory} already exists; pass resume=True to continue its training")
     experiment = _experiment(config, overrides)
-    fit(experiment, _shard_set(shards), DirectoryReporter(directory, log))
+    fit(experiment, Collections([_shard_set(each) for each in _each(shards)]), DirectoryReporter(directory, log))
     return load(directory / "best")
 
 
 def run_training(
     config: str | Path | Experiment,
-    shards: str | Path,
+    shards: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
     workers: int | str = 1,
@@ -105,20 +108,21 @@ def run_training(
 ) -> dict[str, Any]:
     """Train one model in Ray Train workers, as the `train` command does, and return the best epoch's metrics.
 
-    `workers` is a number, or `"2:8"` for as many as there is room for. `shards` and `out` may be URIs. The best
-    checkpoint is `out`/best.
+    `workers` is a number, or `"2:8"` for as many as there is room for. `shards` may be a list, as in `train_model`.
+    `shards` and `out` may be URIs. The best checkpoint is `out`/best.
     """
     from dreamprvr_ray.runtime.resources import WorkerCount
     from dreamprvr_ray.runtime.train_run import train
 
     count = WorkerCount.parse(str(workers))
-    return train(_experiment(config, overrides), str(shards), str(out), count, resume=resume, log=log)
+    locations = one_or_several([str(each) for each in _each(shards)])
+    return train(_experiment(config, overrides), locations, str(out), count, resume=resume, log=log)
 
 
 def run_search(
     space: str | Path,
     *,
-    shards: str | Path | None = None,
+    shards: str | Path | Sequence[str | Path] | None = None,
     out: str | Path | None = None,
     trials: int | None = None,
     overrides: Mapping[str, Any] | None = None,
@@ -128,14 +132,18 @@ def run_search(
     """Search a space with Ray Tune and Optuna, as the `tune` command does, and return its trials, final models and
     test result.
 
-    `space` is a search's YAML file; `shards`, `out` and `trials` replace the file's values. Raises `SearchInterrupted`
+    `space` is a search's YAML file; `shards` (one or a list, as in `train_model`), `out` and `trials` replace the
+    file's values. Raises `SearchInterrupted`
     where it was stopped before its end.
     """
     from dreamprvr_ray.search.driver import run_search as run
     from dreamprvr_ray.search.space import load_search
 
-    given = {"shards": shards, "out": out, "trials": trials}
-    values = {key: value if isinstance(value, int) else str(value) for key, value in given.items() if value is not None}
+    values: dict[str, Any] = {} if trials is None else {"trials": trials}
+    if out is not None:
+        values["out"] = str(out)
+    if shards is not None:
+        values["shards"] = one_or_several([str(each) for each in _each(shards)])
     return run(load_search(Path(space), {**(overrides or {}), **values}), resume=resume, log=log)
 
 
@@ -243,6 +251,11 @@ def _experiment(config: str | Path | Experiment, overrides: Mapping[str, Any] | 
     if isinstance(config, Experiment):
         return config.with_values(overrides, "overrides") if overrides else config
     return load_experiment(config, overrides)
+
+
+def _each(shards: Any) -> list[Any]:
+    """Return one or several shards as a list; a string is one."""
+    return list(shards) if isinstance(shards, Sequence) and not isinstance(shards, str) else [shards]
 
 
 def _shard_set(shards: str | Path | ShardSet) -> ShardSet:

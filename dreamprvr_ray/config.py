@@ -37,6 +37,8 @@ PAPERS_SETTINGS, OWN_SETTINGS = "the paper's settings", "the configuration's own
 PAPER_PRESETS = ("tvr", "activitynet", "charades")
 # Keys that are no part of the paper's settings: they belong to the data, to the machine or to a single training.
 NO_SETTINGS = ("data.video_size", "data.text_size", "training.seed", "training.precision", *RESUME_MAY_CHANGE)
+WEIGHTS = "data.weights."  # prefix of a key that ends with the name of a collection
+FULL_WEIGHT = 1.0  # of a collection for which `data.weights` has no value
 
 S = TypeVar("S", bound=Section)
 
@@ -83,10 +85,12 @@ class Experiment(Section):
     def changes_from(self, before: Experiment) -> list[str]:
         """What decides the result of a training and is not as it was, a line each; how faults are met may change."""
         was, now = before.flat(), self.flat()
+        # Only the keys of `data.weights` may be missing in one of them.
+        values = {key: (was.get(key, FULL_WEIGHT), now.get(key, FULL_WEIGHT)) for key in now | was}
         return [
-            f"{key} was {was[key]!r} and is {now[key]!r} now"
-            for key in now
-            if now[key] != was[key] and key not in RESUME_MAY_CHANGE
+            f"{key} was {old!r} and is {new!r} now"
+            for key, (old, new) in values.items()
+            if old != new and key not in RESUME_MAY_CHANGE
         ]
 
     def to_yaml(self) -> str:
@@ -143,8 +147,13 @@ def validated(section: type[S], values: Mapping[str, Any], source: str) -> S:
 
 
 def known_keys() -> list[str]:
-    """Return every dotted key of `Experiment`."""
-    return list(_keys(Experiment, ""))
+    """Return every dotted key of `Experiment`, apart from `data.weights`, whose keys end with a collection's name."""
+    return [key for key in _keys(Experiment, "") if f"{key}." != WEIGHTS]
+
+
+def is_known_key(key: str) -> bool:
+    """Return whether a configuration may have a value of this dotted key."""
+    return key in known_keys() or (key.startswith(WEIGHTS) and key != WEIGHTS)
 
 
 def parse_overrides(pairs: list[str]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ CLIPS = 32  # rows on a video's clip axis
 QUERY_TOKENS = 30  # longer queries are truncated to this many tokens
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 # Sizes beyond these bounds are typing errors: they would exhaust the memory, or never end.
@@ -202,6 +203,12 @@ class DataConfig(Section):
         "`exact`: always 128 rows, as in the paper; padded rows count in a video's mean and, as zero "
         "rows, in its maximum over tokens. `batch`: a batch is only as long as its longest video, and "
         "padding never affects a result.",
+    )
+    weights: dict[str, Share] = Field(
+        default={},
+        description="Share of a collection's train videos that each epoch is trained on, 0 to 1, by the collection's "
+        "name: `{qvh: 1.0, tvr: 0.5}`, or `data.weights.tvr=0.5`. Without a value it is 1, every video once. A smaller "
+        "share is drawn anew for each epoch; it weights collections that are trained on together.",
     )
 
 

@@ -8,6 +8,7 @@ from importlib import import_module
 
 from dreamprvr_ray.command_line import Parser, print_json, print_progress, run
 from dreamprvr_ray.config import Experiment, load_experiment, parse_overrides
+from dreamprvr_ray.data.locations import one_or_several
 from dreamprvr_ray.errors import UserError, redact_uri
 
 
@@ -21,11 +22,12 @@ def main(arguments: list[str]) -> None:
     if options.dry_run:
         _print_plan(options.config, experiment, options.json)
         return
-    if options.shards is None or options.out is None:
+    shards = options.shards and one_or_several(options.shards)
+    if shards is None or options.out is None:
         raise UserError("--shards and --out are required, except with --dry-run")
     from dreamprvr_ray.runtime.run_directory import check_locations
 
-    check_locations(options.shards, options.out, options.resume)
+    check_locations(shards, options.out, options.resume)
     from dreamprvr_ray.runtime.session import ray_session
 
     threading.Thread(target=_import_torch, daemon=True).start()  # while Ray's processes start
@@ -36,7 +38,7 @@ def main(arguments: list[str]) -> None:
         try:
             metrics = train(
                 experiment,
-                options.shards,
+                shards,
                 options.out,
                 workers,
                 resume=options.resume,
@@ -57,7 +59,9 @@ def _parser() -> Parser:
     parser.add_argument("--config", required=True, help="a preset (tvr, activitynet, charades, demo) or a YAML file")
     parser.add_argument(
         "--shards",
-        help="output of `convert`: a directory, or a URI such as s3://bucket/shards; required except with --dry-run",
+        nargs="+",
+        help="output of `convert`: a directory, or a URI such as s3://bucket/shards; those of several collections of "
+        "one encoder are trained on together; required except with --dry-run",
     )
     parser.add_argument(
         "--out", help="new directory for the run, or a URI such as s3://bucket/run; required except with --dry-run"

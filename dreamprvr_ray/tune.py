@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dreamprvr_ray.command_line import Parser, print_json, print_progress, run
 from dreamprvr_ray.config import Experiment, parse_overrides
+from dreamprvr_ray.data.locations import one_or_several
 from dreamprvr_ray.errors import SearchInterrupted, redact_uri
 from dreamprvr_ray.search.settings import SearchSettings
 from dreamprvr_ray.search.space import Search, load_search
@@ -17,7 +18,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--space", type=local_file, required=True, help="YAML file of a search; search_spaces/ has examples"
     )
-    parser.add_argument("--shards", help="directory or URI of the shards written by `convert`; overrides the file's")
+    parser.add_argument(
+        "--shards",
+        nargs="+",
+        help="directory or URI of the shards written by `convert`, or those of several collections of one encoder; "
+        "overrides the file's",
+    )
     parser.add_argument("--out", help="directory or URI of the search, which must be new; overrides the file's")
     parser.add_argument("--trials", type=int, help="number of trials; overrides the file's")
     parser.add_argument("--resume", action="store_true", help="continue the search in OUT")
@@ -30,7 +36,9 @@ def main(arguments: list[str]) -> None:
     )
     options = parser.parse_args(arguments)
     overrides = parse_overrides(options.set)
-    overrides |= {key: value for key in ("shards", "out", "trials") if (value := getattr(options, key)) is not None}
+    overrides |= {key: value for key in ("out", "trials") if (value := getattr(options, key)) is not None}
+    if options.shards is not None:
+        overrides["shards"] = one_or_several(options.shards)
     search = load_search(options.space, overrides)
     if search.table.rows:
         _print_ablation_plan(search) if options.dry_run else _run_ablations(search, options.resume, options.json)

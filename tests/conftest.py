@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
@@ -171,6 +171,22 @@ def demo_shards(demo_source: Path, call: Callable[..., subprocess.CompletedProce
     done = call("convert", "--source", demo_source, "--collection", "demo", "--out", shards)
     assert done.returncode == 0, done.stderr
     return shards
+
+
+@pytest.fixture(scope="session")
+def other_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shards of another collection, `other`, whose features have the same names and sizes."""
+    from dreamprvr_ray.data.conversion import ConversionSettings, convert
+    from dreamprvr_ray.data.demo import write_demo
+    from dreamprvr_ray.data.manifest import Manifest
+    from dreamprvr_ray.data.source import Source
+
+    directory = tmp_path_factory.mktemp("other")
+    write_demo(directory / "source", seed=2, videos={"train": 16, "val": 8, "test": 10})
+    convert(Source.open(directory / "source", "demo"), directory / "shards", ConversionSettings(), workers=1)
+    manifest = Manifest.open(directory / "shards")
+    replace(manifest, collection="other").write(directory / "shards")
+    return directory / "shards"
 
 
 @pytest.fixture(scope="module")

@@ -84,6 +84,27 @@ def test_two_workers_train_as_one(
         assert two[name] == pytest.approx(one[name], rel=1e-4), name
 
 
+def test_several_collections_train_as_one_on_any_number_of_workers(
+    call: Call, demo_shards: Path, other_shards: Path, local_ray: None, tmp_path: Path
+) -> None:
+    shorter = (*TINY, "training.epochs=2", "data.weights.other=0.5")
+    shards = ("--config", "demo", "--json", "--shards")
+    one = call("train", *shards, demo_shards, other_shards, "--out", tmp_path / "one", "--set", *shorter)
+    two = last_json(
+        call("train", *shards, other_shards, demo_shards, "--out", tmp_path / "two", "--workers", 2, "--set", *shorter)
+    )
+    alone = last_json(one)
+    names = [name for name in alone if name.startswith(("loss/", "SumR"))]
+    assert {"SumR/demo", "SumR/other"} < set(names)
+    for name in names:
+        assert two[name] == pytest.approx(alone[name], rel=1e-4), name
+    assert "(demo " in one.stderr and ", other " in one.stderr
+    changed = call(
+        "train", *shards, demo_shards, "--out", tmp_path / "one", "--resume", "--set", *TINY, "training.epochs=2"
+    )
+    assert changed.returncode == 2 and "data.weights.other was 0.5 and is 1.0 now" in changed.stderr
+
+
 def test_a_killed_run_resumes_to_the_same_result(
     call: Call,
     drive: Callable[..., Driver],

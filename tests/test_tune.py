@@ -540,3 +540,50 @@ def test_missing_shards_name_the_command_that_makes_them(
     assert done.returncode == 2
     convert = "python -m dreamprvr_ray.convert --source data --collection tvr --features i3d_resnet --out shards/tvr"
     assert done.stderr == f"error: shards/tvr: no feature shards; create them with: {convert}\n"
+
+
+def test_a_search_on_several_collections_tests_each(
+    call: Call, demo_shards: Path, other_shards: Path, local_ray: None, tmp_path: Path
+) -> None:
+    space = write_space(
+        tmp_path / "space.yaml",
+        demo_shards,
+        2,
+        1,
+        {"data.weights.other": {"float": [0.25, 1.0]}},
+        shards=[str(demo_shards), str(other_shards)],
+        final={"seeds": 2},
+        sampler={"startup_trials": 9},
+    )
+    done = call("tune", "--space", space, "--json")
+    values, out = last_json(done), tmp_path / "out"
+    assert [entry["values"]["data.weights.other"] == 1.0 for _, entry in sorted(leaderboard(out).items())] == [
+        True,
+        False,
+    ]
+    (epoch,) = results(out, 0)
+    assert epoch["SumR"] == pytest.approx((epoch["SumR/demo"] + epoch["SumR/other"]) / 2)
+
+    final = json.loads((out / "final.json").read_text())
+    assert final["collection"] == "demo + other" and {each["collection"] for each in final["by_collection"]} == {
+        "demo",
+        "other",
+    }
+    for run in (run for candidate in final["candidates"] for run in candidate["runs"]):
+        assert [test["collection"] for test in run["tests"]] == ["demo", "other"]
+        assert [test["test_reads"] for test in run["tests"]] == [1, 1]  # each once
+        assert run["test"]["SumR"] == pytest.approx(sum(test["SumR"] for test in run["tests"]) / 2)
+    differences = [each["difference"] for each in final["by_collection"]]
+    assert final["comparison"]["difference"] == pytest.approx(sum(differences) / 2)
+    assert [test["collection"] for test in values["tests"]] == ["demo", "other"] and "test of other" in done.stdout
+    report = call("report", out)
+    assert report.returncode == 0, report.stderr
+    page = (out / "report.html").read_text()
+    assert "test SumR on demo" in page and "test SumR on other" in page
+
+    again = call("tune", "--space", space, "--resume", "--json")  # nothing is tested a second time
+    assert last_json(again)["tests"] == values["tests"]
+    turned = call("tune", "--space", space, "--resume", "--shards", other_shards, demo_shards, "--json")
+    assert last_json(turned)["tests"] == values["tests"]
+    other = call("tune", "--space", space, "--resume", "--shards", demo_shards)
+    assert other.returncode == 2 and "the shards' collection was 'demo + other' and is 'demo' now" in other.stderr

@@ -41,13 +41,14 @@ class Batch:
         return Batch(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items()})
 
 
-def plan_epoch(videos: int, batch_videos: int, seed: int, epoch: int) -> list[np.ndarray]:
+def plan_epoch(videos: int | np.ndarray, batch_videos: int, seed: int, epoch: int) -> list[np.ndarray]:
     """Return the global batches of an epoch: arrays of `batch_videos` video numbers; the last may be smaller.
 
-    Together they are a permutation of 0 to `videos` - 1 that depends on (seed, epoch) only.
+    `videos` are the numbers to train on, or how many there are. Together the batches are a permutation of them (of 0 to
+    `videos` - 1) that depends on (seed, epoch) only.
     """
     order = np.random.default_rng([seed, epoch]).permutation(videos)
-    return [order[start : start + batch_videos] for start in range(0, videos, batch_videos)]
+    return [order[start : start + batch_videos] for start in range(0, len(order), batch_videos)]
 
 
 def collate(split: Split, videos: np.ndarray, trimmed: bool = False) -> Batch:

@@ -190,6 +190,10 @@ class Manifest:
                 f" {self.protocol})"
             )
 
+    def parts(self) -> tuple[Manifest, ...]:
+        """Return the manifest of each collection: itself, unless it joins those of several (`collections`)."""
+        return (self,)
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 (hexadecimal) of the shards' content: the splits and every file's checksum.

@@ -78,8 +78,7 @@ def overlap_notes(splits: Mapping[str, Sequence[Caption]]) -> list[str]:
             ("queries", first.shared_queries(second), len(first.captions)),
         ):
             if shared:
-                names = ", ".join(map(quoted, shared[:_NAMED])) + (", ..." if len(shared) > _NAMED else "")
-                notes.append(f"{len(shared):,} of {count:,} {one} {kind} are also in {other}: {names}")
+                notes.append(f"{len(shared):,} of {count:,} {one} {kind} are also in {other}: {_some(shared)}")
         shared_sentences = len(first.sentences & second.sentences)
         if len(first.sentences) >= _FEW_SENTENCES and shared_sentences > MOST * len(first.sentences):
             notes.append(
@@ -114,6 +113,51 @@ def is_most(overlap: Overlap, *counts: tuple[int, int]) -> bool:
     return any(overlap.videos > MOST * videos or overlap.queries > MOST * queries for videos, queries in counts)
 
 
+@dataclass(frozen=True)
+class SharedCaptions:
+    """What a split of one collection shares with a split of another that the same model is trained on.
+
+    Attributes:
+        first_collection, first: The collection that is learnt or chosen from, and its split.
+        second_collection, second: The other collection and its split, on which results are then too optimistic.
+        videos: Ids of the second split's videos that are in the first.
+        queries: Ids of its queries that are in the first, by id or by video and sentence.
+    """
+
+    first_collection: str
+    first: str
+    second_collection: str
+    second: str
+    videos: tuple[str, ...]
+    queries: tuple[str, ...]
+
+    def line(self) -> str:
+        """Return a note for people."""
+        shared = [
+            f"{len(ids):,} {kind if len(ids) == 1 else plural} ({_some(ids)})"
+            for kind, plural, ids in (("video", "videos", self.videos), ("query", "queries", self.queries))
+            if ids
+        ]
+        return (
+            f"{self.second} of {self.second_collection} shares {' and '.join(shared)} with {self.first} of"
+            f" {self.first_collection}: results there are too optimistic"
+        )
+
+
+def find_shared(
+    captions: Mapping[str, Mapping[str, Sequence[Caption]]], first: tuple[str, str], second: tuple[str, str]
+) -> SharedCaptions | None:
+    """Return what two splits, each a (collection, split) of `captions`, share by id; None if that is nothing."""
+    (one, name), (other, other_name) = first, second
+    if name not in captions[one] or other_name not in captions[other]:
+        return None
+    learnt, judged = _Split(captions[one][name]), _Split(captions[other][other_name])
+    videos, queries = judged.shared_videos(learnt), judged.shared_queries(learnt)
+    if not videos and not queries:
+        return None
+    return SharedCaptions(one, name, other, other_name, tuple(videos), tuple(queries))
+
+
 def check_val_is_not_test(val: Sequence[Caption], test: Sequence[Caption], origin: str) -> None:
     """Raise `UserError` if most of val is in test, or most of test in val."""
     one, other = _Split(val), _Split(test)
@@ -125,6 +169,10 @@ def check_val_is_not_test(val: Sequence[Caption], test: Sequence[Caption], origi
             f" {len(other.videos):,} videos), so choosing by val would be choosing by test; leave val out, to have it"
             " chosen from train, or remove what the two share"
         )
+
+
+def _some(ids: Sequence[str]) -> str:
+    return ", ".join(map(quoted, ids[:_NAMED])) + (", ..." if len(ids) > _NAMED else "")
 
 
 def _words(caption: Caption) -> str:

@@ -58,7 +58,7 @@ class ShardSet:
             fingerprint = shards.manifest.fingerprint
             overlaps = remembered_overlaps(shards.directory, fingerprint)
             if overlaps is None:
-                overlaps = find_overlaps(shards._captions())
+                overlaps = find_overlaps(shards.captions())
                 remember_overlaps(shards.directory, fingerprint, overlaps)
             shards.manifest = shards.manifest.with_overlaps(overlaps)
         return shards
@@ -102,7 +102,7 @@ class ShardSet:
         files = [f"{stem}.{kind}.arrow" for stem in stems for kind in ("videos", "queries")]
         return {file: self.manifest.files[file] for file in files}
 
-    def _captions(self) -> dict[str, list[Caption]]:
+    def captions(self) -> dict[str, list[Caption]]:
         """Return each split's ids and sentences."""
         captions = {}
         for name in self.manifest.splits:
@@ -119,7 +119,7 @@ class ShardSet:
         """
         parts = [self.split(name) for name in (first, second)]
         self.manifest.check_may_train_on(second, self.directory)
-        return Split(f"{first} and {second}", [shard for part in parts for shard in part._shards])
+        return Split.joined(parts, f"{first} and {second}")
 
     @property
     def one_encoder(self) -> bool:
@@ -182,6 +182,14 @@ class Split:
         self._video_starts: list[int] = self._first_video[:-1].tolist()
         self._query_starts: list[int] = self._first_query[:-1].tolist()
 
+    @classmethod
+    def joined(cls, parts: Sequence[Split], name: str | None = None) -> Split:
+        """Return several splits as one, whose videos are those of the first, then those of the second, and so on.
+
+        It has the first one's name by default.
+        """
+        return cls(name or parts[0].name, [shard for part in parts for shard in part._shards])
+
     def __len__(self) -> int:
         """Return V."""
         return int(self._first_video[-1])
@@ -227,8 +235,12 @@ class Split:
     def moment_fractions(self) -> np.ndarray | None:
         """(Q,) float64 in [0, 1]: moment length / video length, NaN if unknown; None if there are no moments."""
         fractions = [shard.moment_fractions for shard in self._shards]
-        known = [fraction for fraction in fractions if fraction is not None]
-        return np.concatenate(known) if known else None
+        if all(fraction is None for fraction in fractions):
+            return None
+        unknown = (np.full(shard.query_count, np.nan) for shard in self._shards)
+        return np.concatenate(
+            [given if fraction is None else fraction for fraction, given in zip(fractions, unknown, strict=True)]
+        )
 
     @cached_property
     def right_videos(self) -> tuple[np.ndarray, np.ndarray] | None:

@@ -12,6 +12,7 @@ from typing import Any
 from dreamprvr_ray.data.manifest import Manifest
 
 KEY = "shards"  # in `metrics.json`
+PROTOCOLS = "protocols"  # in `metrics.json`: by collection, if the model was trained on several
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,16 @@ class ShardsRecord:
     @classmethod
     def of(cls, manifest: Manifest) -> ShardsRecord:
         """Return the record of shards with this manifest."""
-        splits = {name: {"videos": split.videos, "queries": split.queries} for name, split in manifest.splits.items()}
-        settings = manifest.conversion.get("settings")
-        conversion = dict(settings) if isinstance(settings, Mapping) else {}
+        splits: dict[str, Mapping[str, int]] = {}
+        conversion: dict[str, Any] = {}
+        parts = manifest.parts()
+        for part in parts:
+            prefix = f"{part.collection} " if len(parts) > 1 else ""
+            for name, split in part.splits.items():
+                splits[f"{prefix}{name}"] = {"videos": split.videos, "queries": split.queries}
+            settings = part.conversion.get("settings")
+            if isinstance(settings, Mapping):
+                conversion |= {f"{prefix}{name}": value for name, value in settings.items()}
         return cls(
             manifest.fingerprint,
             manifest.collection,

@@ -108,13 +108,35 @@ class Retrieval:
         )
 
 
+def mean_retrieval(results: Sequence[Retrieval]) -> Retrieval:
+    """Return the mean of the results on several collections, each counted once whatever its number of queries.
+
+    Videos, queries and ties are sums. The result on a single collection is returned as it is.
+    """
+    if len(results) == 1:
+        return results[0]
+    ranks = [result.mean_rank for result in results if result.mean_rank is not None]
+    at = {k: float(np.mean([result.recall.at[k] for result in results])) for k in RECALL_RANKS}
+    recall = Recall(
+        sum(result.recall.queries for result in results), at, float(np.mean([result.recall.sumr for result in results]))
+    )
+    return Retrieval(
+        videos=sum(result.videos for result in results),
+        recall=recall,
+        median_rank=float(np.mean([result.median_rank for result in results])),
+        ties=sum(result.ties for result in results),
+        by_moment=None,
+        mean_rank=float(np.mean(ranks)) if len(ranks) == len(results) else None,
+    )
+
+
 @dataclass(frozen=True)
 class Reading:
     """When and where a checkpoint was evaluated on test."""
 
     at: str  # ISO 8601, UTC
     shards: str  # directory
-    number: int  # of this checkpoint's evaluations on test, from 1
+    number: int  # of this checkpoint's evaluations on test of this collection, from 1
 
 
 @dataclass(frozen=True)
@@ -170,3 +192,44 @@ class Evaluation:
                 " choose between models"
             )
         return lines
+
+
+def mean_evaluation(evaluations: Sequence[Evaluation]) -> Evaluation:
+    """Return the mean of evaluations on several collections, as `mean_retrieval`; that on a single one as it is."""
+    if len(evaluations) == 1:
+        return evaluations[0]
+    protocols = {each.protocol for each in evaluations}
+    return Evaluation(
+        split=evaluations[0].split,
+        collection=" + ".join(each.collection for each in evaluations),
+        protocol=(
+            protocols.pop()
+            if len(protocols) == 1
+            else "; ".join(f"{each.collection}: {each.protocol}" for each in evaluations)
+        ),
+        retrieval=mean_retrieval([each.retrieval for each in evaluations]),
+    )
+
+
+def table_lines(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Return a table of evaluations on several collections, and their mean."""
+    heads = ["", *(f"R@{k}" for k in RECALL_RANKS), "SumR", "median rank", "queries", "videos", "protocol"]
+    rows = [heads]
+    for each in evaluations:
+        size = [f"{each.retrieval.recall.queries:,}", f"{each.retrieval.videos:,}"]
+        rows.append([f"{each.split} of {each.collection}", *_cells(each.retrieval), *size, each.protocol])
+    rows.append(["mean", *_cells(mean_evaluation(evaluations).retrieval)])
+    widths = [max(len(row[column]) for row in rows if column < len(row)) for column in range(len(heads))]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if column in (0, len(heads) - 1) else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=False))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def _cells(retrieval: Retrieval) -> list[str]:
+    recall = retrieval.recall
+    return [*(f"{recall.at[k]:.1f}" for k in RECALL_RANKS), f"{recall.sumr:.1f}", f"{retrieval.median_rank:g}"]

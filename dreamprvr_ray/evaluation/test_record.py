@@ -2,6 +2,7 @@
 
 CHECKPOINT/test.json         one record per evaluation on test
 CHECKPOINT/test_ranks.json   ranks of the queries' videos at an evaluation on test, in the split's order
+CHECKPOINT/test_ranks-NAME.json   the same for each further collection; the first has `test_ranks.json`
 
 The record is written first and the ranks after it, so that ranks never exist without the reading that they come from.
 If the program is killed in between, the ranks are missing and the reading is on record: whoever needs the ranks reads
@@ -16,7 +17,7 @@ from two machines, one record can be lost.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -25,11 +26,13 @@ from typing import Any
 from torch import Tensor
 
 from dreamprvr_ray.checkpoints.checkpoint import TrainedModel
-from dreamprvr_ray.checkpoints.layout import METRICS, TEST_RANKS, TEST_RECORD
+from dreamprvr_ray.checkpoints.layout import METRICS, TEST_RANKS, TEST_RECORD, further_ranks
 from dreamprvr_ray.checkpoints.locate import load_trained_model
-from dreamprvr_ray.data.cache import local_shards
+from dreamprvr_ray.data.collections import Collections
 from dreamprvr_ray.data.finite import find_not_finite
+from dreamprvr_ray.data.manifest import Manifest
 from dreamprvr_ray.data.shards import ShardSet, Split
+from dreamprvr_ray.data.shards_record import PROTOCOLS
 from dreamprvr_ray.device import best_device
 from dreamprvr_ray.errors import UserError, first_line
 from dreamprvr_ray.evaluation.metrics import Evaluation, Reading
@@ -62,7 +65,7 @@ def evaluate_checkpoint(
     recordable = storage.directory is None or storage.directory.is_dir()
     is_recorded = split == "test" and recordable
     if is_recorded:  # before test is read: a damaged record must not lose the count
-        _Readings.of(storage)
+        _Readings.of(storage, manifest.collection)
     data = shards.split(split)
     # Without room for the record, whoever needs it would have to read test again.
     needs_room = is_recorded and on_unrecorded is None
@@ -70,7 +73,7 @@ def evaluate_checkpoint(
         scores = score_checkpoint(trained, data, storage, shards)
     ranks = rank_queries(scores, data)
     retrieval = summarise(ranks, len(data), data.moment_fractions)
-    evaluation = Evaluation(split, manifest.collection, manifest.protocol, retrieval)
+    evaluation = Evaluation(split, manifest.collection, _protocol(trained, manifest), retrieval)
     if is_recorded:
         try:
             evaluation = _record(evaluation, storage, str(shards.directory), trained.metrics)
@@ -102,7 +105,7 @@ def _record(evaluation: Evaluation, storage: Storage, shards: str, metrics: dict
         now_there = parse_json(storage.read_text(METRICS), f"{storage}/{METRICS}")
         if json.dumps(now_there) != json.dumps(metrics):  # as text: NaN differs from itself
             raise UserError(f"{storage}: holds another checkpoint since it was evaluated")
-        readings = _Readings.of(storage)  # those of others that were evaluated meanwhile included
+        readings = _Readings.of(storage, evaluation.collection)  # others may have added theirs
         evaluation = replace(evaluation, reading=Reading(now, shards, readings.count + 1))
         readings.add(evaluation, storage)
     return evaluation
@@ -138,34 +141,81 @@ def score_checkpoint(trained: TrainedModel, split: Split, storage: Storage, shar
         raise UserError(f"{storage}: {first_line(error)}: {reason}") from None
 
 
-def evaluate_test_once(checkpoint: Storage, shards: str) -> Evaluation:
-    """Return the first recorded evaluation on test; evaluate and record now if there is none, or without its ranks."""
-    recorded = recorded_test(checkpoint)
-    if recorded is not None and checkpoint.exists(TEST_RANKS):
+def _protocol(trained: TrainedModel, manifest: Manifest) -> str:
+    """Return the protocol of the shards with what training on other collections as well made less than honest."""
+    recorded = trained.metrics.get(PROTOCOLS)
+    own = recorded.get(manifest.collection) if isinstance(recorded, Mapping) else None
+    words = manifest.protocol.split(", ")
+    more = [each for each in str(own).split(", ")[1:] if each not in words] if isinstance(own, str) else []
+    return ", ".join([*words, *more])
+
+
+def evaluate_each(
+    storage: Storage, shards: Sequence[ShardSet], split: str, on_unrecorded: Callable[[str], None] | None = None
+) -> list[Evaluation]:
+    """Evaluate a checkpoint on a split of several collections, as `evaluate_checkpoint` on each.
+
+    Test is read only after all shards have been found to fit the checkpoint and to have the split.
+    """
+    for each in shards:
+        load_fitting_model(storage, each)
+        each.split(split)
+    return [evaluate_checkpoint(storage, each, split, on_unrecorded) for each in shards]
+
+
+def evaluate_test_once(checkpoint: Storage, shards: ShardSet) -> Evaluation:
+    """Return the first recorded evaluation on test of the shards' collection.
+
+    Evaluate and record now if there is none, or without its ranks.
+    """
+    collection = shards.manifest.collection
+    recorded = recorded_test(checkpoint, collection)
+    if recorded is not None and checkpoint.exists(_ranks_file(_read_records(checkpoint), collection)):
         return recorded
-    return evaluate_checkpoint(checkpoint, local_shards(shards), "test")
+    return evaluate_checkpoint(checkpoint, shards, "test")
 
 
-def recorded_test(checkpoint: Storage) -> Evaluation | None:
-    """Return the first recorded evaluation of a checkpoint on test, or None."""
+def evaluate_tests_once(checkpoint: Storage, collections: Collections) -> tuple[Evaluation, ...]:
+    """Return what `evaluate_test_once` returns for each collection."""
+    return tuple(evaluate_test_once(checkpoint, part) for part in collections.parts)
+
+
+def recorded_test(checkpoint: Storage, collection: str | None = None) -> Evaluation | None:
+    """Return the first recorded evaluation of a checkpoint on test, or on test of a collection; None without one."""
     records = _read_records(checkpoint)
+    if collection is not None:
+        records = _of_collection(records, collection)
     try:
         return Evaluation.from_dict(records[0]) if records else None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{checkpoint}/{TEST_RECORD}: damaged: {error!r}") from None
 
 
-def recorded_ranks(checkpoint: Storage) -> list[int]:
-    """Return the rank of each query's video (Q,) at a recorded evaluation on test. Raises `UserError` if damaged."""
+def recorded_ranks(checkpoint: Storage, collection: str | None = None) -> list[int]:
+    """Return the rank of each query's video (Q,) at a recorded evaluation on test, or on test of a collection.
+
+    Raises `UserError` if there are none, or if they are damaged.
+    """
+    name = TEST_RANKS if collection is None else _ranks_file(_read_records(checkpoint), collection)
     try:
-        ranks = json.loads(checkpoint.read_text(TEST_RANKS))
+        ranks = json.loads(checkpoint.read_text(name))
     except FileNotFoundError:
-        raise UserError(f"{checkpoint}/{TEST_RANKS}: no such file") from None
+        raise UserError(f"{checkpoint}/{name}: no such file") from None
     except ValueError as error:
-        raise UserError(f"{checkpoint}/{TEST_RANKS}: damaged: {first_line(error)}") from None
+        raise UserError(f"{checkpoint}/{name}: damaged: {first_line(error)}") from None
     if not isinstance(ranks, list) or not all(isinstance(rank, int) for rank in ranks):
-        raise UserError(f"{checkpoint}/{TEST_RANKS}: damaged: must be a list of ranks")
+        raise UserError(f"{checkpoint}/{name}: damaged: must be a list of ranks")
     return ranks
+
+
+def _of_collection(records: Sequence[dict[str, Any]], collection: str) -> list[dict[str, Any]]:
+    return [record for record in records if record.get("collection", collection) == collection]
+
+
+def _ranks_file(records: Sequence[dict[str, Any]], collection: str) -> str:
+    """Return the name of the file with a collection's ranks: the collection of the first record has the plain one."""
+    is_first = not records or bool(_of_collection(records[:1], collection))
+    return TEST_RANKS if is_first else further_ranks(collection)
 
 
 @dataclass(frozen=True)
@@ -173,22 +223,26 @@ class _Readings:
     """The evaluations of a checkpoint on test so far."""
 
     records: list[dict[str, Any]]  # not decoded, so that records of other versions are written back as they are
-    count: int  # of readings; more than there are records if one could not be recorded
-    ranks_exist: bool
+    count: int  # of readings of the collection; more than there are records if one could not be recorded
+    ranks: str  # the name of the file with the collection's ranks
+    has_ranks: bool  # whether they belong to a recorded reading
 
     @classmethod
-    def of(cls, storage: Storage) -> _Readings:
-        records, ranks_exist = _read_records(storage), storage.exists(TEST_RANKS)
-        numbers = [number for record in records if isinstance(number := record.get("test_reads"), int)]
-        return cls(records, max(len(records), *numbers) if records else int(ranks_exist), ranks_exist)
+    def of(cls, storage: Storage, collection: str) -> _Readings:
+        records = _read_records(storage)
+        ranks, own = _ranks_file(records, collection), _of_collection(records, collection)
+        ranks_exist = storage.exists(ranks)
+        numbers = [number for record in own if isinstance(number := record.get("test_reads"), int)]
+        count = max(len(own), *numbers) if own else int(ranks_exist)
+        return cls(records, count, ranks, bool(own) and ranks_exist)
 
     def add(self, evaluation: Evaluation, storage: Storage) -> None:
         """Record one more evaluation, then its ranks unless those of the first recorded one exist."""
         records = [*self.records, evaluation.to_dict()]
         storage.write_text(TEST_RECORD, json.dumps({"readings": records}, indent=1) + "\n")
-        if not (self.records and self.ranks_exist):
+        if not self.has_ranks:
             assert evaluation.retrieval.ranks is not None
-            storage.write_text(TEST_RANKS, json.dumps(evaluation.retrieval.ranks.tolist()) + "\n")
+            storage.write_text(self.ranks, json.dumps(evaluation.retrieval.ranks.tolist()) + "\n")
 
 
 def _read_records(storage: Storage) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,7 +14,7 @@ from dreamprvr_ray.config import Experiment
 from dreamprvr_ray.data.shards import Split
 from dreamprvr_ray.distributed import Workers
 from dreamprvr_ray.evaluation.encoder import encoder_scores
-from dreamprvr_ray.evaluation.metrics import Retrieval
+from dreamprvr_ray.evaluation.metrics import Retrieval, mean_retrieval
 from dreamprvr_ray.evaluation.ranks import summarise
 from dreamprvr_ray.evaluation.retrieval import rank_queries, score_split
 from dreamprvr_ray.evaluation.weights import USUAL_WEIGHT, ScoreWeights, ValScores, choose_weight
@@ -22,17 +23,30 @@ from dreamprvr_ray.model.dreamprvr import DreamPRVR
 
 @dataclass(frozen=True)
 class ValResult:
-    """The retrieval on val, and the weights of the score by which it was measured."""
+    """The retrieval on val of each collection, and the weights of the score by which it was measured."""
 
-    retrieval: Retrieval
+    by_collection: Mapping[str, Retrieval]
     weights: ScoreWeights
+
+    @property
+    def retrieval(self) -> Retrieval:
+        """The mean over the collections: that of a single one itself."""
+        return mean_retrieval(list(self.by_collection.values()))
+
+    @property
+    def sumr_by_collection(self) -> dict[str, float]:
+        """SumR on each of several collections; empty for one."""
+        several = self.by_collection if len(self.by_collection) > 1 else {}
+        return {name: retrieval.recall.sumr for name, retrieval in several.items()}
 
 
 class ValEvaluation:
-    """Evaluates the model of a training on its val split. The encoder's scores are computed once."""
+    """Evaluates the model of a training on its val splits, by collection. The encoder's scores are computed once."""
 
-    def __init__(self, split: Split, experiment: Experiment, device: torch.device, workers: Workers) -> None:
-        self._split, self._device, self._workers = split, device, workers
+    def __init__(
+        self, splits: Mapping[str, Split], experiment: Experiment, device: torch.device, workers: Workers
+    ) -> None:
+        self._splits, self._device, self._workers = splits, device, workers
         self._settings, self._chooses = experiment.evaluation, experiment.chooses_encoder_weight
 
     def __call__(self, model: DreamPRVR) -> ValResult:
@@ -41,28 +55,35 @@ class ValEvaluation:
         Raises `ScoresNotFinite` as `score_split`.
         """
         clip = self._settings.clip_weight
-        scores = score_split(model, self._split, ScoreWeights(clip), self._workers)
+        scores = {
+            name: score_split(model, split, ScoreWeights(clip), self._workers) for name, split in self._splits.items()
+        }
         weights = ScoreWeights(clip, self._choose(scores))
-        if weights.encoder:
-            scores = weights.combine(scores, self._encoder)
-        return ValResult(
-            summarise(rank_queries(scores, self._split), len(self._split), self._split.moment_fractions), weights
-        )
+        by_collection = {}
+        for name, split in self._splits.items():
+            own = weights.combine(scores[name], self._encoder[name]) if weights.encoder else scores[name]
+            by_collection[name] = summarise(rank_queries(own, split), len(split), split.moment_fractions)
+        return ValResult(by_collection, weights)
 
-    def _choose(self, scores: Tensor) -> float:
+    def _choose(self, scores: Mapping[str, Tensor]) -> float:
         """Return the encoder's weight, the same on every worker."""
         if self._settings.encoder_weight != "auto":
             return self._settings.encoder_weight
         if not self._chooses:  # the model is trained on val
             return USUAL_WEIGHT
-        weight = choose_weight([ValScores(scores, self._encoder, _right_videos(self._split, self._device))]).weight
+        weight = choose_weight(
+            [
+                ValScores(scores[name], self._encoder[name], _right_videos(split, self._device))
+                for name, split in self._splits.items()
+            ]
+        ).weight
         chosen = torch.tensor(weight, dtype=torch.float64, device=self._device)
         self._workers.copy_from_first([chosen])  # machines may round differently
         return float(chosen)
 
     @cached_property
-    def _encoder(self) -> Tensor:
-        return encoder_scores(self._split, self._device, self._workers)
+    def _encoder(self) -> dict[str, Tensor]:
+        return {name: encoder_scores(split, self._device, self._workers) for name, split in self._splits.items()}
 
 
 def _right_videos(split: Split, device: torch.device) -> Tensor:

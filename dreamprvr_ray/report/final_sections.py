@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from html import escape
+from statistics import fmean, stdev
 
 from dreamprvr_ray.evaluation.metrics import RECALL_RANKS, Recall
 from dreamprvr_ray.report.charts.finals import candidate_chart, difference_chart, moment_chart
 from dreamprvr_ray.report.content import Chart, Omission, Part, Section, paragraph, table
-from dreamprvr_ray.report.formatting import format_count, format_sumr
+from dreamprvr_ray.report.formatting import format_count, format_difference, format_sumr
 from dreamprvr_ray.report.search_record import SearchRecord
 from dreamprvr_ray.report.summary import candidate_title, describe_protocol
 from dreamprvr_ray.search.final_result import Comparison, FinalRecord, FinalResult
@@ -22,6 +23,9 @@ def final_section(search: SearchRecord) -> Section | None:
         return None
     result, names = final.result, _names(search, final.result)
     parts: list[Part] = [paragraph(describe_split(final)), _result_table(result, names), *_list_parts(result, names)]
+    if result.candidates[0].by_collection():
+        parts.append(_collection_table(result, names))
+        parts += [paragraph(_describe_on(comparison, names)) for comparison in result.by_collection]
     if not result.retrained:
         parts.append(
             paragraph("A single training with a single seed: another seed may differ by several points.", soft=True)
@@ -52,6 +56,8 @@ def moment_section(search: SearchRecord) -> Section | Omission | None:
     groups = result.candidates[0].by_moment()
     if len(groups) < 2:
         reason = "all queries are in one group" if groups else "the collection has no positions of moments"
+        if result.candidates[0].by_collection():
+            reason = "the search is on several collections"
         return Omission(f"Results by moment length: {reason}.")
     rows = []
     for group, results in groups.items():
@@ -89,7 +95,40 @@ def describe_split(final: FinalRecord) -> str:
     """Return the size of the split that was tested on, and how val and test were chosen."""
     test = final.result.candidates[0].runs[0].test.retrieval
     size = f"{format_count(test.videos, 'video')}, {format_count(test.recall.queries, 'query')}"
-    return f"The {final.split} split of {final.collection}: {size}. {describe_protocol(final.protocol)}"
+    tests = final.result.candidates[0].runs[0].tests
+    if not tests:
+        return f"The {final.split} split of {final.collection}: {size}. {describe_protocol(final.protocol)}"
+    each = " ".join(
+        f"{part.collection}: {format_count(part.retrieval.videos, 'video')},"
+        f" {format_count(part.retrieval.recall.queries, 'query')}. {describe_protocol(part.protocol)}"
+        for part in tests
+    )
+    return f"Means over the {final.split} splits of {len(tests)} collections, which count equally. {each}"
+
+
+def _collection_table(result: FinalResult, names: dict[str, str]) -> str:
+    """Return the mean test SumR on each of several collections, and its standard deviation over the seeds."""
+    collections = list(result.candidates[0].by_collection())
+    rows = []
+    for candidate in result.candidates:
+        own = candidate.by_collection()
+        cells = [names[candidate.name]]
+        for name in collections:
+            sumrs = own.get(name, [])
+            deviation = f" ± {stdev(sumrs):.1f}" if len(sumrs) > 1 else ""
+            cells.append(f"{format_sumr(fmean(sumrs) if sumrs else None)}{deviation}")
+        rows.append([escape(cell) for cell in cells])
+    return table(["", *(f"test SumR on {escape(name)}" for name in collections)], rows)
+
+
+def _describe_on(comparison: Comparison, names: dict[str, str]) -> str:
+    """Return the difference on one of several collections, in a sentence."""
+    better, than = (names.get(name, name) for name in (comparison.better, comparison.than))
+    low, high = format_difference(comparison.low), format_difference(comparison.high)
+    return (
+        f"On {comparison.collection}, {better} against {than}: {format_difference(comparison.difference)} SumR"
+        f" ({comparison.confidence:.0%} interval {low} to {high}, {comparison.coverage})."
+    )
 
 
 def _result_table(result: FinalResult, names: dict[str, str]) -> str:

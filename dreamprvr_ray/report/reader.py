@@ -21,7 +21,7 @@ from sqlalchemy import create_engine, inspect
 from sqlalchemy.engine import make_url
 
 from dreamprvr_ray.errors import HIDDEN, UserError, first_line, redact, redact_uri
-from dreamprvr_ray.evaluation.metrics import Evaluation
+from dreamprvr_ray.evaluation.metrics import Evaluation, mean_evaluation
 from dreamprvr_ray.report.parameters import searched_parameters
 from dreamprvr_ray.report.record_files import (
     FinalFile,
@@ -73,7 +73,9 @@ def read_search(directory: Path) -> SearchRecord:
     leaderboard = _read_leaderboard(directory)
     trials = [_read_trial(trial, directory, leaderboard.get(trial.number)) for trial in study_trials]
     final_settings = settings.get("final") or {}
-    final = _read_final(directory, with_val=bool(final_settings.get("with_val")))
+    shards = settings.get("shards")
+    collections = len(shards) if isinstance(shards, list) else 1
+    final = _read_final(directory, bool(final_settings.get("with_val")), collections)
     return SearchRecord(
         directory=directory,
         name=str(contents.get("name") or study.study_name),
@@ -206,12 +208,12 @@ def _read_leaderboard(directory: Path) -> dict[int, TrialRecord]:
     return {trial.number: trial for trial in trials}
 
 
-def _read_final(directory: Path, with_val: bool) -> FinalRecord | None:
+def _read_final(directory: Path, with_val: bool, collections: int) -> FinalRecord | None:
     """Read the final result or, if nothing was retrained, the test result of the best trial's own checkpoint."""
     values = read_json_record(directory / FINAL, FinalFile)
     if values is not None:
         return FinalRecord.from_dict(values, with_val)
-    return _best_trial_on_test(read_json_record(directory / BEST / TEST_RECORD, TestFile))
+    return _best_trial_on_test(read_json_record(directory / BEST / TEST_RECORD, TestFile), collections)
 
 
 def _read_final_stage(directory: Path, final: FinalRecord | None) -> FinalStage | None:
@@ -233,12 +235,21 @@ def _read_final_stage(directory: Path, final: FinalRecord | None) -> FinalStage 
     )
 
 
-def _best_trial_on_test(values: Any) -> FinalRecord | None:
+def _best_trial_on_test(values: Any, collections: int) -> FinalRecord | None:
+    """Return the test result of a search on this number of collections, if it has one.
+
+    Only the first reading of a collection is unbiased. The search reads its own before anyone can read others.
+    """
     readings = values.get("readings") if values else None
     if not readings:
         return None
-    test = Evaluation.from_dict(readings[0])  # only the first one is unbiased
-    run = FinalRun(seed=None, val_sumr=None, best_epoch=None, checkpoint=None, test=test)
+    first: dict[str, Evaluation] = {}
+    for reading in readings:
+        test = Evaluation.from_dict(reading)
+        first.setdefault(test.collection, test)
+    tests = tuple(first.values())[:collections]
+    test = mean_evaluation(tests)
+    run = FinalRun(None, None, None, None, test, tests=tests if len(tests) > 1 else ())
     candidate = Candidate("the best trial", trial=None, values={}, best_epoch=None, runs=(run,))
     result = FinalResult((candidate,), retrained=False)
     return FinalRecord(test.split, test.collection, test.protocol, result)

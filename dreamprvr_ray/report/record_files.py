@@ -136,6 +136,7 @@ class _Run(_Record):
     checkpoint: str | None = None
     directory: str | None = None
     test: TestResult
+    tests: list[TestResult] | None = None
 
 
 class _Candidate(_Record):
@@ -156,6 +157,7 @@ class _Comparison(_Record):
     confidence: float = Field(ge=0, le=1)
     resamples: Count
     seeds: Count | None = None
+    collection: str | None = None
 
 
 class FinalFile(_Record):
@@ -168,6 +170,7 @@ class FinalFile(_Record):
     comparison: _Comparison | None = None
     ablations: list[_Comparison] | None = None
     shared_seeds: list[Count] | None = None
+    by_collection: list[_Comparison] | None = None
     with_val: bool | None = None
     versions: dict[str, Any] | None = None
     commands: list[str] | None = None
@@ -185,7 +188,7 @@ class _Final(_Record):
 
 class _Settings(_Record):
     config: str | None = None
-    shards: str | None = None
+    shards: str | list[str] | None = None
     out: str | None = None
     trials: Count | None = None
     space: dict[str, Any] | None = None

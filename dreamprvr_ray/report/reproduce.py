@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from dreamprvr_ray.config import load_experiment
+from dreamprvr_ray.config import FULL_WEIGHT, WEIGHTS, load_experiment
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.report.search_record import SearchRecord
 from dreamprvr_ray.search.final_record import installed_versions
@@ -32,13 +32,14 @@ def tune_command(search: SearchRecord) -> str:
 def train_command(search: SearchRecord, trial: TrialRecord, out: str) -> str:
     """Return the command that trains one trial's configuration."""
     settings = search.settings
+    shards = settings.get("shards")
     words = [
         "python -m dreamprvr_ray.train",
         "--config",
         shlex.quote(str(settings.get("config"))),
         *_set_options(fixed_values(search) | trial.values),
         "--shards",
-        shlex.quote(str(settings.get("shards"))),
+        *map(shlex.quote, shards if isinstance(shards, list) else [str(shards)]),
         "--out",
         shlex.quote(out),
     ]
@@ -58,7 +59,9 @@ def fixed_values(search: SearchRecord) -> dict[str, Any]:
     return {
         key: value
         for key, value in current.items()
-        if key not in FEATURE_SIZES and key in named and named[key] != value
+        if key not in FEATURE_SIZES
+        and (key in named or key.startswith(WEIGHTS))
+        and named.get(key, FULL_WEIGHT) != value
     }
 
 

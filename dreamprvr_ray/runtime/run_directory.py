@@ -7,13 +7,14 @@ from pathlib import Path
 
 from dreamprvr_ray.checkpoints.layout import EXPERIMENT
 from dreamprvr_ray.config import Experiment, build_experiment
+from dreamprvr_ray.data.locations import Locations, each_location
 from dreamprvr_ray.data.manifest import Manifest
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.storage.location import Storage, is_uri
 from dreamprvr_ray.yaml_files import parse_yaml
 
 
-def check_locations(shards: str, out: str, resume: bool) -> None:
+def check_locations(shards: Locations, out: str, resume: bool) -> None:
     """Raise `UserError` unless the shards exist and `out` is new or, with `resume`, a run. Object stores are not asked.
 
     Starting Ray takes seconds, which a wrong path should not cost.
@@ -25,10 +26,11 @@ def check_locations(shards: str, out: str, resume: bool) -> None:
         check_new(storage)
     elif not storage.exists(EXPERIMENT):
         raise UserError(f"{storage}: nothing to resume: {EXPERIMENT} does not exist")
-    if is_uri(shards):
-        Storage.of(shards)
-    else:
-        Manifest.open(Path(shards))
+    for location in each_location(shards):
+        if is_uri(location):
+            Storage.of(location)
+        else:
+            Manifest.open(Path(location))
     with storage.lock():  # fails if another command uses the directory, or if it cannot be written
         pass
 

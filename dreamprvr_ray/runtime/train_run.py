@@ -23,7 +23,8 @@ from dreamprvr_ray.checkpoints.checkpoint import EXPERIMENT, METRICS, copy_check
 from dreamprvr_ray.checkpoints.layout import BEST, CHECKPOINTS, RAY, is_checkpoint_file
 from dreamprvr_ray.checkpoints.store import CheckpointStore
 from dreamprvr_ray.config import Experiment
-from dreamprvr_ray.data.cache import read_manifest
+from dreamprvr_ray.data.collections import open_manifest
+from dreamprvr_ray.data.locations import Locations, absolute_locations
 from dreamprvr_ray.data.manifest import Manifest
 from dreamprvr_ray.data.shards_record import shard_changes
 from dreamprvr_ray.errors import Failure, UserError
@@ -34,7 +35,7 @@ from dreamprvr_ray.runtime.run_directory import check_run
 from dreamprvr_ray.runtime.session import ray_session
 from dreamprvr_ray.runtime.worker import TrainJob, train_worker
 from dreamprvr_ray.storage.files import read_json, read_text
-from dreamprvr_ray.storage.location import Storage, absolute
+from dreamprvr_ray.storage.location import Storage
 from dreamprvr_ray.training.failure import FailureKind, TrainingDiverged, TrialFailure, WorkersFailed
 from dreamprvr_ray.training.loop import with_feature_sizes
 from dreamprvr_ray.training.reporter import latest_result
@@ -44,7 +45,7 @@ RESIZE_SECONDS = "DREAMPRVR_RAY_RESIZE_SECONDS"  # environment: how often an ela
 
 def train(
     experiment: Experiment,
-    shards: str,
+    shards: Locations,
     out: str,
     workers: WorkerCount,
     *,
@@ -54,13 +55,14 @@ def train(
 ) -> dict[str, Any]:
     """Train in Ray Train workers, copy the best checkpoint to `out`/best and return that checkpoint's metrics.
 
+    `shards` are those of one collection or, to train on several together, of each.
     `log` receives each line of progress. `command_started` is when the command was started, in seconds
     since 1970; by default, now. Raises `UserError` if `out` exists without `resume`, or is not a run of this
     experiment; `Failure` if training cannot continue.
     """
     command_started = command_started or time.time()
     storage = Storage.of(out)
-    manifest = read_manifest(shards)
+    manifest = open_manifest(shards, log)
     experiment = with_feature_sizes(experiment, manifest)
     check_run(storage, experiment, resume)
     check_shards(storage, manifest)
@@ -71,7 +73,7 @@ def train(
         latest = latest_result(store)
         already_finished = latest is not None and latest.finished
         if not already_finished:
-            job = TrainJob(experiment, absolute(shards), storage.location, store.claim(), _message_queue())
+            job = TrainJob(experiment, absolute_locations(shards), storage.location, store.claim(), _message_queue())
             trainer = group_trainer(job, group, storage.name, trainer_type=CommandTrainer)
             assert job.messages is not None
             with (

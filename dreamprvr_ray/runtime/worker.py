@@ -21,7 +21,8 @@ from dreamprvr_ray.checkpoints.checkpoint import EXPERIMENT
 from dreamprvr_ray.checkpoints.layout import CHECKPOINTS
 from dreamprvr_ray.checkpoints.store import CheckpointStore
 from dreamprvr_ray.config import Experiment
-from dreamprvr_ray.data.cache import local_shards
+from dreamprvr_ray.data.collections import Collections
+from dreamprvr_ray.data.locations import Locations
 from dreamprvr_ray.distributed import Workers
 from dreamprvr_ray.runtime.reporting import FollowerReporter, RayTrainReporter
 from dreamprvr_ray.storage.location import Storage
@@ -38,7 +39,7 @@ class TrainJob:
     """
 
     experiment: Experiment
-    shards: str  # a directory, absolute, or a URI
+    shards: Locations  # directories, absolute, or URIs
     run: str  # the location of the run's directory
     writer: str | None = None  # the id from `CheckpointStore.claim`; None: the worker claims the store itself
     messages: Queue | None = None  # to the driver; None: they are not read
@@ -74,7 +75,7 @@ def train_worker(values: dict[str, Any]) -> str | None:
                 reporter: RayTrainReporter | FollowerReporter = RayTrainReporter(store, job.messages, entered)
             else:
                 reporter = FollowerReporter()
-            fit(job.experiment, local_shards(job.shards), reporter, workers)
+            fit(job.experiment, Collections.open(job.shards), reporter, workers)
     except TrainingDiverged as diverged:  # in every worker: they all compute the same loss
         return str(diverged)
     return None

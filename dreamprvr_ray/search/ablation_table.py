@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dreamprvr_ray.data.locations import shown_locations
 from dreamprvr_ray.errors import redact_uri
 from dreamprvr_ray.evaluation.metrics import RECALL_RANKS
 from dreamprvr_ray.search.final_result import FinalResult
@@ -69,7 +70,7 @@ def plan_lines(search: Search, plan: TrialPlan, sizes_from: str) -> list[str]:
         f"ablations {search.name}: {len(search.table.rows)} rows, seeds {', '.join(map(str, listed))},"
         f" {len(search.table.rows) * len(listed)} trainings of at most {search.experiment.training.epochs} epochs,"
         f" config {settings.config}",
-        f"shards: {redact_uri(settings.shards)}",
+        f"shards: {shown_locations(settings.shards)}",
         f"out: {redact_uri(settings.out)}",
         f"resources: {plan}",
         f"feature sizes: video {data.video_size}, text {data.text_size}, from {sizes_from}",

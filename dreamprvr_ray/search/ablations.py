@@ -12,14 +12,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dreamprvr_ray.data.cache import local_shards, read_manifest
+from dreamprvr_ray.data.collections import Collections, open_manifest
 from dreamprvr_ray.data.manifest import Manifest
 from dreamprvr_ray.errors import Failure, SearchInterrupted, UserError, first_line
-from dreamprvr_ray.evaluation.test_record import recorded_ranks
 from dreamprvr_ray.search.ablation_rows import AblationRow
 from dreamprvr_ray.search.ablation_table import table_lines
-from dreamprvr_ray.search.comparison import compare_on_test
-from dreamprvr_ray.search.final_evaluation import evaluate_run, final_checkpoint
+from dreamprvr_ray.search.comparison import RanksOnTest, compare_on_tests
+from dreamprvr_ray.search.final_evaluation import evaluate_run, ranks_on_each
 from dreamprvr_ray.search.final_record import write_final_record
 from dreamprvr_ray.search.final_result import Candidate, FinalResult, FinalRun
 from dreamprvr_ray.search.final_runs import PlannedRun, is_trained, with_directory
@@ -43,7 +42,7 @@ def run_ablations(search: Search, *, resume: bool, log: Callable[[str], None]) -
     other rows are finished and recorded before.
     """
     with open_session(search, resume=resume, log=log) as session:
-        search, manifest, directory = session.search, read_manifest(session.shards), session.storage / RUNS
+        search, manifest, directory = session.search, open_manifest(session.shards), session.storage / RUNS
         runs = plan_rows(search, manifest, directory, log)
         names = [run.request.run for run in runs]
         write_text(session.copy.path / FINAL_PLAN, json.dumps({"runs": names}, indent=1) + "\n")
@@ -94,7 +93,7 @@ class RowRecorder:
         self._runs = {row.name: [run for run in runs if run.candidate == row.name] for row in session.search.table.rows}
         self._directory = session.storage / RUNS
         self._tested: dict[str, Candidate] = {}
-        self._ranks: dict[str, np.ndarray] = {}  # by row: (seeds, Q)
+        self._ranks: dict[str, list[np.ndarray]] = {}  # by row: (seeds, Q) of each collection
 
     @property
     def is_complete(self) -> bool:
@@ -121,9 +120,11 @@ class RowRecorder:
         first = self._session.search.table.rows[0].name
         if first not in self._tested:
             return FinalResult(tested)
-        owner = local_shards(self._session.shards).split("test").owner
-        others = [row.name for row in tested if row.name != first]
-        comparisons = (compare_on_test(name, self._ranks[name], first, self._ranks[first], owner) for name in others)
+        owners = [part.split("test").owner for part in Collections.open(self._session.shards).parts]
+        comparisons = [
+            compare_on_tests(name, first, list(map(RanksOnTest, self._ranks[name], self._ranks[first], owners)))
+            for name in (row.name for row in tested if row.name != first)
+        ]
         return FinalResult(tested, ablations=tuple(comparisons))
 
     def _is_trained(self, row: AblationRow) -> bool:
@@ -134,7 +135,7 @@ class RowRecorder:
         for run in self._runs[row.name]:
             runs.append(self._session.compute(evaluate_run, self._directory, run, self._session.shards))
         self._tested[row.name] = Candidate(row.name, None, row.values, None, tuple(runs))
-        self._ranks[row.name] = np.array([recorded_ranks(final_checkpoint(self._directory, run)) for run in runs])
+        self._ranks[row.name] = ranks_on_each(self._directory, runs, Collections.open(self._session.shards))
 
     def _write(self) -> None:
         result = self.result()

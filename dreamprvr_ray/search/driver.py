@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from dreamprvr_ray.data.cache import read_manifest
+from dreamprvr_ray.data.collections import open_manifest
 from dreamprvr_ray.errors import PATH_ERRORS, Failure, SearchInterrupted, UserError, first_line
 from dreamprvr_ray.search.candidates import choose_candidates
 from dreamprvr_ray.search.final_evaluation import evaluate_candidates
@@ -105,5 +105,5 @@ def _run_finalists(session: SearchSession, trials: list[TrialRecord]) -> FinalRe
     candidates = choose_candidates(search, trials)
     runs = retrain_candidates(session, candidates)
     final = session.compute(evaluate_candidates, search, candidates, runs, trials, final_runs, session.shards)
-    write_final_record(final, read_manifest(session.shards), session.copy.path)
+    write_final_record(final, open_manifest(session.shards), session.copy.path)
     return final

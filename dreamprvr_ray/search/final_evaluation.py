@@ -8,10 +8,12 @@ from dataclasses import replace
 import numpy as np
 
 from dreamprvr_ray.checkpoints.store import CheckpointStore
-from dreamprvr_ray.data.cache import local_shards
-from dreamprvr_ray.evaluation.test_record import evaluate_test_once, recorded_ranks
+from dreamprvr_ray.data.collections import Collections
+from dreamprvr_ray.data.locations import Locations
+from dreamprvr_ray.evaluation.metrics import mean_evaluation
+from dreamprvr_ray.evaluation.test_record import evaluate_tests_once, recorded_ranks
 from dreamprvr_ray.search.candidates import final_settings
-from dreamprvr_ray.search.comparison import compare_on_test
+from dreamprvr_ray.search.comparison import RanksOnTest, compare_on_tests
 from dreamprvr_ray.search.final_result import Candidate, Comparison, FinalResult, FinalRun
 from dreamprvr_ray.search.final_runs import PlannedRun
 from dreamprvr_ray.search.layout import CHECKPOINTS
@@ -28,26 +30,29 @@ def evaluate_candidates(
     planned: Sequence[PlannedRun],
     trials: Sequence[TrialRecord],
     final_runs: Storage,
-    shards: str,
+    shards: Locations,
 ) -> FinalResult:
     """Evaluate the best checkpoint of every run on test and compare the candidates.
 
     `planned` are the runs, whose directories are in `final_runs`; `trials` are those of the search. A checkpoint that
-    was tested before is not tested again: the recorded result is used.
+    was tested before is not tested again: the recorded result is used. With several collections, each is tested.
     """
-    final = final_settings(search)
+    final, collections = final_settings(search), Collections.open(shards)
     tested: list[Candidate] = []
-    ranks: dict[str, np.ndarray] = {}  # by name of the candidate: (seeds, Q)
+    ranks: dict[str, list[np.ndarray]] = {}  # by name of the candidate: (seeds, Q) of each collection
     for candidate in candidates:
         runs = tuple(evaluate_run(final_runs, run, shards) for run in planned if run.candidate == candidate.name)
         tested.append(replace(candidate, runs=runs))
-        ranks[candidate.name] = np.array([recorded_ranks(final_checkpoint(final_runs, run)) for run in runs])
+        ranks[candidate.name] = ranks_on_each(final_runs, runs, collections)
     if not final.with_val:  # otherwise val was trained on, and the order of the search stands
         tested.sort(key=lambda candidate: -(candidate.val_mean or 0.0))
-    owner = local_shards(shards).split("test").owner
+    owners = [part.split("test").owner for part in collections.parts]
+
+    def on_each(better: Candidate, than: Candidate) -> list[RanksOnTest]:
+        return [RanksOnTest(*each) for each in zip(ranks[better.name], ranks[than.name], owners, strict=True)]
 
     def compare(better: Candidate, than: Candidate) -> Comparison:
-        return compare_on_test(better.name, ranks[better.name], than.name, ranks[than.name], owner)
+        return compare_on_tests(better.name, than.name, on_each(better, than))
 
     paper = next(candidate for candidate in tested if candidate.is_paper)
     found = next((candidate for candidate in tested if not candidate.is_paper), None)
@@ -62,6 +67,11 @@ def evaluate_candidates(
         shared_seeds=shared_seeds(
             [run.seed for run in planned], search.experiment.training.seed, [trial.values for trial in trials]
         ),
+        by_collection=tuple(
+            replace(compare_on_tests(found.name, paper.name, [own]), collection=name)
+            for name, own in zip(collections.names, on_each(found, paper) if found else (), strict=False)
+            if found is not None and len(collections.names) > 1
+        ),
     )
 
 
@@ -71,13 +81,27 @@ def final_checkpoint(final_runs: Storage, run: FinalRun) -> Storage:
     return CheckpointStore(final_runs / run.directory / CHECKPOINTS).at(run.best_epoch)
 
 
-def evaluate_run(final_runs: Storage, planned: PlannedRun, shards: str) -> FinalRun:
+def ranks_on_each(final_runs: Storage, runs: Sequence[FinalRun], collections: Collections) -> list[np.ndarray]:
+    """Return the recorded ranks of tested runs (seeds, Q) on each collection."""
+    checkpoints = [final_checkpoint(final_runs, run) for run in runs]
+    return [np.array([recorded_ranks(checkpoint, name) for checkpoint in checkpoints]) for name in collections.names]
+
+
+def evaluate_run(final_runs: Storage, planned: PlannedRun, shards: Locations) -> FinalRun:
     """Evaluate a run's best checkpoint on test, and delete its others."""
     directory = planned.request.run
     checkpoints = CheckpointStore(final_runs / directory / CHECKPOINTS)
     latest = latest_result(checkpoints)
     assert latest is not None
     best = checkpoints.at(latest.best_epoch)
-    test = evaluate_test_once(best, shards)
+    tests = evaluate_tests_once(best, Collections.open(shards))
     checkpoints.keep_only(latest.best_epoch)
-    return FinalRun(planned.seed, latest.best_sumr, latest.best_epoch, str(best), test, directory)
+    return FinalRun(
+        planned.seed,
+        latest.best_sumr,
+        latest.best_epoch,
+        str(best),
+        mean_evaluation(tests),
+        directory,
+        tests if len(tests) > 1 else (),
+    )

@@ -21,7 +21,10 @@ PAPER = "paper"  # the name of the candidate with the base configuration, which 
 
 @dataclass(frozen=True)
 class FinalRun:
-    """One training of a candidate, and the result of its single evaluation on test."""
+    """One training of a candidate, and the result of its single evaluation on test.
+
+    Of a search on several collections, `test` is the mean of `tests`, the evaluations on each.
+    """
 
     seed: int | None
     val_sumr: float | None  # the best of its epochs
@@ -29,6 +32,7 @@ class FinalRun:
     checkpoint: str | None  # of the best epoch
     test: Evaluation
     directory: str | None = None  # its name in `final/`; not recorded by version 0.1.0
+    tests: tuple[Evaluation, ...] = ()  # on each of several collections; empty for one
 
     def to_dict(self) -> dict[str, Any]:
         """Return the run's entry in `final.json`."""
@@ -38,6 +42,7 @@ class FinalRun:
             "best_epoch": self.best_epoch,
             "checkpoint": self.checkpoint,
             "test": self.test.to_dict(),
+            **({"tests": [test.to_dict() for test in self.tests]} if self.tests else {}),
             **({"directory": self.directory} if self.directory else {}),
         }
 
@@ -51,6 +56,7 @@ class FinalRun:
             checkpoint=entry.get("checkpoint"),
             test=Evaluation.from_dict(entry["test"]),
             directory=entry.get("directory"),
+            tests=tuple(Evaluation.from_dict(test) for test in entry.get("tests") or ()),
         )
 
 
@@ -120,6 +126,14 @@ class Candidate:
     def _mean(self, metric: Callable[[Retrieval], float]) -> float:
         return float(np.mean([metric(run.test.retrieval) for run in self.runs]))
 
+    def by_collection(self) -> dict[str, list[float]]:
+        """Return test SumR on each of several collections, one for each seed; nothing for a single collection."""
+        sumrs: dict[str, list[float]] = {}
+        for run in self.runs:
+            for test in run.tests:
+                sumrs.setdefault(test.collection, []).append(test.retrieval.recall.sumr)
+        return sumrs
+
     def by_moment(self) -> dict[str, list[Recall]]:
         """Return the test recall by moment length, one for each seed, for the groups that have queries."""
         groups: dict[str, list[Recall]] = {}
@@ -173,6 +187,7 @@ class Comparison:
     confidence: float
     resamples: int
     seeds: int | None = None  # of each candidate; not recorded by version 0.1.0
+    collection: str | None = None  # on which of several collections; None: on all, by the mean
 
     @property
     def covers_seeds(self) -> bool:
@@ -207,6 +222,8 @@ class Comparison:
             del entry["seeds"]
         else:
             entry["covers"] = "videos and seeds" if self.covers_seeds else "videos"
+        if self.collection is None:
+            del entry["collection"]
         return entry
 
     @classmethod
@@ -221,6 +238,7 @@ class Comparison:
             confidence=entry["confidence"],
             resamples=entry["resamples"],
             seeds=entry.get("seeds"),
+            collection=entry.get("collection"),
         )
 
 
@@ -239,6 +257,7 @@ class FinalResult:
     with_val: bool = False  # the runs were trained on val too, so that their val SumR means nothing
     retrained: bool = True  # False: only the search's own best checkpoint was tested
     shared_seeds: tuple[int, ...] = ()  # seeds of runs that trials had too, which favours the selected trial
+    by_collection: tuple[Comparison, ...] = ()  # `comparison` on each of several collections
 
     @property
     def chosen(self) -> FinalRun:
@@ -269,6 +288,7 @@ class FinalResult:
             "ablations": [comparison.to_dict() for comparison in self.ablations],
             **({"with_val": True} if self.with_val else {}),
             **({"shared_seeds": list(self.shared_seeds)} if self.shared_seeds else {}),
+            **({"by_collection": [each.to_dict() for each in self.by_collection]} if self.by_collection else {}),
         }
 
     @classmethod
@@ -292,6 +312,7 @@ class FinalResult:
             ablations=tuple(read(entry) for entry in values.get("ablations") or ()),
             with_val=bool(values.get("with_val", with_val and not _has_directories(candidates))),
             shared_seeds=tuple(values.get("shared_seeds") or ()),
+            by_collection=tuple(read(entry) for entry in values.get("by_collection") or ()),
         )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from dreamprvr_ray.config import baseline_name
-from dreamprvr_ray.data.cache import read_manifest
+from dreamprvr_ray.data.collections import open_manifest
 from dreamprvr_ray.errors import Failure, SearchInterrupted
 from dreamprvr_ray.search.candidates import final_settings, skipped_ablations
 from dreamprvr_ray.search.final_result import Candidate
@@ -39,7 +39,7 @@ def retrain_candidates(session: SearchSession, candidates: Sequence[Candidate]) 
         owner = baseline_name(search.experiment).removesuffix(" settings")
         log(f"final: skipping ablation: the best trial already uses {owner} value of {', '.join(skipped)}")
     final_runs = session.storage / FINAL_RUNS
-    runs = plan_runs(search, candidates, read_manifest(session.shards), final_runs, log)
+    runs = plan_runs(search, candidates, open_manifest(session.shards), final_runs, log)
     # For the report, which shows how far the final stage is.
     names = [run.request.run for run in runs]
     write_text(session.copy.path / FINAL_PLAN, json.dumps({"runs": names}, indent=1) + "\n")

@@ -9,7 +9,7 @@ from typing import Any
 
 import optuna
 
-from dreamprvr_ray.config import Experiment, known_keys
+from dreamprvr_ray.config import Experiment, is_known_key, known_keys
 from dreamprvr_ray.errors import UserError, did_you_mean
 from dreamprvr_ray.search.conditions import Condition
 from dreamprvr_ray.yaml_files import describe
@@ -165,7 +165,7 @@ def parse_condition(text: Any) -> Condition:
         raise ValueError(f"a condition must be a string, such as 'model.registers > 0', not {_shown(text)}")
     condition = Condition.parse(text)
     for key in condition.keys:
-        if key not in known_keys():
+        if not is_known_key(key):
             raise ValueError(f"unknown key '{key}' in '{text}'{did_you_mean(key, known_keys())}")
     return condition
 

@@ -11,7 +11,8 @@ import yaml
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray.util.state import list_placement_groups
 
-from dreamprvr_ray.data.cache import read_manifest
+from dreamprvr_ray.data.collections import open_manifest
+from dreamprvr_ray.data.locations import each_location, redacted_locations, shown_locations
 from dreamprvr_ray.data.manifest import MANIFEST, Manifest
 from dreamprvr_ray.data.shards_record import ShardsRecord
 from dreamprvr_ray.errors import UserError, first_line, redact, redact_uri
@@ -36,10 +37,10 @@ def with_shard_sizes(search: Search) -> Search:
     would learn from val although it shares videos or queries with test.
     """
     search.check_shards()
-    manifest = read_manifest(search.settings.shards)
+    manifest = open_manifest(search.settings.shards)
     if search.settings.final and search.settings.final.with_val:
         try:
-            manifest.check_may_train_on("val", redact(search.settings.shards))
+            manifest.check_may_train_on("val", shown_locations(search.settings.shards))
         except UserError as error:
             raise UserError(*(f"final.with_val: {mistake}" for mistake in error.mistakes)) from None
     for parameter in search.parameters:
@@ -53,8 +54,8 @@ def planned_sizes(search: Search) -> tuple[Search, str]:
 
     Raises `UserError` if there are shards that cannot be read.
     """
-    shards = redact(search.settings.shards)
-    if not is_uri(search.settings.shards) and not (Path(search.settings.shards) / MANIFEST).exists():
+    shards = shown_locations(search.settings.shards)
+    if not all(is_uri(each) or (Path(each) / MANIFEST).exists() for each in each_location(search.settings.shards)):
         return search, f"the configuration {search.settings.config}, because there are no shards in {shards}"
     return with_shard_sizes(search), f"the shards in {shards}"
 
@@ -111,8 +112,9 @@ def claim_directory(search: Search, copy: WorkingCopy, identity: SearchIdentity 
     _check_database(search, identity, copy.path)
     # Without passwords and access keys, which may be part of locations. A resumed search gets them from its user again.
     settings = search.settings
-    locations = {"out": settings.out, "shards": settings.shards, "store": settings.store}
+    locations = {"out": settings.out, "store": settings.store}
     shown: dict[str, Any] = {key: redact_uri(location) for key, location in locations.items() if location is not None}
+    shown["shards"] = redacted_locations(settings.shards)
     if settings.source is not None:
         directory = redact_uri(settings.source.directory)
         shown["source"] = settings.source.model_copy(update={"directory": directory})

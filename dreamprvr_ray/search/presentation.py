@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from dreamprvr_ray.config import baseline_name
+from dreamprvr_ray.data.locations import shown_locations
 from dreamprvr_ray.errors import redact_uri
+from dreamprvr_ray.evaluation.metrics import table_lines
 from dreamprvr_ray.search.plan import TrialPlan
 from dreamprvr_ray.search.publication import SearchOutcome
 from dreamprvr_ray.search.space import Search
@@ -19,7 +21,7 @@ def plan_lines(search: Search, plan: TrialPlan, cost: Cost, sizes_from: str) -> 
     return [
         f"search {search.name}: {settings.trials} trials of at most {search.experiment.training.epochs} epochs,"
         f" config {settings.config}",
-        f"shards: {redact_uri(settings.shards)}",
+        f"shards: {shown_locations(settings.shards)}",
         f"out: {redact_uri(settings.out)}",
         f"objective: val SumR{f' against {settings.against}' if settings.against else ''};"
         f" sampler: {settings.sampler.kind}",
@@ -66,7 +68,7 @@ def outcome_lines(search: Search, outcome: SearchOutcome) -> list[str]:
         f"best trial: trial {best.number}, val SumR {best.best_sumr:.1f} at epoch {best.best_epoch}",
         *(describe_final(outcome.final) if outcome.final else ()),
         f"selected model: {outcome.best} ({model})",
-        *outcome.test.lines(),
+        *(table_lines(outcome.tests) if outcome.tests else outcome.test.lines()),
         f"full report: python -m dreamprvr_ray.report {redact_uri(search.settings.out)}",
     ]
 
@@ -77,7 +79,8 @@ def outcome_dict(outcome: SearchOutcome) -> dict[str, Any]:
     counts = {state: states.count(state) for state in ("finished", "pruned", "failed")}
     final = {"final": outcome.final.to_dict()} if outcome.final else {}
     best = _selected_model(outcome) | {"checkpoint": str(outcome.best)}
-    return {"trials": len(states)} | counts | {"best": best, "test": outcome.test.to_dict()} | final
+    tests = {"tests": [test.to_dict() for test in outcome.tests]} if outcome.tests else {}
+    return {"trials": len(states)} | counts | {"best": best, "test": outcome.test.to_dict()} | tests | final
 
 
 def _selected_model(outcome: SearchOutcome) -> dict[str, Any]:

@@ -8,8 +8,10 @@ from typing import Any
 
 from dreamprvr_ray.checkpoints.checkpoint import METRICS, copy_checkpoint_files
 from dreamprvr_ray.checkpoints.layout import is_checkpoint_file
-from dreamprvr_ray.evaluation.metrics import Evaluation
-from dreamprvr_ray.evaluation.test_record import evaluate_test_once
+from dreamprvr_ray.data.collections import Collections
+from dreamprvr_ray.data.locations import Locations
+from dreamprvr_ray.evaluation.metrics import Evaluation, mean_evaluation
+from dreamprvr_ray.evaluation.test_record import evaluate_tests_once
 from dreamprvr_ray.search.final_evaluation import final_checkpoint
 from dreamprvr_ray.search.final_result import FinalResult
 from dreamprvr_ray.search.layout import BEST, FINAL_RUNS, VALUES
@@ -26,7 +28,8 @@ class SearchOutcome:
     trials: list[TrialRecord]  # best first
     final: FinalResult | None  # None if nothing was retrained
     best: Storage  # the published checkpoint
-    test: Evaluation  # of that checkpoint on test
+    test: Evaluation  # of that checkpoint on test; the mean of `tests` if there are several
+    tests: tuple[Evaluation, ...] = ()  # on each of several collections; empty for one
 
 
 def publish_best_trial(
@@ -34,7 +37,8 @@ def publish_best_trial(
 ) -> SearchOutcome:
     """Publish the checkpoint of the best trial, and evaluate it on test unless that has been done before."""
     published = publish(checkpoint, best.values, session.storage)
-    return SearchOutcome(trials, None, published, session.compute(evaluate_test_once, published, session.shards))
+    tests = session.compute(_evaluate, published, session.shards)
+    return SearchOutcome(trials, None, published, mean_evaluation(tests), tests if len(tests) > 1 else ())
 
 
 def publish_final(session: SearchSession, trials: list[TrialRecord], final: FinalResult) -> SearchOutcome:
@@ -42,7 +46,11 @@ def publish_final(session: SearchSession, trials: list[TrialRecord], final: Fina
     best = final.candidates[0]
     checkpoint = final_checkpoint(session.storage / FINAL_RUNS, final.chosen)
     published = publish(checkpoint, best.values, session.storage)
-    return SearchOutcome(trials, final, published, final.chosen.test)
+    return SearchOutcome(trials, final, published, final.chosen.test, final.chosen.tests)
+
+
+def _evaluate(checkpoint: Storage, shards: Locations) -> tuple[Evaluation, ...]:
+    return evaluate_tests_once(checkpoint, Collections.open(shards))
 
 
 def publish(checkpoint: Storage, values: dict[str, Any], search_storage: Storage) -> Storage:

@@ -11,7 +11,8 @@ from typing import ParamSpec, TypeVar
 
 import ray
 
-from dreamprvr_ray.data.cache import read_manifest
+from dreamprvr_ray.data.collections import open_manifest
+from dreamprvr_ray.data.locations import Locations, absolute_locations
 from dreamprvr_ray.runtime.metrics import Gauges
 from dreamprvr_ray.runtime.session import ray_session
 from dreamprvr_ray.search.journal import prepare_journal
@@ -26,7 +27,7 @@ from dreamprvr_ray.search.preconditions import (
 )
 from dreamprvr_ray.search.space import Search
 from dreamprvr_ray.search.working_copy import WorkingCopy, working_copy
-from dreamprvr_ray.storage.location import Storage, absolute
+from dreamprvr_ray.storage.location import Storage
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -38,7 +39,7 @@ class SearchSession:
 
     search: Search
     storage: Storage  # the search's directory
-    shards: str  # absolute path or URI
+    shards: Locations  # absolute paths or URIs
     plan: TrialPlan
     copy: WorkingCopy
     gauges: Gauges
@@ -76,7 +77,7 @@ def open_session(search: Search, *, resume: bool, log: Callable[[str], None]) ->
     """
     storage = Storage.of(search.settings.out)
     search = with_shard_sizes(search)
-    manifest = read_manifest(search.settings.shards)
+    manifest = open_manifest(search.settings.shards, log)
     check_directory(storage, search, resume=resume, manifest=manifest)
     with storage.lock(), working_copy(storage, log) as copy:
         # Again, since another command may have used the directory before it was locked.
@@ -98,5 +99,5 @@ def open_session(search: Search, *, resume: bool, log: Callable[[str], None]) ->
             check_shared(storage)
             if storage.directory is None:
                 log(f"the study while the search runs: {copy.path / JOURNAL}; uploaded to {storage}")
-            shards = absolute(search.settings.shards)
+            shards = absolute_locations(search.settings.shards)
             yield SearchSession(search, storage, shards, plan, copy, gauges, log, identity.owner)

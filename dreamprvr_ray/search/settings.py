@@ -18,7 +18,9 @@ from pydantic import (
 )
 
 from dreamprvr_ray.config_sections import MAX_COUNT, Count, CountOrZero, NonNegative, Section
+from dreamprvr_ray.data.locations import Locations, one_or_several
 from dreamprvr_ray.runtime.gpu_shares import refuse_gpus
+from dreamprvr_ray.yaml_files import describe
 
 RESUME_MAY_CHANGE = ("out", "shards", "source", "trial", "trials", "trackers", "hours", "keep", "final", "ablations")
 """Keys that may differ when a search is resumed: they do not decide which trials run or how a trial trains."""
@@ -31,6 +33,14 @@ def _or_auto(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
     except ValidationError as error:
         reason = error.errors()[0]["msg"].replace("Input should be", "must be")
         raise ValueError(f"{value!r}: {reason}, or auto") from None
+
+
+def _one_or_several(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """Read one location, or a list of them: pydantic would report a mistake for each member of the union."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{describe(value)}: must be a location, or a list of the locations of several collections")
+    return check(one_or_several(texts))
 
 
 class TrialResources(Section):
@@ -176,7 +186,11 @@ class SearchSettings(Section):
         description="The configuration that trials start from: a preset (`tvr`, `activitynet`, `charades`, `demo`) "
         "or a YAML file. Its own values are the first trial."
     )
-    shards: str = Field(description="Shards written by `convert`: a directory or a URI. `--shards` overrides it.")
+    shards: Annotated[Locations, WrapValidator(_one_or_several)] = Field(
+        description="Shards written by `convert`: a directory or a URI, or a list of those of several collections of "
+        "one encoder, to train on together: the mean of their val SumR is then the objective, and each is tested. "
+        "`--shards` overrides it."
+    )
     out: str = Field(
         description="The search's directory or URI. It must be new unless resumed. `--out` overrides it.",
     )

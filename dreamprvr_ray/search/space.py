@@ -26,7 +26,16 @@ from typing import Any
 import optuna
 import yaml
 
-from dreamprvr_ray.config import Experiment, known_keys, load_experiment, validated
+from dreamprvr_ray.config import (
+    FULL_WEIGHT,
+    WEIGHTS,
+    Experiment,
+    is_known_key,
+    known_keys,
+    load_experiment,
+    validated,
+)
+from dreamprvr_ray.data.locations import each_location
 from dreamprvr_ray.data.manifest import MANIFEST
 from dreamprvr_ray.errors import UserError, did_you_mean
 from dreamprvr_ray.search.ablation_rows import AblationTable, prepare_values, read_table
@@ -102,9 +111,14 @@ class Search:
     def check_shards(self) -> None:
         """Raise `UserError`, naming the command that creates them, if there are no shards. A URI is not checked."""
         shards, source = self.settings.shards, self.settings.source
-        if not is_uri(shards) and not (Path(shards) / MANIFEST).exists():
-            hint = f"; create them with: {source.convert_command(shards)}" if source else ""
-            raise UserError(f"{shards}: no feature shards{hint}")
+        missing = [
+            location
+            for location in each_location(shards)
+            if not is_uri(location) and not (Path(location) / MANIFEST).exists()
+        ]
+        if missing:
+            hint = f"; create them with: {source.convert_command(shards)}" if source and isinstance(shards, str) else ""
+            raise UserError(*(f"{location}: no feature shards{hint}" for location in missing))
 
     def to_yaml(self) -> str:
         """Return the contents of `search.yaml`, with which a resumed search is compared."""
@@ -138,7 +152,9 @@ def load_search(path: Path, overrides: Mapping[str, Any] | None = None) -> Searc
     except UserError as error:
         raise UserError(*mistakes, *error.mistakes) from None
     try:
-        experiment = experiment.with_values(space.fixed | fixed_by_user, where)
+        # The weight of a collection for which the configuration has none: the first trial uses it.
+        missing = {each.key for each in parameters if each.key.startswith(WEIGHTS)} - experiment.flat().keys()
+        experiment = experiment.with_values(dict.fromkeys(missing, FULL_WEIGHT) | space.fixed | fixed_by_user, where)
     except UserError as error:
         mistakes += error.mistakes
     mistakes += [mistake for parameter in parameters for mistake in parameter_mistakes(parameter, experiment, where)]
@@ -177,7 +193,7 @@ def _read_space(descriptions: Any, where: str) -> _Space:
     if not isinstance(descriptions, dict):  # reported when the settings are validated
         return space
     for key, description in descriptions.items():
-        if key not in known_keys():
+        if not is_known_key(key):
             space.mistakes.append(f"{where}: space: unknown key '{key}'{did_you_mean(key, known_keys())}")
         elif not isinstance(description, dict):
             space.fixed[key] = description
@@ -196,7 +212,7 @@ def _apply_overrides(values: dict[str, Any], overrides: Mapping[str, Any]) -> tu
     fixed: dict[str, Any] = {}
     mistakes = []
     for key, value in overrides.items():
-        if key in known_keys():
+        if is_known_key(key):
             fixed[key] = value
         elif key in search_keys():
             _set_nested(values, key, value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 from dreamprvr_ray.search.final_result import FinalResult
@@ -39,11 +40,14 @@ def describe_final(result: FinalResult) -> list[str]:
         seeds = "1 seed" if len(candidate.runs) == 1 else f"{len(candidate.runs)} seeds"
         if candidate.std is not None:
             seeds = f"standard deviation {candidate.std:.1f}, {seeds}"
-        lines.append(f"{candidate.shown_name}: test SumR {candidate.mean:.1f} ({seeds}), {val}")
-    for comparison in result.comparisons:
+        means = [f"{name} {fmean(sumrs):.1f}" for name, sumrs in candidate.by_collection().items()]
+        own = f": {', '.join(means)}" if means else ""
+        lines.append(f"{candidate.shown_name}: test SumR {candidate.mean:.1f}{own} ({seeds}), {val}")
+    for comparison in (*result.comparisons, *result.by_collection):
+        on = f" on {comparison.collection}" if comparison.collection else ""
         better, than = (names.get(name, name) for name in (comparison.better, comparison.than))
         lines.append(
-            f"{better} against {than}: {comparison.difference:+.1f} test SumR"
+            f"{better} against {than}: {comparison.difference:+.1f} test SumR{on}"
             f" ({comparison.confidence:.0%} interval {comparison.low:+.1f} to {comparison.high:+.1f},"
             f" {comparison.coverage}{'' if comparison.covers_seeds else ONE_SEED})"
         )

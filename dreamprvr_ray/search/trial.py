@@ -22,7 +22,8 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from dreamprvr_ray.checkpoints.checkpoint import EXPERIMENT
 from dreamprvr_ray.checkpoints.store import CheckpointStore
 from dreamprvr_ray.config import Experiment
-from dreamprvr_ray.data.cache import local_shards
+from dreamprvr_ray.data.collections import Collections
+from dreamprvr_ray.data.locations import Locations
 from dreamprvr_ray.errors import Failure, ObjectStoreError, StorageFailure, UserError, first_line
 from dreamprvr_ray.runtime.reporting import write_checkpoint
 from dreamprvr_ray.runtime.resources import WorkerGroup
@@ -44,7 +45,7 @@ class TrialJob:
     """What all trials of a search share."""
 
     experiment: Experiment  # without the requested values
-    shards: str
+    shards: Locations
     group: WorkerGroup
     search_location: str
     runs: str  # name of the directory in the search's directory that gets a directory per trial
@@ -116,7 +117,7 @@ def _train_here(request: TrialRequest, experiment: Experiment, job: TrialJob, re
         torch.cuda.set_per_process_memory_fraction(min(1.0, request.share * job.group.gpus_per_worker or 1.0))
     torch.set_num_threads(max(1, int(request.share * job.group.cpus_per_worker)))
     with _on_this_node():
-        shards = local_shards(job.shards)
+        shards = Collections.open(job.shards)
     fit(experiment, shards, reporter)
 
 

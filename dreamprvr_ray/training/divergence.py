@@ -25,7 +25,7 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
 
 
 def losses_diverged(
-    epoch: int, losses: Tensor, names: Sequence[str], split: Split, directory: Path
+    epoch: int, losses: Tensor, names: Sequence[str], split: Split, directory: Path | str
 ) -> TrainingDiverged:
     """Return the error for an epoch (from 1) whose mean loss is not finite.
 
@@ -56,14 +56,14 @@ def weights_diverged(epoch: int) -> TrainingDiverged:
     return TrainingDiverged(f"epoch {epoch}: the weights are not finite after the last step; {ADVICE}")
 
 
-def scores_diverged(epoch: int, split: Split, directory: Path) -> TrainingDiverged:
+def scores_diverged(epoch: int, split: Split, directory: Path | str) -> TrainingDiverged:
     """Return the error for an epoch (from 1) after which the scores on `split` are not finite."""
     return _features_diverged(epoch, split, directory) or TrainingDiverged(
         f"epoch {epoch}: the scores on {split.name} are not finite, although the weights are; {ADVICE}"
     )
 
 
-def _features_diverged(epoch: int, split: Split, directory: Path) -> TrainingDiverged | None:
+def _features_diverged(epoch: int, split: Split, directory: Path | str) -> TrainingDiverged | None:
     owner = find_not_finite(split)
     if owner is None:
         return None

@@ -33,11 +33,12 @@ from dreamprvr_ray.checkpoints.checkpoint import (
 from dreamprvr_ray.config import Experiment
 from dreamprvr_ray.config_sections import CLIPS, FRAMES
 from dreamprvr_ray.data.batches import Batch, collate, plan_epoch, prefetch
+from dreamprvr_ray.data.collections import Collections, check_weights
 from dreamprvr_ray.data.manifest import Manifest, not_one_encoder
 from dreamprvr_ray.data.resident import ResidentSplit
-from dreamprvr_ray.data.shards import ShardSet
+from dreamprvr_ray.data.shards import ShardSet, Split
 from dreamprvr_ray.data.shards_record import KEY as SHARDS
-from dreamprvr_ray.data.shards_record import ShardsRecord, shard_changes
+from dreamprvr_ray.data.shards_record import PROTOCOLS, ShardsRecord, shard_changes
 from dreamprvr_ray.device import Precision, best_device, resolve_precision
 from dreamprvr_ray.distributed import Division, Workers, token_traffic
 from dreamprvr_ray.errors import UserError
@@ -61,7 +62,7 @@ LOSS_NAMES = [field.name for field in fields(Losses)]
 
 def fit(
     experiment: Experiment,
-    shards: ShardSet,
+    shards: ShardSet | Collections,
     reporter: Reporter,
     workers: Workers | None = None,
     device: torch.device | None = None,
@@ -87,9 +88,11 @@ def with_feature_sizes(experiment: Experiment, manifest: Manifest) -> Experiment
     """Return the experiment with the feature sizes of the shards, which are also the hidden size where that is 0.
 
     Raises `UserError` if `model.initialization`, `model.heads` or `evaluation.encoder_weight` does not allow them, or
-    if the shards have no train split.
+    if the shards have no train split, or if `data.weights` names another collection.
     """
-    manifest.check_has_train(f"shards of {manifest.collection}")
+    for part in manifest.parts():
+        part.check_has_train(f"shards of {part.collection}")
+    check_weights(experiment.data.weights, manifest)
     video_size, text_size = manifest.video_size, manifest.text_size
     if experiment.model.initialization == "aligned" and video_size != text_size:
         raise UserError(
@@ -168,28 +171,32 @@ class TrainedEpoch:
 class Training:
     """One training: the model, its optimiser, the data, and this process's place among the workers."""
 
-    def __init__(self, experiment: Experiment, shards: ShardSet, workers: Workers, device: torch.device) -> None:
+    def __init__(
+        self, experiment: Experiment, shards: ShardSet | Collections, workers: Workers, device: torch.device
+    ) -> None:
         """Build everything at the first step. Raises `UserError` if the experiment does not fit the shards."""
-        self.experiment = experiment = with_feature_sizes(experiment, shards.manifest)
-        shards.check_encoder_weight(experiment.evaluation.encoder_weight)
+        self._collections = collections = Collections.of(shards)
+        self.experiment = experiment = with_feature_sizes(experiment, collections.manifest)
+        for part in collections.parts:
+            part.check_encoder_weight(experiment.evaluation.encoder_weight)
         self.progress = Progress()
-        self._workers, self._device, self._shards = workers, device, shards
+        self._workers, self._device = workers, device
         settings, data = experiment.training, experiment.data
-        self._train = shards.joined("train", "val") if settings.with_val else shards.split("train")
-        self._val = shards.split("val")
-        self._steps_per_epoch = math.ceil(len(self._train) / settings.batch_videos)
+        self._train, self._vals = collections.train(settings.with_val), collections.vals()
+        self._draw = collections.draw(data.weights, settings.with_val)
+        self._steps_per_epoch = math.ceil(self._draw.count / settings.batch_videos)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(settings.seed, 0, "weights"))
             self._model = DreamPRVR(experiment.model, data.video_size, data.text_size, data.trim_frames).to(device)
         # Decided by the whole training, not by what is left of it: a resumed training must compute as if it had not
         # stopped.
-        trained_videos = settings.epochs * len(self._train)
+        trained_videos = settings.epochs * self._draw.count
         self._model.compile_chains(trained_videos * specified_gflop(experiment) >= WORTH_COMPILING)
         self._optimizer = build_optimizer(self._model, experiment.optimizer, settings.epochs * self._steps_per_epoch)
         self._precision = agree_on_precision(settings.precision, device, workers)
         self._gradients = GradientPass(self._model, experiment.loss, self._precision, workers)
         self._resident = ResidentSplit.if_it_fits(self._train, device)
-        self._evaluation = ValEvaluation(self._val, experiment, device, workers)
+        self._evaluation = ValEvaluation(self._vals, experiment, device, workers)
         self._first_epoch, self._started = 0, 0.0
 
     def restore(self, checkpoint: Path | None) -> None:
@@ -228,7 +235,7 @@ class Training:
             ties=retrieval.ties,
             losses=trained.losses,
             learning_rate=trained.learning_rate,
-            videos_per_second=len(self._train) / trained.seconds,
+            videos_per_second=self._draw.count / trained.seconds,
             seconds=now - began,
             seconds_left=0.0 if progress.finished else seconds_per_epoch * (epochs - progress.epoch),
             waited=trained.waited / trained.seconds,
@@ -237,15 +244,17 @@ class Training:
             traffic=trained.traffic,
             encoder_weight=None if self.experiment.evaluation.encoder_weight == 0 else val.weights.encoder,
             planned_epochs=epochs,
+            collections=val.sumr_by_collection,
         )
 
     def train_epoch(self, epoch: int, on_first_step: Callable[[], None] | None = None) -> TrainedEpoch:
-        """Train on every video once; `epoch` counts from 0.
+        """Train on the epoch's videos, by default all, each once; `epoch` counts from 0.
 
         Raises `TrainingDiverged` if the mean loss is not finite, or the weights after the last step.
         """
         settings = self.experiment.training
-        plan = plan_epoch(len(self._train), settings.batch_videos, settings.seed, epoch)
+        videos = self._draw.videos(settings.seed, epoch)
+        plan = plan_epoch(videos, settings.batch_videos, settings.seed, epoch)
         queries_per_video = np.diff(self._train.first_query)
         hard = epoch >= self.experiment.loss.hard_negative_start_epoch
         totals, steps = torch.zeros(len(LOSS_NAMES), device=self._device), []
@@ -268,7 +277,7 @@ class Training:
         means = dict(zip(LOSS_NAMES, (totals / len(plan)).tolist(), strict=True))
         if not math.isfinite(means["total"]):
             recorded = torch.stack(steps).cpu()
-            raise losses_diverged(epoch + 1, recorded, LOSS_NAMES, self._train, self._shards.directory)
+            raise losses_diverged(epoch + 1, recorded, LOSS_NAMES, self._train, self._collections.directories)
         if not all_finite(self._model.parameters()):
             raise weights_diverged(epoch + 1)
         traffic = None
@@ -303,15 +312,19 @@ class Training:
         try:
             return self._evaluation(self._model)
         except ScoresNotFinite:
-            raise scores_diverged(self.progress.epoch + 1, self._val, self._shards.directory) from None
+            val = Split.joined(list(self._vals.values()))
+            raise scores_diverged(self.progress.epoch + 1, val, self._collections.directories) from None
 
     def snapshot(self, result: EpochResult) -> Checkpoint:
         """Copy the state to the CPU's memory, as the checkpoint of the epoch with this result."""
+        manifest = self._collections.manifest
         metrics: dict[str, Any] = result.to_dict() | {
-            "collection": self._shards.manifest.collection,
-            "protocol": self._shards.manifest.protocol,
-            SHARDS: ShardsRecord.of(self._shards.manifest).to_dict(),
+            "collection": manifest.collection,
+            "protocol": manifest.protocol,
+            SHARDS: ShardsRecord.of(manifest).to_dict(),
         }
+        if len(manifest.parts()) > 1:
+            metrics[PROTOCOLS] = {part.collection: part.protocol for part in manifest.parts()}
         if result.encoder_weight is not None:
             metrics[CHOSEN] = self.experiment.chooses_encoder_weight
         weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self._model.state_dict().items()}
@@ -326,7 +339,7 @@ class Training:
         if changes := self.experiment.changes_from(saved):
             raise UserError(*(f"{checkpoint}: belongs to another experiment: {change}" for change in changes))
         try:
-            changes = shard_changes(read_metrics(checkpoint), self._shards.manifest)
+            changes = shard_changes(read_metrics(checkpoint), self._collections.manifest)
         except ValueError as error:
             raise UserError(f"{checkpoint / METRICS}: damaged: {error}") from None
         if changes:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ from dreamprvr_ray.evaluation.metrics import RECALL_RANKS
 from dreamprvr_ray.storage.files import replacing
 
 NAN = float("nan")
-LOSS, RECALL, TRAFFIC = "loss/", "R@", "sent_MB/"  # prefixes of keys in `EpochResult.to_dict`
+LOSS, RECALL, TRAFFIC, COLLECTION = "loss/", "R@", "sent_MB/", "SumR/"  # prefixes of keys in `EpochResult.to_dict`
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class StepTraffic:
 @dataclass(frozen=True)
 class EpochResult:
     """The result of one finished epoch. SumR and recall are measured on the val split, in percent.
+
+    Of several collections that are trained on together, they are the means over their val splits.
 
     `to_dict` gives the flat metrics for `metrics.json`, `epochs.jsonl`, TensorBoard and Ray;
     `from_dict` reads them.
@@ -65,6 +67,7 @@ class EpochResult:
     encode_ms: float | None = None  # time to encode a video; measured by searches that trade SumR against it
     encoder_weight: float | None = None  # in the score on val; None if the configuration leaves the encoder out
     planned_epochs: int | None = None  # not stored: None for a result that was read
+    collections: Mapping[str, float] = field(default_factory=dict)  # SumR on val of each of several collections
 
     def to_dict(self) -> dict[str, Any]:
         """Return flat metrics for Ray, TensorBoard, `metrics.json` and `epochs.jsonl`."""
@@ -86,6 +89,7 @@ class EpochResult:
             **({"gpu_bytes": self.gpu_bytes} if self.gpu_bytes is not None else {}),
             **{f"{TRAFFIC}{name}": value for name, value in traffic.items()},
             "finished": self.finished,
+            **{f"{COLLECTION}{name}": sumr for name, sumr in self.collections.items()},
             **({"encode_ms": self.encode_ms} if self.encode_ms is not None else {}),
             **({"encoder_weight": self.encoder_weight} if self.encoder_weight is not None else {}),
         }
@@ -117,17 +121,19 @@ class EpochResult:
             traffic=StepTraffic(**traffic) if traffic else None,
             encode_ms=metrics.get("encode_ms"),
             encoder_weight=metrics.get("encoder_weight"),
+            collections=_with_prefix(metrics, COLLECTION),
         )
 
     def line(self) -> str:
         """Return a one-line summary."""
         recall = " ".join(f"{value:.1f}" for value in self.recall.values())
+        own = "".join(f"{name} {sumr:.1f}, " for name, sumr in self.collections.items())
         best = "best so far" if self.best_epoch == self.epoch else f"best {self.best_sumr:.1f} at {self.best_epoch}"
         left = "done" if self.finished else f"{duration(self.seconds_left)} left"
         planned = "" if self.planned_epochs is None else str(self.planned_epochs)
         epoch = f"{self.epoch:>{len(planned)}}/{planned}" if planned else str(self.epoch)
         return (
-            f"epoch {epoch} | loss {self.losses['total']:.4f} | val R {recall} | SumR {self.sumr:.1f} ({best})"
+            f"epoch {epoch} | loss {self.losses['total']:.4f} | val R {recall} | SumR {self.sumr:.1f} ({own}{best})"
             f" | {self.videos_per_second:.1f} videos/s | {left}"
         )
 

@@ -20,15 +20,19 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
+from dreamprvr_ray.checkpoints.layout import further_ranks, is_checkpoint_file
 from dreamprvr_ray.config import load_experiment
 from dreamprvr_ray.data.in_memory import FeatureSplit, Query, write_shards
+from dreamprvr_ray.data.collections import Collections
 from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.errors import NotWritableError, UserError
 from dreamprvr_ray.evaluation import test_record
-from dreamprvr_ray.evaluation.metrics import Evaluation, Reading, Recall, Retrieval
+from dreamprvr_ray.evaluation.metrics import Evaluation, Reading, Recall, Retrieval, table_lines
 from dreamprvr_ray.evaluation.test_record import (
     evaluate_checkpoint,
+    evaluate_each,
     evaluate_test_once,
+    evaluate_tests_once,
     recorded_ranks,
     recorded_test,
 )
@@ -64,7 +68,7 @@ def test_evaluating_val_leaves_no_record_and_every_evaluation_on_test_does(
     assert json.loads(checkpoint.read_text("test.json")) == {"readings": [first.to_dict(), second.to_dict()]}
     assert "evaluated on test 2 times" in "\n".join(second.lines())
     assert "evaluated on test" not in "\n".join(first.lines())
-    assert evaluate_test_once(checkpoint, str(demo_shards)) == first
+    assert evaluate_test_once(checkpoint, ShardSet.open(demo_shards)) == first
 
 
 def test_records_keep_their_names_and_order() -> None:
@@ -156,11 +160,11 @@ def test_a_kill_between_record_and_ranks_leaves_the_reading_on_record(
     first = recorded_test(copied)
     assert first is not None and first.reading is not None and first.reading.number == 1
     assert not copied.exists("test_ranks.json")
-    again = evaluate_test_once(copied, str(demo_shards))  # its ranks are needed: read again, but not silently
+    again = evaluate_test_once(copied, ShardSet.open(demo_shards))  # its ranks are needed: read again, but not silently
     assert again.reading is not None and again.reading.number == 2
     assert "evaluated on test 2 times" in "\n".join(again.lines())
     assert len(recorded_ranks(copied)) == again.retrieval.recall.queries
-    assert evaluate_test_once(copied, str(demo_shards)) == first  # nothing is missing any more
+    assert evaluate_test_once(copied, ShardSet.open(demo_shards)) == first  # nothing is missing any more
     assert len(json.loads(copied.read_text("test.json"))["readings"]) == 2
 
 
@@ -376,3 +380,23 @@ def test_shards_with_only_a_test_split_and_several_right_videos(
     assert recall[0][1] < recall[1][1] == 100
     with pytest.raises(UserError, match="no split 'val'; available: test"):
         evaluate_checkpoint(model, shards, "val")
+
+
+def test_each_collection_has_its_own_readings_and_ranks(
+    checkpoint: Storage, demo_shards: Path, other_shards: Path, tmp_path: Path
+) -> None:
+    copied = shutil.copytree(str(checkpoint), tmp_path / "copied", ignore=shutil.ignore_patterns("test*"))
+    checkpoint, both = Storage.of(copied), [ShardSet.open(shards) for shards in (other_shards, demo_shards)]
+    before = evaluate_checkpoint(checkpoint, both[1], "test")
+    first = evaluate_each(checkpoint, both, "test")
+    again = evaluate_each(checkpoint, both[:1], "test")
+    assert [each.reading.number for each in (before, *first) if each.reading] == [1, 1, 2]
+    assert again[0].reading is not None and again[0].reading.number == 2
+    assert recorded_test(checkpoint, "other") == first[0] and recorded_test(checkpoint, "third") is None
+    assert evaluate_tests_once(checkpoint, Collections(both)) == (before, first[0])
+    for evaluation in first:
+        ranks = evaluation.retrieval.ranks
+        assert ranks is not None and recorded_ranks(checkpoint, evaluation.collection) == ranks.tolist()
+    assert is_checkpoint_file(further_ranks("other")) and further_ranks("a.b") != further_ranks("a_b")
+    lines = table_lines(first)
+    assert lines[1].startswith("test of other") and lines[2].startswith("test of demo") and lines[3].startswith("mean")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import interval_coverage
-from dreamprvr_ray.search.comparison import compare_on_test
+from dreamprvr_ray.search.comparison import RanksOnTest, compare_on_test, compare_on_tests
 
 OWNER = np.repeat(np.arange(200), 3)  # 200 videos with 3 queries each
 
@@ -30,6 +30,21 @@ def test_the_interval_contains_the_difference_in_sumr() -> None:
     low, high = comparison.interval
     assert 0 < low < comparison.difference < high < 2 * comparison.difference
     assert compare_on_test("trial 5", better, "paper", paper, OWNER) == comparison  # deterministic
+
+
+def test_several_collections_count_equally() -> None:
+    random = np.random.default_rng(4)
+    paper, small = random.integers(1, 200, (3, 600)), random.integers(1, 50, (3, 40))
+    better, worse = np.maximum(1, paper - 20), small + 10
+    large = RanksOnTest(better, paper, OWNER)
+    other = RanksOnTest(worse, small, np.repeat(np.arange(20), 2))
+    alone = [compare_on_tests("a", "b", [each]) for each in (large, other)]
+    assert alone[0] == compare_on_test("a", better, "b", paper, OWNER)
+    both = compare_on_tests("a", "b", [large, other])
+    assert both.difference == pytest.approx((alone[0].difference + alone[1].difference) / 2)
+    assert both.low < both.difference < both.high
+    # Two independent means have a narrower interval than the wider one of them.
+    assert both.high - both.low < max(each.high - each.low for each in alone)
 
 
 def test_videos_are_resampled_and_not_queries() -> None:
