@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 
 from dreamprvr_ray.checkpoints.layout import further_ranks, is_checkpoint_file
 from dreamprvr_ray.config import load_experiment
-from dreamprvr_ray.data.in_memory import FeatureSplit, Query, write_shards
 from dreamprvr_ray.data.collections import Collections
+from dreamprvr_ray.data.in_memory import FeatureSplit, Query, write_shards
 from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.errors import NotWritableError, UserError
 from dreamprvr_ray.evaluation import test_record
