@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # for type checkers and editors, which cannot follow `__getat
         run_training,
         score_queries,
         train_model,
+        write_figures,
         write_search_report,
     )
     from dreamprvr_ray.checkpoints.checkpoint import TrainedModel
@@ -54,6 +55,7 @@ _DEFINED_IN = {
     "run_training": "api",
     "score_queries": "api",
     "train_model": "api",
+    "write_figures": "api",
     "write_search_report": "api",
     "write_shards": "data.in_memory",
 }
@@ -80,6 +82,7 @@ __all__ = [
     "run_training",
     "score_queries",
     "train_model",
+    "write_figures",
     "write_search_report",
     "write_shards",
 ]

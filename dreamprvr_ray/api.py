@@ -247,6 +247,41 @@ def write_search_report(experiment: str | Path, out: str | Path | None = None) -
     return path
 
 
+def write_figures(
+    checkpoint: str | Path,
+    shards: str | Path | ShardSet,
+    out: str | Path,
+    *,
+    split: Literal["train", "val"] = "val",
+    without: str | Path | None = None,
+    moments: str | Path | None = None,
+    frame_captions: str | Path | None = None,
+    queries: Sequence[str] = (),
+    examples: int = 6,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Write the paper's figures of a checkpoint as one HTML file, as `report --figures` does, and return their numbers.
+
+    `without` is a checkpoint of a model without registers to compare with, `queries` are ids or words of the queries to
+    show instead of a random sample of `examples`. `out` may replace a report, but nothing else.
+    """
+    from dreamprvr_ray.report.figures.page import write_figures as write
+    from dreamprvr_ray.report.figures.record import FigureSettings
+    from dreamprvr_ray.storage.location import Storage
+
+    settings = FigureSettings(
+        split=split,
+        without=None if without is None else Storage.of(without),
+        moments=None if moments is None else Path(moments),
+        frame_captions=None if frame_captions is None else Path(frame_captions),
+        queries=tuple(queries),
+        examples=examples,
+        seed=seed,
+    )
+    log = logging.getLogger(__name__).info
+    return write(Storage.of(checkpoint), _shard_set(shards), Path(out), settings, log).to_dict()
+
+
 def _experiment(config: str | Path | Experiment, overrides: Mapping[str, Any] | None) -> Experiment:
     if isinstance(config, Experiment):
         return config.with_values(overrides, "overrides") if overrides else config
