@@ -63,11 +63,16 @@ def _sum_bytes(whole: int, workers: int) -> int:
 
 @dataclass(frozen=True)
 class Division:
-    """How a global batch is divided: the video of each query, `owner` (Q,), and the counts of each worker."""
+    """How a global batch is divided: the video of each query, `owner` (Q,), and the counts of each worker.
+
+    `other_right` (P, 2) int64 holds the pairs of query and video of the batch in which the video is right for the
+    query, but not its own; None if there are no such pairs.
+    """
 
     owner: Tensor
     videos: tuple[int, ...]
     queries: tuple[int, ...]
+    other_right: Tensor | None = None
 
     @classmethod
     def alone(cls, owner: Tensor, videos: int) -> Division:

@@ -69,6 +69,25 @@ def queries_of(split: Split, videos: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return queries, np.repeat(np.arange(len(videos)), counts)
 
 
+def other_right_videos(split: Split, videos: np.ndarray) -> np.ndarray | None:
+    """Return the pairs of query and video of a batch in which the video is right for the query, but not its own.
+
+    They are (P, 2) positions in the batch of these videos with all their queries; None if there are no such pairs.
+    """
+    if split.right_videos is None:
+        return None
+    offsets, numbers = split.right_videos
+    queries, owner = queries_of(split, videos)
+    counts = offsets[queries + 1] - offsets[queries]
+    rows = np.repeat(np.arange(len(queries)), counts)
+    right = numbers[np.arange(counts.sum()) + np.repeat(offsets[queries] - (np.cumsum(counts) - counts), counts)]
+    column_of = np.full(len(split), -1)
+    column_of[videos] = np.arange(len(videos))
+    pairs = np.stack([rows, column_of[right]], axis=1)
+    pairs = pairs[(pairs[:, 1] >= 0) & (pairs[:, 1] != owner[rows])]
+    return pairs if len(pairs) else None
+
+
 def collate_videos(split: Split, videos: np.ndarray, trimmed: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """Return clips (B, M, Dv), frames (B, L, Dv) and frame mask (B, L) of these videos, as in `Batch`."""
     counts = split.frame_counts[videos]

@@ -54,8 +54,8 @@ class Query:
         tokens: (Lq, Dt) token features; the first 30 are used.
         moment: `Moment` or (start, end, duration of the video) in seconds, if known. Used only for reporting recall by
             moment length.
-        also: Ids of other videos of the split that the sentence describes as well. A model is trained on `video`; when
-            it is evaluated, each of them counts as right.
+        also: Ids of other videos of the split that the sentence describes as well. A model is trained on `video`, with
+            the others as neither positives nor negatives; when it is evaluated, each of them counts as right.
         embedding: (Dt,) the encoder's own embedding of the whole sentence, if it has one: CLIP's and SigLIP's is not
             the mean of their tokens. Give it for all queries or for none.
     """

@@ -67,7 +67,8 @@ class GradientPass:
         On a GPU both are valid until the next call. Other arguments are as for `training_losses`; `hard` chooses hard
         negatives.
         """
-        if self._workers.count > 1 or batch.clips.device.type != "cuda":
+        other_right = division is not None and division.other_right is not None  # their number differs by batch
+        if self._workers.count > 1 or batch.clips.device.type != "cuda" or other_right:
             return self.launch(batch, randomness, division, hard)
         batch, randomness = self.copy_to_buffers(batch, randomness)
         shape = (*batch.frame_mask.shape, len(batch.tokens), hard)

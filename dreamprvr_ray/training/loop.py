@@ -32,7 +32,7 @@ from dreamprvr_ray.checkpoints.checkpoint import (
 )
 from dreamprvr_ray.config import Experiment
 from dreamprvr_ray.config_sections import CLIPS, FRAMES
-from dreamprvr_ray.data.batches import Batch, collate, plan_epoch, prefetch
+from dreamprvr_ray.data.batches import Batch, collate, other_right_videos, plan_epoch, prefetch
 from dreamprvr_ray.data.collections import Collections, check_weights
 from dreamprvr_ray.data.manifest import Manifest, not_one_encoder
 from dreamprvr_ray.data.resident import ResidentSplit
@@ -270,6 +270,8 @@ class Training:
                 on_first_step()
                 on_first_step = None
             division = self._workers.division(queries_per_video[videos])
+            if (pairs := other_right_videos(self._train, videos)) is not None:
+                division = replace(division, other_right=torch.from_numpy(pairs))
             token_bytes += token_traffic(division.videos, CLIPS + FRAMES, self.experiment.model.hidden_size)
             losses = self._step(step, batch, division, hard)
             steps.append(torch.stack([getattr(losses, name).detach().float() for name in LOSS_NAMES]))

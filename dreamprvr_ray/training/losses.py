@@ -77,11 +77,15 @@ def combine(
     hard: bool,
     variational: Tensor,
     denoising: Tensor,
+    other_right: Tensor | None = None,
 ) -> Losses:
     """Compute all losses of a batch: queries (Q, D), owner (Q,) int64 and ascending.
 
-    `hard` chooses hard negatives; `variational` and `denoising` are means over the videos.
+    `hard` chooses hard negatives; `variational` and `denoising` are means over the videos. The pairs of query and video
+    in `other_right` (P, 2), if given, are neither positives nor negatives.
     """
+    if other_right is not None:
+        scores = _without(scores, other_right)
     with torch.autocast(queries.device.type, enabled=False):
         own = owner.unsqueeze(1) == torch.arange(scores.clip_dot.shape[1], device=owner.device)
         pool = config.hard_negative_pool if hard else None
@@ -105,6 +109,14 @@ def combine(
             + weights.denoising * denoising
         )
         return Losses(clip_nce, clip_triplet, frame_nce, frame_triplet, diverse, similar, variational, denoising, total)
+
+
+def _without(scores: Scores, pairs: Tensor) -> Scores:
+    """Return scores that are so low for these pairs of query and video (P, 2) that they add nothing to any loss."""
+    left_out = torch.zeros_like(scores.clip_dot, dtype=torch.bool)
+    left_out[pairs[:, 0], pairs[:, 1]] = True
+    values = {field.name: at_least_float32(getattr(scores, field.name)) for field in fields(scores)}
+    return Scores(**{name: value.masked_fill(left_out, torch.finfo(value.dtype).min) for name, value in values.items()})
 
 
 def nce(scores: Tensor, own: Tensor) -> Tensor:

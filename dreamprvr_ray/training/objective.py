@@ -122,6 +122,7 @@ def training_losses(
         hard_negatives,
         variational,
         denoising,
+        None if division.other_right is None else division.other_right.to(device, non_blocking=True),
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from dreamprvr_ray.data.batches import other_right_videos
 from dreamprvr_ray.data.in_memory import FeatureSplit, Query, write_shards
 from dreamprvr_ray.data.manifest import FileRecord
 from dreamprvr_ray.data.shards import ShardSet
@@ -100,3 +101,11 @@ def test_damaged_right_videos_are_one_line(tmp_path: Path, ids: list[str], probl
     with pytest.raises(UserError, match=problem) as error:
         _ = ShardSet(tmp_path / "shards", manifest).split("test").right_videos
     assert len(error.value.mistakes) == 1
+
+
+def test_pairs_of_a_batch_are_other_right_videos_of_its_queries(tmp_path: Path) -> None:
+    split = write(tmp_path / "shards", {1: [4, 0], 3: [2]}).split("test")
+    pairs = other_right_videos(split, np.array([4, 3, 1, 2]))
+    assert pairs is not None and sorted(pairs.tolist()) == [[1, 3], [2, 0]]
+    assert other_right_videos(split, np.array([0, 4, 2])) is None
+    assert other_right_videos(split, np.array([], dtype=np.int64)) is None

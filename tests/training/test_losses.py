@@ -225,3 +225,25 @@ def test_draws_come_from_the_generator() -> None:
         assert draws.shape == (length,) and (draws >= 0).all() and (draws < 1).all()
         assert torch.equal(draws, getattr(two, name)) and not torch.equal(draws, getattr(three, name))
     assert not torch.equal(one.clip_query, one.frame_query)
+
+
+@pytest.mark.parametrize("hard", [True, False])
+def test_other_right_videos_of_a_query_are_neither_positives_nor_negatives(hard: bool) -> None:
+    pairs = torch.tensor([[0, 1], [0, 3], [4, 0], [6, 2]])
+    zero = torch.zeros((), dtype=torch.float64)
+
+    def total(other: float, pairs: Tensor | None, draw: int = 0) -> tuple[losses.Losses, Tensor]:
+        values = torch.stack([scores(seed) for seed in range(4)])
+        values[:, [0, 0, 4, 6], [1, 3, 0, 2]] = other
+        values.requires_grad_()
+        draws = NegativeDraws.draw(VIDEOS, QUERIES, torch.Generator().manual_seed(draw))
+        result = losses.combine(config(), Scores(*values), embeddings(), OWNER, draws, hard, zero, zero, pairs)
+        return result, torch.autograd.grad(result.total, values)[0]
+
+    for draw in range(5):
+        (low, gradient), (high, _) = total(-3.0, pairs, draw), total(3.0, pairs, draw)
+        assert low == high and (gradient[:, pairs[:, 0], pairs[:, 1]] == 0).all() and gradient.isfinite().all()
+    assert total(-3.0, None)[0].total != total(3.0, None)[0].total
+    left = torch.stack([scores(seed) for seed in range(4)])[1]
+    left[pairs[:, 0], pairs[:, 1]] = -torch.inf
+    torch.testing.assert_close(total(3.0, pairs)[0].clip_nce, losses.nce(left, OWN))
