@@ -173,6 +173,7 @@ class Split:
 
     def __init__(self, name: str, shards: Sequence[MappedShard]) -> None:
         self.name = name
+        self._parts: Sequence[Split] = ()
         self._shards = shards
         self._clips = [_as_tensor(shard.clips) for shard in shards]
         self._frames = [_as_tensor(shard.frames) for shard in shards]
@@ -188,7 +189,9 @@ class Split:
 
         It has the first one's name by default.
         """
-        return cls(name or parts[0].name, [shard for part in parts for shard in part._shards])
+        joined = cls(name or parts[0].name, [shard for part in parts for shard in part._shards])
+        joined._parts = parts  # ids of videos are unique in each part only
+        return joined
 
     def __len__(self) -> int:
         """Return V."""
@@ -249,6 +252,8 @@ class Split:
         Offsets (Q + 1,) and numbers, both int64: those of query q are numbers[offsets[q]:offsets[q + 1]], first its own
         video. Raises `UserError` if a file is damaged.
         """
+        if self._parts:
+            return _joined_right_videos(self._parts)
         lists = [shard.right_videos for shard in self._shards]
         if all(own is None for own in lists):
             return None
@@ -261,9 +266,7 @@ class Split:
                 f"split {self.name}: damaged: no video {quoted(error.args[0])}, which the column 'right_videos' names;"
                 " convert again elsewhere"
             ) from None
-        offsets = np.cumsum([0, *map(len, right)], dtype=np.int64)
-        numbers[offsets[:-1]] = self.owner  # the same, unless two shards hold a video of this id
-        return offsets, numbers
+        return np.cumsum([0, *map(len, right)], dtype=np.int64), numbers
 
     @property
     def video_size(self) -> int:
@@ -313,6 +316,18 @@ class Split:
             pieces.append(self._tokens[number][shard.token_offsets[start - first] : shard.token_offsets[end - first]])
             start = end
         return pieces
+
+
+def _joined_right_videos(parts: Sequence[Split]) -> tuple[np.ndarray, np.ndarray] | None:
+    if all(part.right_videos is None for part in parts):
+        return None
+    offsets, numbers, first = [np.zeros(1, np.int64)], [], 0
+    for part in parts:
+        starts, own = part.right_videos or (np.arange(len(part.owner) + 1), part.owner)
+        offsets.append(starts[1:] + offsets[-1][-1])
+        numbers.append(own + first)
+        first += len(part)
+    return np.concatenate(offsets), np.concatenate(numbers)
 
 
 def _as_tensor(rows: np.ndarray) -> torch.Tensor:

@@ -13,7 +13,7 @@ import pytest
 from dreamprvr_ray.data.batches import other_right_videos
 from dreamprvr_ray.data.in_memory import FeatureSplit, Query, write_shards
 from dreamprvr_ray.data.manifest import FileRecord
-from dreamprvr_ray.data.shards import ShardSet
+from dreamprvr_ray.data.shards import ShardSet, Split
 from dreamprvr_ray.errors import UserError
 
 
@@ -109,3 +109,12 @@ def test_pairs_of_a_batch_are_other_right_videos_of_its_queries(tmp_path: Path) 
     assert pairs is not None and sorted(pairs.tolist()) == [[1, 3], [2, 0]]
     assert other_right_videos(split, np.array([0, 4, 2])) is None
     assert other_right_videos(split, np.array([], dtype=np.int64)) is None
+
+
+def test_right_videos_of_joined_splits_are_those_of_each(tmp_path: Path) -> None:
+    parts = [write(tmp_path / str(number), also).split("test") for number, also in enumerate(({1: [4]}, {}, {0: [2]}))]
+    right = Split.joined(parts).right_videos  # all have videos of the same ids
+    assert right is not None
+    lists = [right[1][start:end].tolist() for start, end in pairwise(right[0])]
+    assert lists == [[0], [1, 4], [2], [3], [4], [5], [6], [7], [8], [9], [10, 12], [11], [12], [13], [14]]
+    assert Split.joined([parts[1], parts[1]]).right_videos is None
