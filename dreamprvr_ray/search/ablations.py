@@ -18,6 +18,7 @@ from dreamprvr_ray.errors import Failure, SearchInterrupted, UserError, first_li
 from dreamprvr_ray.search.ablation_rows import AblationRow
 from dreamprvr_ray.search.ablation_table import table_lines
 from dreamprvr_ray.search.comparison import RanksOnTest, compare_on_tests
+from dreamprvr_ray.search.driver import resumable
 from dreamprvr_ray.search.final_evaluation import evaluate_run, ranks_on_each
 from dreamprvr_ray.search.final_record import write_final_record
 from dreamprvr_ray.search.final_result import Candidate, FinalResult, FinalRun
@@ -41,7 +42,7 @@ def run_ablations(search: Search, *, resume: bool, log: Callable[[str], None]) -
     `UserError` if it cannot start, `SearchInterrupted` if it was interrupted, and `Failure` if a training failed: the
     other rows are finished and recorded before.
     """
-    with open_session(search, resume=resume, log=log) as session:
+    with open_session(search, resume=resume, log=log) as session, resumable(session.storage):
         search, manifest, directory = session.search, open_manifest(session.shards), session.storage / RUNS
         runs = plan_rows(search, manifest, directory, log)
         names = [run.request.run for run in runs]

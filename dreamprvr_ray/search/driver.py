@@ -41,12 +41,12 @@ def run_search(search: Search, *, resume: bool, log: Callable[[str], None]) -> S
         raise UserError(f"{search.name}: has ablations in place of a search; run it with the tune command")
     with open_session(search, resume=resume, log=log) as session:  # checks the search and plans its trials
         study = SearchStudy(session.search, session.copy.path, owner=session.owner or str(session.storage))
-        with driving(study.study, session.search.settings.store, study.owner), _resumable(session.storage):
+        with driving(study.study, session.search.settings.store, study.owner), resumable(session.storage):
             return _run(session, study)
 
 
 @contextmanager
-def _resumable(storage: Storage) -> Iterator[None]:
+def resumable(storage: Storage) -> Iterator[None]:
     """Turn an OSError such as that of a full disk into a `Failure` that says how to continue the search."""
     try:
         yield
