@@ -12,7 +12,7 @@ import numpy as np
 
 from dreamprvr_ray.data.shard_files import MappedShard
 
-SPLITS = ("train", "val", "test")  # the first of them that exists is measured; test only where there is nothing else
+SPLITS = ("train", "val", "test")  # the first of them that exists is measured; test only if there is nothing else
 VIDEOS, QUERIES = 201, 1000  # of the sample, at most
 LEAST = 0.6  # the area of features of one encoder; that of unrelated ones is 0.5, give or take a few hundredths
 _SEED = 0

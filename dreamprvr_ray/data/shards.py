@@ -141,7 +141,7 @@ class ShardSet:
         return area >= LEAST
 
     def check_encoder_weight(self, weight: float | str) -> None:
-        """Raise `UserError` if the encoder's own score has a weight (`evaluation.encoder_weight`) and there is none."""
+        """Raise `UserError` if the encoder's own score has a weight (`evaluation.encoder_weight`) but no meaning."""
         if weight != 0 and not self.one_encoder:
             raise UserError(not_one_encoder(weight, str(self.directory)))
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 RECALL_RANKS = (1, 5, 10, 100)
+ENCODER = "encoder"  # the zero-shot result by the encoder's whole score
 
 
 @dataclass(frozen=True)
@@ -148,11 +149,19 @@ class Evaluation:
     protocol: str
     retrieval: Retrieval
     reading: Reading | None = None  # of test; None for other splits and for files of the authors' release
+    zero_shot: Mapping[str, Recall] | None = None  # by the encoder without a model; None if there is not one encoder
+
+    @property
+    def best_zero_shot(self) -> tuple[str, Recall] | None:
+        """The best result by the encoder alone, with its name."""
+        return max(self.zero_shot.items(), key=lambda item: item[1].sumr) if self.zero_shot else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record in `test.json`, which is also the commands' JSON output."""
-        result = {"split": self.split, "collection": self.collection, "protocol": self.protocol}
+        result: dict[str, Any] = {"split": self.split, "collection": self.collection, "protocol": self.protocol}
         result |= self.retrieval.to_dict()
+        if self.zero_shot is not None:
+            result["zero_shot"] = {name: recall.to_dict() for name, recall in self.zero_shot.items()}
         if self.reading is None:
             return result
         return {"at": self.reading.at, "shards": self.reading.shards, **result, "test_reads": self.reading.number}
@@ -164,7 +173,10 @@ class Evaluation:
         if "test_reads" in values:
             reading = Reading(values.get("at", ""), values.get("shards", ""), values["test_reads"])
         split, collection, protocol = (values.get(key, "") for key in ("split", "collection", "protocol"))
-        return cls(split, collection, protocol, Retrieval.from_dict(values), reading)
+        retrieval, encoder = Retrieval.from_dict(values), values.get("zero_shot")
+        if encoder is not None:
+            encoder = {name: Recall.from_dict(recall, retrieval.recall.queries) for name, recall in encoder.items()}
+        return cls(split, collection, protocol, retrieval, reading, encoder)
 
     def lines(self) -> list[str]:
         """Return a summary for people."""
@@ -186,6 +198,10 @@ class Evaluation:
                 f"  warning: {retrieval.ties} queries score a wrong video exactly as high as a right one;"
                 " ties count against them"
             )
+        if self.zero_shot and self.best_zero_shot:
+            lines.append(zero_shot_line(self.zero_shot))
+            if warning := below_zero_shot(recall.sumr, self.best_zero_shot):
+                lines.append(warning)
         if self.reading and self.reading.number > 1:
             lines.append(
                 f"  note: this model has been evaluated on test {self.reading.number} times; do not use test to"
@@ -208,7 +224,16 @@ def mean_evaluation(evaluations: Sequence[Evaluation]) -> Evaluation:
             else "; ".join(f"{each.collection}: {each.protocol}" for each in evaluations)
         ),
         retrieval=mean_retrieval([each.retrieval for each in evaluations]),
+        zero_shot=mean_zero_shot([each.zero_shot for each in evaluations]),
     )
+
+
+def mean_zero_shot(results: Sequence[Mapping[str, Recall] | None]) -> dict[str, Recall] | None:
+    """Return the means of the encoder's results over several collections; None if one of them has none."""
+    known = [each for each in results if each is not None]
+    if len(known) < len(results):
+        return None
+    return {name: Recall.mean([each[name] for each in known if name in each]) for name in known[0]}
 
 
 def table_lines(evaluations: Sequence[Evaluation]) -> list[str]:
@@ -218,7 +243,9 @@ def table_lines(evaluations: Sequence[Evaluation]) -> list[str]:
     for each in evaluations:
         size = [f"{each.retrieval.recall.queries:,}", f"{each.retrieval.videos:,}"]
         rows.append([f"{each.split} of {each.collection}", *_cells(each.retrieval), *size, each.protocol])
-    rows.append(["mean", *_cells(mean_evaluation(evaluations).retrieval)])
+        rows += _encoder_row(each)
+    mean = mean_evaluation(evaluations)
+    rows += [["mean", *_cells(mean.retrieval)], *_encoder_row(mean)]
     widths = [max(len(row[column]) for row in rows if column < len(row)) for column in range(len(heads))]
     lines = []
     for row in rows:
@@ -231,5 +258,32 @@ def table_lines(evaluations: Sequence[Evaluation]) -> list[str]:
 
 
 def _cells(retrieval: Retrieval) -> list[str]:
-    recall = retrieval.recall
-    return [*(f"{recall.at[k]:.1f}" for k in RECALL_RANKS), f"{recall.sumr:.1f}", f"{retrieval.median_rank:g}"]
+    return [*_recall_cells(retrieval.recall), f"{retrieval.median_rank:g}"]
+
+
+def _recall_cells(recall: Recall) -> list[str]:
+    return [*(f"{recall.at[k]:.1f}" for k in RECALL_RANKS), f"{recall.sumr:.1f}"]
+
+
+def _encoder_row(evaluation: Evaluation) -> list[list[str]]:
+    """Return the row of the encoder alone, with a warning if the model is below it; none for other features."""
+    best = evaluation.best_zero_shot
+    if best is None:
+        return []
+    below = below_zero_shot(evaluation.retrieval.recall.sumr, best)
+    name, recall = best
+    return [[f"  encoder alone ({name})", *_recall_cells(recall), *(["", "", "", below.strip()] if below else [])]]
+
+
+def zero_shot_line(results: Mapping[str, Recall]) -> str:
+    """Return the SumR of the encoder alone, by each of its comparisons, as a line."""
+    return "  zero-shot SumR: " + ", ".join(f"{name} {recall.sumr:.1f}" for name, recall in results.items())
+
+
+def below_zero_shot(sumr: float, best: tuple[str, Recall]) -> str | None:
+    """Return a warning if a model's SumR is below the best result of the encoder alone."""
+    name, recall = best
+    if sumr >= recall.sumr:
+        return None
+    how = "" if name == ENCODER else f" ({name})"
+    return f"  warning: the model is below the encoder alone: SumR {sumr:.1f} against {recall.sumr:.1f}{how}"

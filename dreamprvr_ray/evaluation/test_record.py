@@ -40,6 +40,7 @@ from dreamprvr_ray.evaluation.query_results import QueryResult, query_results
 from dreamprvr_ray.evaluation.ranks import summarise
 from dreamprvr_ray.evaluation.retrieval import ScoresNotFinite, rank_queries, score_split
 from dreamprvr_ray.evaluation.weights import ScoreWeights
+from dreamprvr_ray.evaluation.zero_shot import zero_shot
 from dreamprvr_ray.storage.files import parse_json, reserved_room
 from dreamprvr_ray.storage.location import Storage
 
@@ -73,7 +74,10 @@ def evaluate_checkpoint(
         scores = score_checkpoint(trained, data, storage, shards)
     ranks = rank_queries(scores, data)
     retrieval = summarise(ranks, len(data), data.moment_fractions)
-    evaluation = Evaluation(split, manifest.collection, _protocol(trained, manifest), retrieval)
+    encoder = None
+    if shards.one_encoder:
+        encoder = {name: result.recall for name, result in zero_shot(data, scores.device).items()}
+    evaluation = Evaluation(split, manifest.collection, _protocol(trained, manifest), retrieval, zero_shot=encoder)
     if is_recorded:
         try:
             evaluation = _record(evaluation, storage, str(shards.directory), trained.metrics)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from dreamprvr_ray.evaluation.metrics import Retrieval, mean_retrieval
 from dreamprvr_ray.evaluation.ranks import summarise
 from dreamprvr_ray.evaluation.retrieval import rank_queries, score_split
 from dreamprvr_ray.evaluation.weights import USUAL_WEIGHT, ScoreWeights, ValScores, choose_weight
+from dreamprvr_ray.evaluation.zero_shot import zero_shot
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 
 
@@ -73,7 +75,7 @@ class ValEvaluation:
             return USUAL_WEIGHT
         weight = choose_weight(
             [
-                ValScores(scores[name], self._encoder[name], _right_videos(split, self._device))
+                ValScores(scores[name], self._encoder[name], right_videos(split, self._device))
                 for name, split in self._splits.items()
             ]
         ).weight
@@ -82,11 +84,17 @@ class ValEvaluation:
         return float(chosen)
 
     @cached_property
+    def zero_shot_sumr(self) -> float:
+        """The best SumR of the encoder alone on val, the mean over the collections. Features must be of one encoder."""
+        results = [zero_shot(split, self._device) for split in self._splits.values()]
+        return max(fmean(each[name].recall.sumr for each in results) for name in results[0])
+
+    @cached_property
     def _encoder(self) -> dict[str, Tensor]:
         return {name: encoder_scores(split, self._device, self._workers) for name, split in self._splits.items()}
 
 
-def _right_videos(split: Split, device: torch.device) -> Tensor:
+def right_videos(split: Split, device: torch.device) -> Tensor:
     """Return which videos of a split are right for each of its queries, bool (Q, V)."""
     queries, videos = np.arange(len(split.owner)), split.owner
     if split.right_videos is not None:

@@ -146,6 +146,10 @@ def _result_table(result: FinalResult, names: dict[str, str]) -> str:
             *([format_sumr(candidate.mean_mean_rank)] if has_mean_rank else []),
         ]
         rows.append([escape(cell) for cell in cells])
+    for name, recall in result.candidates[0].zero_shot.items():
+        recalls = (format_sumr(recall.at[rank]) for rank in RECALL_RANKS)
+        cells = [f"zero-shot: {name}", "", "", format_sumr(recall.sumr), *recalls, "", *([""] if has_mean_rank else [])]
+        rows.append([escape(cell) for cell in cells])
     ranks = ["median rank", *(["mean rank"] if has_mean_rank else [])]
     return table(["", "seeds", "val SumR", "test SumR", *_RECALL_HEADS[:-1], *ranks], rows)
 

@@ -10,11 +10,13 @@ import numpy as np
 from dreamprvr_ray.checkpoints.store import CheckpointStore
 from dreamprvr_ray.data.collections import Collections
 from dreamprvr_ray.data.locations import Locations
-from dreamprvr_ray.evaluation.metrics import mean_evaluation
+from dreamprvr_ray.device import best_device
+from dreamprvr_ray.evaluation.metrics import ENCODER, mean_evaluation
 from dreamprvr_ray.evaluation.test_record import evaluate_tests_once, recorded_ranks
+from dreamprvr_ray.evaluation.zero_shot import zero_shot
 from dreamprvr_ray.search.candidates import final_settings
 from dreamprvr_ray.search.comparison import RanksOnTest, compare_on_tests
-from dreamprvr_ray.search.final_result import Candidate, Comparison, FinalResult, FinalRun
+from dreamprvr_ray.search.final_result import ENCODER_ALONE, Candidate, Comparison, FinalResult, FinalRun
 from dreamprvr_ray.search.final_runs import PlannedRun
 from dreamprvr_ray.search.layout import CHECKPOINTS
 from dreamprvr_ray.search.results import TrialRecord
@@ -46,13 +48,24 @@ def evaluate_candidates(
         ranks[candidate.name] = ranks_on_each(final_runs, runs, collections)
     if not final.with_val:  # otherwise val was trained on, and the order of the search stands
         tested.sort(key=lambda candidate: -(candidate.val_mean or 0.0))
-    owners = [part.split("test").owner for part in collections.parts]
+    tests = [part.split("test") for part in collections.parts]
+    owners = [test.owner for test in tests]
 
     def on_each(better: Candidate, than: Candidate) -> list[RanksOnTest]:
         return [RanksOnTest(*each) for each in zip(ranks[better.name], ranks[than.name], owners, strict=True)]
 
     def compare(better: Candidate, than: Candidate) -> Comparison:
         return compare_on_tests(better.name, than.name, on_each(better, than))
+
+    encoder: list[np.ndarray | None] = []  # ranks (Q,) on each collection
+    if all(part.one_encoder for part in collections.parts):
+        encoder = [zero_shot(test, best_device())[ENCODER].ranks for test in tests]
+
+    def compare_with_encoder(candidate: Candidate) -> Comparison:
+        """The encoder's ranks do not depend on a seed, so only the candidate's seeds count in the interval."""
+        each = zip(ranks[candidate.name], encoder, owners, strict=True)
+        tested = [RanksOnTest(own, np.array([alone] * len(own)), owner) for own, alone, owner in each]
+        return compare_on_tests(candidate.name, ENCODER_ALONE, tested)
 
     paper = next(candidate for candidate in tested if candidate.is_paper)
     found = next((candidate for candidate in tested if not candidate.is_paper), None)
@@ -63,6 +76,7 @@ def evaluate_candidates(
         ablations=tuple(
             compare(unablated[candidate.trial], candidate) for candidate in tested if candidate.ablated is not None
         ),
+        encoder=tuple(map(compare_with_encoder, tested)) if encoder else (),
         with_val=final.with_val,
         shared_seeds=shared_seeds(
             [run.seed for run in planned], search.experiment.training.seed, [trial.values for trial in trials]

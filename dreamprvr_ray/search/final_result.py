@@ -16,6 +16,7 @@ import numpy as np
 from dreamprvr_ray.evaluation.metrics import Evaluation, Recall, Retrieval
 from dreamprvr_ray.search.layout import trial_name
 
+ENCODER_ALONE = "the encoder alone"  # what candidates are compared with, in the place of a candidate's name
 PAPER = "paper"  # the name of the candidate with the base configuration, which is trial 0
 
 
@@ -143,6 +144,16 @@ class Candidate:
                     groups.setdefault(name, []).append(recall)
         return groups
 
+    @property
+    def zero_shot(self) -> Mapping[str, Recall]:
+        """The test results of the encoder alone, by name; empty where its features are not of one encoder."""
+        return (self.runs[0].test.zero_shot if self.runs else None) or {}
+
+    @property
+    def best_zero_shot(self) -> tuple[str, Recall] | None:
+        """The best test result of the encoder alone, with its name."""
+        return self.runs[0].test.best_zero_shot if self.runs else None
+
     def run_name(self, seed: int) -> str:
         """Return the name of the directory of one of its trainings: `trial_005-seed_1`."""
         name = PAPER if self.trial is None or self.name == PAPER else trial_name(self.trial)
@@ -254,6 +265,7 @@ class FinalResult:
     candidates: tuple[Candidate, ...]
     comparison: Comparison | None = None
     ablations: tuple[Comparison, ...] = ()
+    encoder: tuple[Comparison, ...] = ()  # of candidates with the encoder alone, where one encoder made the features
     with_val: bool = False  # the runs were trained on val too, so that their val SumR means nothing
     retrained: bool = True  # False: only the search's own best checkpoint was tested
     shared_seeds: tuple[int, ...] = ()  # seeds of runs that trials had too, which favours the selected trial
@@ -277,8 +289,8 @@ class FinalResult:
 
     @property
     def comparisons(self) -> tuple[Comparison, ...]:
-        """All comparisons, that with the configuration's own settings first."""
-        return (*([self.comparison] if self.comparison else []), *self.ablations)
+        """All comparisons, that with the configuration's own settings first, those with the encoder alone last."""
+        return (*([self.comparison] if self.comparison else []), *self.ablations, *self.encoder)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the part of `final.json` that `tune --json` prints."""
@@ -286,6 +298,7 @@ class FinalResult:
             "candidates": [candidate.to_dict() for candidate in self.candidates],
             "comparison": self.comparison.to_dict() if self.comparison else None,
             "ablations": [comparison.to_dict() for comparison in self.ablations],
+            **({"encoder": [comparison.to_dict() for comparison in self.encoder]} if self.encoder else {}),
             **({"with_val": True} if self.with_val else {}),
             **({"shared_seeds": list(self.shared_seeds)} if self.shared_seeds else {}),
             **({"by_collection": [each.to_dict() for each in self.by_collection]} if self.by_collection else {}),
@@ -310,6 +323,7 @@ class FinalResult:
             candidates=candidates,
             comparison=read(values["comparison"]) if values.get("comparison") else None,
             ablations=tuple(read(entry) for entry in values.get("ablations") or ()),
+            encoder=tuple(read(entry) for entry in values.get("encoder") or ()),
             with_val=bool(values.get("with_val", with_val and not _has_directories(candidates))),
             shared_seeds=tuple(values.get("shared_seeds") or ()),
             by_collection=tuple(read(entry) for entry in values.get("by_collection") or ()),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
+from dreamprvr_ray.evaluation.metrics import below_zero_shot, zero_shot_line
 from dreamprvr_ray.search.final_result import FinalResult
 from dreamprvr_ray.search.results import TrialRecord
 
@@ -43,6 +44,10 @@ def describe_final(result: FinalResult) -> list[str]:
         means = [f"{name} {fmean(sumrs):.1f}" for name, sumrs in candidate.by_collection().items()]
         own = f": {', '.join(means)}" if means else ""
         lines.append(f"{candidate.shown_name}: test SumR {candidate.mean:.1f}{own} ({seeds}), {val}")
+        if (best := candidate.best_zero_shot) and (warning := below_zero_shot(candidate.mean, best)):
+            lines.append(warning)
+    if encoder := result.candidates[0].zero_shot:
+        lines.append(zero_shot_line(encoder).strip())
     for comparison in (*result.comparisons, *result.by_collection):
         on = f" on {comparison.collection}" if comparison.collection else ""
         better, than = (names.get(name, name) for name in (comparison.better, comparison.than))

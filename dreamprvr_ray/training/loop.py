@@ -197,6 +197,7 @@ class Training:
         self._gradients = GradientPass(self._model, experiment.loss, self._precision, workers)
         self._resident = ResidentSplit.if_it_fits(self._train, device)
         self._evaluation = ValEvaluation(self._vals, experiment, device, workers)
+        self._one_encoder = all(part.one_encoder for part in collections.parts)
         self._first_epoch, self._started = 0, 0.0
 
     def restore(self, checkpoint: Path | None) -> None:
@@ -242,6 +243,7 @@ class Training:
             finished=progress.finished,
             gpu_bytes=torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else None,
             traffic=trained.traffic,
+            zero_shot_sumr=self._evaluation.zero_shot_sumr if self._one_encoder else None,
             encoder_weight=None if self.experiment.evaluation.encoder_weight == 0 else val.weights.encoder,
             planned_epochs=epochs,
             collections=val.sumr_by_collection,

@@ -65,6 +65,7 @@ class EpochResult:
     gpu_bytes: int | None = None  # peak memory of the first worker's tensors on its GPU; None on the CPU
     traffic: StepTraffic | None = None  # None with a single worker
     encode_ms: float | None = None  # time to encode a video; measured by searches that trade SumR against it
+    zero_shot_sumr: float | None = None  # the best of the encoder alone on val; None if there is not one encoder
     encoder_weight: float | None = None  # in the score on val; None if the configuration leaves the encoder out
     planned_epochs: int | None = None  # not stored: None for a result that was read
     collections: Mapping[str, float] = field(default_factory=dict)  # SumR on val of each of several collections
@@ -91,6 +92,7 @@ class EpochResult:
             "finished": self.finished,
             **{f"{COLLECTION}{name}": sumr for name, sumr in self.collections.items()},
             **({"encode_ms": self.encode_ms} if self.encode_ms is not None else {}),
+            **({"zero_shot_SumR": self.zero_shot_sumr} if self.zero_shot_sumr is not None else {}),
             **({"encoder_weight": self.encoder_weight} if self.encoder_weight is not None else {}),
         }
 
@@ -120,6 +122,7 @@ class EpochResult:
             gpu_bytes=metrics.get("gpu_bytes"),
             traffic=StepTraffic(**traffic) if traffic else None,
             encode_ms=metrics.get("encode_ms"),
+            zero_shot_sumr=metrics.get("zero_shot_SumR"),
             encoder_weight=metrics.get("encoder_weight"),
             collections=_with_prefix(metrics, COLLECTION),
         )
@@ -129,11 +132,14 @@ class EpochResult:
         recall = " ".join(f"{value:.1f}" for value in self.recall.values())
         own = "".join(f"{name} {sumr:.1f}, " for name, sumr in self.collections.items())
         best = "best so far" if self.best_epoch == self.epoch else f"best {self.best_sumr:.1f} at {self.best_epoch}"
+        below = self.zero_shot_sumr is not None and self.sumr < self.zero_shot_sumr
+        encoder = f", below the encoder alone: {self.zero_shot_sumr:.1f}" if below else ""
         left = "done" if self.finished else f"{duration(self.seconds_left)} left"
         planned = "" if self.planned_epochs is None else str(self.planned_epochs)
         epoch = f"{self.epoch:>{len(planned)}}/{planned}" if planned else str(self.epoch)
         return (
-            f"epoch {epoch} | loss {self.losses['total']:.4f} | val R {recall} | SumR {self.sumr:.1f} ({own}{best})"
+            f"epoch {epoch} | loss {self.losses['total']:.4f} | val R {recall} | SumR {self.sumr:.1f}"
+            f" ({own}{best}{encoder})"
             f" | {self.videos_per_second:.1f} videos/s | {left}"
         )
 

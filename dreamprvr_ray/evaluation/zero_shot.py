@@ -1,0 +1,36 @@
+"""The retrieval of a split by the encoder alone, without any model: the baselines that a trained model has to beat.
+
+They cost little beside encoding the split with a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from dreamprvr_ray.data.shards import Split
+from dreamprvr_ray.evaluation.encoder import COMPARISONS, compare
+from dreamprvr_ray.evaluation.metrics import ENCODER, Retrieval
+from dreamprvr_ray.evaluation.ranks import summarise
+from dreamprvr_ray.evaluation.retrieval import rank_queries
+
+
+@torch.no_grad()
+def zero_shot(split: Split, device: torch.device) -> dict[str, Retrieval]:
+    """Return the retrieval of a split's queries by each of the encoder's comparisons and by means of them.
+
+    The last, `encoder`, is the encoder's score of `evaluation.encoder_weight`. The features must be of one encoder.
+    """
+    return {
+        name: summarise(rank_queries(scores, split), len(split), split.moment_fractions)
+        for name, scores in _scores(split, device)
+    }
+
+
+def _scores(split: Split, device: torch.device) -> Iterator[tuple[str, Tensor]]:
+    scores = dict(zip(COMPARISONS, compare(split, COMPARISONS, device), strict=True))
+    yield from scores.items()
+    yield "best frame + pooled video", (scores["best frame"] + scores["pooled video"]) / 2
+    yield ENCODER, torch.stack([scores[comparison] for comparison in COMPARISONS]).mean(0)
