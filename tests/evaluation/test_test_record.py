@@ -78,7 +78,11 @@ def test_records_keep_their_names_and_order() -> None:
     assert list(evaluation.to_dict()) == names
     read = replace(evaluation, split="test", reading=Reading("2026-01-01T00:00:00+00:00", "/shards", 3))
     assert list(read.to_dict()) == ["at", "shards", *names, "test_reads"] and read.to_dict()["test_reads"] == 3
-    for each in (evaluation, read):
+    beside = replace(evaluation, zero_shot={"best frame": recall, "encoder": recall})
+    assert beside.to_dict() == evaluation.to_dict() | {
+        "zero_shot": {"best frame": recall.to_dict(), "encoder": recall.to_dict()}
+    }
+    for each in (evaluation, read, beside):
         assert Evaluation.from_dict(each.to_dict()) == each
 
 
@@ -115,6 +119,20 @@ def test_the_lines_of_an_evaluation() -> None:
         "  R@1 10.0 R@5 20.0 R@10 30.0 R@100 90.0  SumR 150.0  median rank 7.5",
         "  all right videos (2.1 per query): R@1 10.0 R@5 20.0 R@10 30.0 R@100 90.0  SumR 150.0",
     ]
+
+
+def test_a_model_below_the_encoder_alone_is_called_so() -> None:
+    frame, encoder, model = (Recall(4, {1: at, 5: at, 10: at, 100: at}, 4 * at) for at in (40.0, 50.0, 45.0))
+    evaluation = Evaluation("val", "tvr", "dev", Retrieval(9, model, 2.0, 0, None), zero_shot={"best frame": frame})
+    line = "  zero-shot SumR: best frame 160.0"
+    assert evaluation.lines()[2:] == [line]
+    below = replace(evaluation, zero_shot={"best frame": frame, "encoder": encoder})
+    assert below.lines()[2:] == [
+        f"{line}, encoder 200.0",
+        "  warning: the model is below the encoder alone: SumR 180.0 against 200.0",
+    ]
+    by_frame = replace(evaluation, zero_shot={"best frame": encoder, "encoder": frame})
+    assert by_frame.lines()[-1].endswith("SumR 180.0 against 200.0 (best frame)")
 
 
 def test_an_evaluation_on_test_that_cannot_be_recorded_prints_a_warning_and_its_result(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from support.experiments import make_test_result
 
 from dreamprvr_ray.search.comparison import compare_on_test
-from dreamprvr_ray.search.final_result import Candidate, Comparison, FinalResult, FinalRun
+from dreamprvr_ray.search.final_result import ENCODER_ALONE, Candidate, Comparison, FinalResult, FinalRun
 from dreamprvr_ray.search.results import TrialRecord, rank_trials
 from dreamprvr_ray.search.summary import describe_final, format_table
 
@@ -54,6 +56,23 @@ def test_the_final_result_is_described_in_lines() -> None:
     assert FinalResult((candidate("a", 3.0, 5.0),), with_val=True).chosen.val_sumr == 3.0
     other = FinalResult(found.candidates[::-1], found.comparison)
     assert describe_final(other)[-1] == f"{own} have a higher val SumR than every retrained trial"
+
+
+def test_finals_are_compared_with_the_encoder_alone() -> None:
+    recall = make_test_result(210.0).retrieval.recall
+    plain = candidate("trial 5", 250.0, 250.0)
+    runs = tuple(replace(run, test=replace(run.test, zero_shot={"encoder": recall})) for run in plain.runs)
+    against = replace(compare(seeds=2), than=ENCODER_ALONE)
+    result = FinalResult((replace(plain, runs=runs),), encoder=(against,))
+    assert describe_final(result)[1:] == [
+        "  warning: the model is below the encoder alone: SumR 200.0 against 210.0",
+        "zero-shot SumR: encoder 210.0",
+        "trial 5 against the encoder alone: +200.0 test SumR (95% interval +200.0 to +200.0, over videos and seeds)",
+        *describe_final(FinalResult((plain,)))[1:],
+    ]
+    read = FinalResult.from_dict(result.to_dict())
+    assert read.encoder == (against,) and read.candidates[0].zero_shot == {"encoder": recall}
+    assert "encoder" not in FinalResult((plain,)).to_dict()
 
 
 def test_one_seed_claims_nothing_about_others() -> None:

@@ -85,10 +85,14 @@ def test_names_and_order_of_the_metrics() -> None:
         "sent_MB/gradients": 140.2,
         "sent_MB/video_tokens": 63.0,
         "encode_ms": 0.25,
+        "zero_shot_SumR": 260.5,
+        "encoder_weight": 0.3,
     }
-    full = replace(RESULT, gpu_bytes=2**30, traffic=TRAFFIC, encode_ms=0.25)
+    full = replace(RESULT, gpu_bytes=2**30, traffic=TRAFFIC, encode_ms=0.25, zero_shot_sumr=260.5, encoder_weight=0.3)
     assert full.to_dict() == METRICS | optional
-    assert list(full.to_dict())[-6:] == [*list(optional)[:-1], "finished", "encode_ms"]
+    assert list(full.to_dict())[-8:] == [*list(optional)[:-3], "finished", *list(optional)[-3:]]
+    assert "below the encoder alone" not in replace(full, zero_shot_sumr=full.sumr).line()
+    assert ", below the encoder alone: 999.0)" in replace(full, zero_shot_sumr=999.0).line()
 
 
 @pytest.mark.parametrize(
