@@ -59,6 +59,17 @@ def test_a_sentence_is_the_mean_of_its_raw_tokens_or_the_given_embedding(tmp_pat
     np.testing.assert_allclose(sentences(of_encoder), own, atol=1e-6)
 
 
+def test_without_embeddings_a_sentence_is_the_mean_of_its_token_rows(tmp_path: Path) -> None:
+    """As in shards of earlier versions, and in those of two encoders, which do not hold them either."""
+    features = splits(related=True)
+    for name, split in features.items():
+        features[name] = replace(split, videos={id: np.asarray(rows)[:, :9] for id, rows in split.videos.items()})
+    shards = write_shards(tmp_path / "shards", collection="c", splits=features, dtype="float32")
+    rows = np.array([unit(np.array(query.tokens)).mean(0) for query in features["val"].queries])
+    np.testing.assert_allclose(sentences(shards), unit(rows), atol=1e-5)
+    assert shards.manifest.one_encoder is False
+
+
 def test_files_give_the_same_shards_as_memory(tmp_path: Path) -> None:
     features = splits(related=True, embeddings=True)
     trees = {
