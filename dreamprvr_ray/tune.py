@@ -41,7 +41,10 @@ def main(arguments: list[str]) -> None:
         overrides["shards"] = one_or_several(options.shards)
     search = load_search(options.space, overrides)
     if search.table.rows:
-        _print_ablation_plan(search) if options.dry_run else _run_ablations(search, options.resume, options.json)
+        if options.dry_run:
+            _print_ablation_plan(search, options.json)
+        else:
+            _run_ablations(search, options.resume, options.json)
     elif options.dry_run:
         _print_plan(search, options.json)
     else:
@@ -81,9 +84,9 @@ def _run(search: Search, resume: bool, json: bool) -> None:
         print_json(outcome_dict(outcome))
 
 
-def _print_ablation_plan(search: Search) -> None:
+def _print_ablation_plan(search: Search, json: bool) -> None:
     from dreamprvr_ray.runtime.session import ray_session
-    from dreamprvr_ray.search.ablation_table import plan_lines
+    from dreamprvr_ray.search.ablation_table import plan_dict, plan_lines
     from dreamprvr_ray.search.plan import plan_trials
     from dreamprvr_ray.search.preconditions import planned_sizes
 
@@ -91,6 +94,8 @@ def _print_ablation_plan(search: Search) -> None:
     with ray_session(dashboard=False, log=print_progress):
         plan = plan_trials(search)
     print("\n".join(plan_lines(search, plan, sizes_from)))
+    if json:
+        print_json(plan_dict(search, plan))
 
 
 def _run_ablations(search: Search, resume: bool, json: bool) -> None:

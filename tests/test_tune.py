@@ -510,6 +510,15 @@ def test_a_dry_run_prints_the_plan_and_its_cost(call: Call, local_ray: None) -> 
     assert "duration: not known before the first epoch has been measured; the trials have at most" in done.stdout
 
 
+def test_a_dry_run_of_ablations_prints_the_rows(call: Call, local_ray: None) -> None:
+    done = call(
+        "tune", "--space", ROOT / "search_spaces" / "ablations.yaml", "--dry-run", "--json", "--set", "config=demo"
+    )
+    values = last_json(done)
+    assert values["trainings"] == 24 and values["seeds"] == [0, 1, 2] and len(values["rows"]) == 8
+    assert "no registers: model.registers = 0; 0." in done.stdout and "full: the configuration itself; " in done.stdout
+
+
 def test_a_dry_run_uses_the_sizes_of_shards_that_exist(call: Call, local_ray: None, demo_shards: Path) -> None:
     path = ROOT / "search_spaces" / "tvr.yaml"
     done = call("tune", "--space", path, "--dry-run", "--shards", demo_shards)

@@ -94,14 +94,15 @@ def _without_repetitions(rows: list[AblationRow], base: Experiment) -> tuple[lis
 
     A configuration without registers, for example, leaves nothing to change for the row `no registers`.
     """
-    kept, left_out, seen = [], [], dict[Experiment, str]()
-    for row in rows:
-        experiment = row.experiment(base, base.training.seed)
-        if experiment in seen:
-            left_out.append(f"row '{row.name}' is left out: here it has the same settings as '{seen[experiment]}'")
-        else:
-            seen[experiment] = row.name
+    kept: list[AblationRow] = []
+    left_out: list[str] = []
+    experiments = [row.experiment(base, base.training.seed) for row in rows]
+    for place, row in enumerate(rows):
+        first = experiments.index(experiments[place])  # of equal ones
+        if first == place:
             kept.append(row)
+        else:
+            left_out.append(f"row '{row.name}' is left out: here it has the same settings as '{rows[first].name}'")
     return kept, left_out
 
 

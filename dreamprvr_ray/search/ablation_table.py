@@ -85,5 +85,16 @@ def plan_lines(search: Search, plan: TrialPlan, sizes_from: str) -> list[str]:
     ]
 
 
+def plan_dict(search: Search, plan: TrialPlan) -> dict[str, Any]:
+    """Return the plan as `--json` prints it."""
+    return {
+        "rows": {row.name: row.values for row in search.table.rows},
+        "seeds": list(search.table.seeds),
+        "trainings": search.settings.trials,
+        "at_a_time": plan.at_a_time,
+        "workers": plan.group.workers,
+    }
+
+
 def _changes(values: dict[str, Any]) -> str:
     return ", ".join(f"{key} = {value}" for key, value in values.items()) or "the configuration itself"
