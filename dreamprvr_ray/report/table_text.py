@@ -23,6 +23,7 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
+    "±": r"$\pm$",
     **{character: f"\\{character}" for character in "{}$&#_%"},
 }
 
@@ -56,11 +57,11 @@ def describe(group: Group) -> str:
     setting = group.setting
     size = f": {format_count(setting.queries, 'query')}, {format_count(setting.videos, 'video')}"
     where = f"{setting.split} of {setting.collection or 'an unknown collection'}{size if setting.queries else ''}"
-    notes = [f"protocol: {setting.protocol or 'unknown'}"]
+    notes = [setting.protocol or "unknown protocol"]
     if setting.split == "val":
-        notes.append("each model's epoch was chosen on it")
+        notes.append("epochs chosen on it")
     if any(len(row.recalls) > 1 for row in group.rows):
-        notes.append("means over seeds, with their standard deviation")
+        notes.append("± standard deviation over seeds")
     return f"{where} ({'; '.join(notes)})"
 
 
