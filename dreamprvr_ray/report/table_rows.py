@@ -28,7 +28,7 @@ from dreamprvr_ray.search.layout import BEST, FINAL, SEARCH
 from dreamprvr_ray.storage.location import Storage, is_uri
 from dreamprvr_ray.training.encoding_cost import count_parameters
 from dreamprvr_ray.user_files import MAX_JSON_BYTES, parse_user_json, read_user_text
-from dreamprvr_ray.yaml_files import parse_yaml
+from dreamprvr_ray.yaml_files import describe, parse_yaml
 
 SUMR = "SumR"
 EVALUATE, TRAIN = "`evaluate`", "`train` or `tune`"  # which write a checkpoint's records
@@ -236,7 +236,10 @@ def _read(storage: Storage, name: str) -> str:
 
 def _checkpoint_parameters(checkpoint: Storage) -> int | None:
     where = f"{checkpoint}/{EXPERIMENT}"
-    return _parameters(parse_yaml(_read(checkpoint, EXPERIMENT), where), {})
+    experiment = parse_yaml(_read(checkpoint, EXPERIMENT), where)
+    if not isinstance(experiment, dict):
+        raise UserError(f"{where}: must be a mapping of keys to values, not {describe(experiment)}")
+    return _parameters(experiment, {})
 
 
 def _parameters(experiment: Mapping[str, Any], values: Mapping[str, Any]) -> int | None:

@@ -112,16 +112,19 @@ def test_each_mistake_is_a_line(search: Path, tmp_path: Path) -> None:
     run, larger = write_run(tmp_path / "run"), write_run(tmp_path / "larger", branches=2)
     damaged = write_run(tmp_path / "damaged", SumR="many")
     strange = write_run(tmp_path / "strange", evaluation(1.0) | {"R@5": [1]})
+    empty = write_run(tmp_path / "empty")
+    (empty / "best" / "experiment.yaml").write_text("")
     (tmp_path / "file").write_text("x")
     final = shutil.copytree(search, tmp_path / "search")
     add_final(final)
     with pytest.raises(UserError) as error:
-        read_groups([str(path) for path in (run, run, tmp_path / "rnu", damaged, strange, tmp_path / "file")])
+        read_groups([str(path) for path in (run, run, tmp_path / "rnu", damaged, strange, empty, tmp_path / "file")])
     assert error.value.mistakes == (
         f"{run}: given 2 times",
         f"{tmp_path / 'rnu'}: checkpoint does not exist; did you mean '{run / 'best'}'?",
         f"{damaged}/best/metrics.json: was not written by `train` or `tune`: SumR = 'many': must be a number",
         f"{strange}/best/test.json: was not written by `evaluate`: readings.0.R@5 = a list: must be a number",
+        f"{empty}/best/experiment.yaml: must be a mapping of keys to values, not null",
         f"{tmp_path / 'file'}: is a file; give the directory of a checkpoint or a run",
     )
     with pytest.raises(UserError, match="ours: its models have different numbers of parameters"):
