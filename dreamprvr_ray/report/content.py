@@ -21,9 +21,10 @@ class Chart:
 
 @dataclass(frozen=True)
 class ChartGrid:
-    """Small charts side by side, each below a heading in HTML."""
+    """Charts side by side, each below a heading in HTML: small ones in a row or, if `wide`, two of them."""
 
     charts: tuple[tuple[str, Chart], ...]
+    wide: bool = False
 
 
 Tile = tuple[str, str]  # a number and its description

@@ -27,6 +27,14 @@ _REPORT_MARKS = (
     b"""content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:">""",
 )
 _START_BYTES = 1000
+# Of plotly's buttons only the camera, which appears under the pointer and saves a chart as SVG.
+_CONFIG = {
+    "responsive": True,
+    "modeBarButtons": [["toImage"]],
+    "displaylogo": False,
+    "showSendToCloud": False,
+    "plotlyServerURL": "",
+}
 
 
 def write_page(out: Path, title: str, about: str, sections: Sequence[Section]) -> None:
@@ -93,7 +101,7 @@ class ChartRenderer:
             return self._render_chart(part)
         if isinstance(part, ChartGrid):
             cells = (f"<div><h3>{heading}</h3>{self._render_chart(chart)}</div>" for heading, chart in part.charts)
-            return f'<div class="slices">{"".join(cells)}</div>'
+            return f'<div class="slices{" wide-slices" if part.wide else ""}">{"".join(cells)}</div>'
         return part
 
     def _render_chart(self, chart: Chart) -> str:
@@ -105,7 +113,7 @@ class ChartRenderer:
             full_html=False,
             default_height=f"{height}px",
             div_id=f"figure-{self.count}",
-            config={"responsive": True, "displayModeBar": False, "showSendToCloud": False, "plotlyServerURL": ""},
+            config={**_CONFIG, "toImageButtonOptions": {"format": "svg", "filename": f"figure-{self.count}"}},
         )
         caption = f"<figcaption>{escape(chart.caption)}</figcaption>" if chart.caption else ""
         return f'<figure><div style="height:{height}px">{html}</div>{caption}</figure>'

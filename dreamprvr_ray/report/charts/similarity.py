@@ -7,10 +7,10 @@ from html import escape
 
 import plotly.graph_objects as go
 
-from dreamprvr_ray.report.charts.style import BLUE, ORANGE, PALE, empty_figure
+from dreamprvr_ray.report.charts.style import BLUE, PALE, VERMILION, empty_figure
 from dreamprvr_ray.report.figures.similarity import Curve, QueryExample, Timeline
 
-_COLOURS = (BLUE, ORANGE)
+_COLOURS = (BLUE, VERMILION)
 _DASHES = ("solid", "dot")
 _SYMBOLS = ("star", "diamond")
 _HOVER_WIDTH = 60  # characters of a line

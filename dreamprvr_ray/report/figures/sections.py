@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from html import escape
 
+from scipy.stats import binomtest
+
 from dreamprvr_ray.report.charts.query_map import query_map_chart
 from dreamprvr_ray.report.charts.similarity import similarity_chart
 from dreamprvr_ray.report.content import Chart, ChartGrid, Omission, Part, Section, paragraph, table, tile_row
@@ -47,18 +49,27 @@ def _moment_section(record: FigureRecord) -> list[Section | Omission]:
             Omission("Whether the most similar frame is in the annotated moment: no moments are known (--moments).")
         ]
     queries, chance = found[0].queries, found[0].chance
-    rows = [[escape(each.label), str(each.inside), _percent(each.inside, queries)] for each in found]
-    rows.append(["a frame at random", f"{chance:.1f}", _percent(chance, queries)])
+    rows = [
+        [escape(each.label), str(each.inside), _percent(each.inside, queries), _interval(each.inside, queries)]
+        for each in found
+    ]
+    rows.append(["a frame at random", f"{chance:.1f}", _percent(chance, queries), "-"])
     text = (
         f"For each of the {format_count(queries, 'query')} with a known moment: whether the frame of the query's own"
         " video that is most similar to the query is inside the moment."
     )
-    heads = ["most similar frame", "inside the moment", "share"]
+    heads = ["most similar frame", "inside the moment", "share", "95% interval"]
     return [Section("Finding the moment", (paragraph(text), table(heads, rows)))]
 
 
 def _percent(count: float, queries: int) -> str:
     return f"{100 * count / queries:.1f}%"
+
+
+def _interval(count: int, queries: int) -> str:
+    """Return the 95% interval of a share, by Wilson, which is right near 0 and 1 and for few queries too."""
+    interval = binomtest(count, queries).proportion_ci(0.95, method="wilson")
+    return f"{100 * interval.low:.1f}% to {100 * interval.high:.1f}%"
 
 
 def _map_section(record: FigureRecord) -> Section | Omission:
@@ -83,7 +94,7 @@ def _map_section(record: FigureRecord) -> Section | Omission:
         " between groups have no meaning. The silhouette is that of the embeddings, not of the points: 1 if queries are"
         " close to those of their own video only, 0 if they are as close to those of another."
     )
-    return Section(_MAP_TITLE, (paragraph(text), ChartGrid(tuple(charts))))
+    return Section(_MAP_TITLE, (paragraph(text), ChartGrid(tuple(charts), wide=True)))
 
 
 def _example_section(record: FigureRecord) -> Section:
@@ -131,7 +142,9 @@ def _describe_peak(example: QueryExample, curve: Curve) -> str:
     text = f"Peak {curve.label}: {timeline.describe(curve.peak)}"
     if moment is not None and timeline.duration is not None:
         text += f", {'inside' if timeline.inside(moment)[curve.peak] else 'outside'} the moment"
-    return text + (f", “{caption}”." if caption else ".")
+    if not caption:
+        return f"{text}."
+    return f"{text}, “{caption}”" + ("" if caption.endswith((".", "!", "?")) else ".")
 
 
 def _retrieved_row(place: int, found: RetrievedVideo) -> list[str]:
