@@ -53,6 +53,7 @@ class Row:
     name: str
     recalls: tuple[Recall, ...]  # one for each seed
     parameters: int | None  # trainable, of one model; None if its configuration is of another version
+    is_zero_shot: bool = False  # by the encoder of the features, without a model: has no parameters
 
     def mean(self, column: str) -> float:
         """Return the mean over the seeds of R@K or SumR."""
@@ -191,6 +192,7 @@ def _checkpoint_rows(checkpoint: Storage, name: str) -> Iterator[tuple[Setting, 
             evaluation = Evaluation.from_dict(reading)
             first.setdefault(_setting(evaluation), evaluation)
         for setting, evaluation in first.items():
+            yield from _zero_shot_rows(setting, evaluation)
             yield setting, Row(name, (evaluation.retrieval.recall,), parameters)
         if first:
             return
@@ -213,9 +215,16 @@ def _final_rows(search: Storage, prefix: str) -> Iterator[tuple[Setting, Row]]:
         parameters = _parameters(contents["experiment"], candidate.values)
         by_setting: dict[Setting, list[Recall]] = {}
         for run in candidate.runs:
+            yield from _zero_shot_rows(_setting(run.test), run.test)
             by_setting.setdefault(_setting(run.test), []).append(run.test.retrieval.recall)
         for setting, recalls in by_setting.items():
             yield setting, Row(f"{prefix}{candidate.shown_name}", tuple(recalls), parameters)
+
+
+def _zero_shot_rows(setting: Setting, evaluation: Evaluation) -> Iterator[tuple[Setting, Row]]:
+    """Yield the best result by the encoder alone, if it was recorded."""
+    if best := evaluation.best_zero_shot:
+        yield setting, Row(f"zero-shot, {best[0]}", (best[1],), parameters=None, is_zero_shot=True)
 
 
 def _setting(evaluation: Evaluation) -> Setting:
@@ -260,13 +269,17 @@ def _values(recalls: Sequence[Recall], column: str) -> list[float]:
 
 
 def _group(found: Sequence[tuple[Setting, Row]]) -> list[Group]:
-    """Join rows of one name in one setting, and collect the rows of each setting, in the order given."""
+    """Join rows of one name in one setting, and collect the rows of each setting: zero-shot ones, then as given."""
     groups: dict[Setting, dict[str, Row]] = {}
+    encoders: dict[Setting, list[Row]] = {}
     for setting, row in found:
-        rows = groups.setdefault(setting, {})
+        rows, zero_shot = groups.setdefault(setting, {}), encoders.setdefault(setting, [])
+        if row.is_zero_shot:  # recorded with each model; another one if the features are of another encoder
+            zero_shot += [row] if row not in zero_shot else []
+            continue
         before = rows.get(row.name)
         if before is not None:
             parameters = row.parameters if row.parameters == before.parameters else _DIFFERENT
             row = Row(row.name, before.recalls + row.recalls, parameters)
         rows[row.name] = row
-    return [Group(setting, tuple(rows.values())) for setting, rows in groups.items()]
+    return [Group(setting, (*encoders[setting], *rows.values())) for setting, rows in groups.items()]

@@ -133,8 +133,8 @@ def _cells(
         [
             escape(row.name),
             *(cell(row, column) for column in COLUMNS),
-            *([str(len(row.recalls))] if has_seeds else []),
-            _format_parameters(row.parameters),
+            *(["-" if row.is_zero_shot else str(len(row.recalls))] if has_seeds else []),
+            "-" if row.is_zero_shot else _format_parameters(row.parameters),
         ]
         for row in group.rows
     ]

@@ -31,7 +31,7 @@ class EncodingCost:
     """The cost of encoding with a model, and of storing what it encoded.
 
     A video is stored as its clip and frame tokens, which is what queries are scored against; where the encoder's own
-    score is a part of the model's, also as its frame rows and their mean. GFLOP count the matrix products that
+    score is a part of the model's, also as its rows of features and their mean. GFLOP count the matrix products that
     docs/model.md specifies.
     """
 
@@ -52,7 +52,7 @@ class EncodingCost:
 
     def lines(self) -> list[str]:
         """Return a summary for people."""
-        features = " and the features of its frames" if self.stores_features else ""
+        features = " and its features" if self.stores_features else ""
         fp32, fp16 = (self.bytes_per_video[precision] / 1024 for precision in ("fp32", "fp16"))
         return [
             f"parameters: {self.parameters / 1e6:.2f} M",
@@ -74,7 +74,7 @@ def measure_encoding_cost(trained: TrainedModel, frame_counts: np.ndarray | None
     values = (CLIPS + frames) * experiment.model.hidden_size
     stores_features = ScoreWeights.of(experiment.evaluation, trained.metrics, METRICS).encoder > 0
     if stores_features:
-        values += (frames + 1) * experiment.data.video_size
+        values += (CLIPS + frames + 1) * experiment.data.video_size
     return EncodingCost(
         parameters=count_parameters(model),
         gflop_per_video=video_gflop,

@@ -17,6 +17,7 @@ from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.report.__main__ import main
 from dreamprvr_ray.report.table_rows import Setting, read_groups
+from dreamprvr_ray.report.table_text import to_markdown
 
 SIZES = {"data.video_size": 12, "data.text_size": 10, "model.hidden_size": 16, "model.heads": 2, "model.branches": 1}
 VAL = {"R@1": 10.0, "R@5": 20.0, "R@10": 30.0, "R@100": 40.0, "SumR": 100.0}
@@ -68,6 +69,17 @@ def test_each_collection_of_a_model_has_its_first_reading(tmp_path: Path) -> Non
         ("synthetic", 200.0),
         ("charades", 90.0),
     ]
+
+
+def test_the_encoder_alone_comes_first_and_once(tmp_path: Path) -> None:
+    zero_shot = {"best frame": VAL, "encoder": VAL | {"R@1": 12.0, "SumR": 102.0}}
+    runs = [write_run(tmp_path / f"run{seed}", evaluation(200.0) | {"zero_shot": zero_shot}) for seed in range(2)]
+    (group,) = read_groups([f"ours={run}" for run in runs])
+    assert [(row.name, row.mean("SumR"), len(row.recalls)) for row in group.rows] == [
+        ("zero-shot, encoder", 102.0, 1),
+        ("ours", 200.0, 2),
+    ]
+    assert "| zero-shot, encoder | 12.0 | 20.0 | 30.0 | 40.0 | 102.0 | - | - |" in to_markdown([group])
 
 
 def test_runs_of_one_name_are_seeds(tmp_path: Path) -> None:

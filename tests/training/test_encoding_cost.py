@@ -33,8 +33,8 @@ def test_cost_of_a_small_model(trained: TrainedModel) -> None:
     assert measure_encoding_cost(trained).bytes_per_video["fp32"] == (32 + 128) * 32 * 4
     mixed = replace(trained, experiment=trained.experiment.with_values({"evaluation.encoder_weight": 0.3}))
     cost_with_features = measure_encoding_cost(mixed)
-    assert cost_with_features.bytes_per_video["fp16"] == ((32 + 128) * 32 + 129 * 24) * 2
-    assert "160 tokens and the features of its frames, " in cost_with_features.lines()[-1]
+    assert cost_with_features.bytes_per_video["fp16"] == ((32 + 128) * 32 + (32 + 128 + 1) * 24) * 2
+    assert "160 tokens and its features, " in cost_with_features.lines()[-1]
     assert 0 < cost.ms_per_query < cost.ms_per_video and 0 < cost.gflop_per_query < cost.gflop_per_video
     assert cost.device and json.loads(json.dumps(cost.to_dict()))["batch"] == BATCH
 
