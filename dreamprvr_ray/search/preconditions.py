@@ -44,7 +44,8 @@ def with_shard_sizes(search: Search) -> Search:
         except UserError as error:
             raise UserError(*(f"final.with_val: {mistake}" for mistake in error.mistakes)) from None
     for parameter in search.parameters:
-        for choice in parameter.choices or ():
+        bounds = [parameter.high] if parameter.key == "evaluation.encoder_weight" else []
+        for choice in parameter.choices or bounds:
             with_feature_sizes(search.experiment.with_values({parameter.key: choice}), manifest)
     return replace(search, experiment=with_feature_sizes(search.experiment, manifest))
 

@@ -65,3 +65,19 @@ def test_mean_rank_and_recall_of_all_right_videos(directory: Path) -> None:
     heads, first, _ = cells(table)
     assert heads == ["", "R@1", "R@5", "R@10", "R@100", "SumR"]
     assert first == ["trial 2", "11.0", "20.0", "30.0", "40.0", "101.0"]
+
+
+def test_zero_shot_results_are_below_the_candidates(directory: Path) -> None:
+    final = json.loads((directory / "final.json").read_text())
+    recall = {"R@1": 10.0, "R@5": 20.0, "R@10": 30.0, "R@100": 40.0, "SumR": 100.0}
+    for candidate in final["candidates"]:
+        for run in candidate["runs"]:
+            run["test"]["zero_shot"] = {"best frame": recall, "encoder": recall}
+    final["encoder"] = [final["comparison"] | {"than": "the encoder alone"}]
+    (directory / "final.json").write_text(json.dumps(final))
+    section = final_section(read_search(directory))
+    assert section is not None
+    *_, frame, encoder = cells(section.parts[1])
+    assert frame[:4] == ["zero-shot: best frame", "", "", "100.0"] and frame[4:8] == ["10.0", "20.0", "30.0", "40.0"]
+    assert encoder[0] == "zero-shot: encoder"
+    assert "against<br>the encoder alone" in str(section.parts).replace("\\u003c", "<").replace("\\u003e", ">")
