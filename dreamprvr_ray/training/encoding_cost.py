@@ -43,7 +43,7 @@ class EncodingCost:
     batch: int  # how many are encoded at a time
     device: str  # on which the times were measured
     tokens_per_video: float  # mean of a split's videos, or the most that a video has
-    bytes_per_video: dict[str, float]  # of all that is stored, by precision
+    bytes_per_video: dict[str, float]  # of a stored video, by precision
     stores_features: bool = False  # whether this includes features, for the encoder's own score
 
     def to_dict(self) -> dict[str, Any]:
