@@ -524,6 +524,14 @@ def snapshot(root: Path) -> dict[str, str]:
     return found
 
 
+def changed_names(kind: str, before: dict[str, str], after: dict[str, str]) -> list[str]:
+    """Return what an input of a kind changed although it must not. A resumed search may write its own files again."""
+    changed = [name for name, content in before.items() if after.get(name) != content]
+    if kind != "resume":
+        return changed
+    return [name for name in changed if not name.startswith("finished/") or name in OTHERS]
+
+
 @contextlib.contextmanager
 def without_ray() -> Iterator[None]:
     """Let every command end where it would start Ray."""
@@ -586,9 +594,7 @@ def try_input(kind: str, seed: int, base: Path, folder: Path) -> Outcome:
     if process.exitcode in (-signal.SIGXCPU, -signal.SIGKILL):
         code = None
     after = snapshot(root)
-    changed = tuple(name for name, content in before.items() if after.get(name) != content)
-    if kind == "resume":  # what is the search's own may be written again
-        changed = tuple(name for name in changed if not name.startswith("finished/") or name in OTHERS)
+    changed = tuple(changed_names(kind, before, after))
     outcome = Outcome(kind, tuple(words), code, output, changed, canary.exists())
     shutil.rmtree(folder, ignore_errors=True)
     return outcome

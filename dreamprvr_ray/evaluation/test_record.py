@@ -205,9 +205,9 @@ def recorded_ranks(checkpoint: Storage, collection: str | None = None) -> list[i
         ranks = json.loads(checkpoint.read_text(name))
     except FileNotFoundError:
         raise UserError(f"{checkpoint}/{name}: no such file") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{checkpoint}/{name}: damaged: {first_line(error)}") from None
-    if not isinstance(ranks, list) or not all(isinstance(rank, int) for rank in ranks):
+    if not isinstance(ranks, list) or not all(type(rank) is int and 0 < rank < 2**31 for rank in ranks):
         raise UserError(f"{checkpoint}/{name}: damaged: must be a list of ranks")
     return ranks
 

@@ -14,13 +14,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+import ray
+
 from dreamprvr_ray.runtime import ray_internals
 
 WATCH_SECONDS = 1.0  # how often a command checks that its Ray is alive
 GRACE_SECONDS = 2.0  # how long it may take to end if it is not
 ANSWER_SECONDS = 2.0  # how long a connection to a cluster may take
-# How long a cluster may be unreachable. Ray's own variable, which is for clusters whose GCS is restarted, takes
-# precedence.
+# How long a process of a cluster may be unreachable. Ray's own variable, which is for clusters whose GCS is restarted,
+# takes precedence.
 PATIENCE_SECONDS = 8.0
 PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
 
@@ -54,11 +56,12 @@ def lost_process() -> str | None:
     return f"Ray has lost its process {lost[0]}, which was killed or ran out of memory; to continue," if lost else None
 
 
-class ClusterProbe:
-    """Tells whether the cluster at `address` (host:port of its GCS) is lost: unreachable for longer than it may be."""
+class Probe:
+    """Tells whether a process of a cluster is lost: unreachable for longer than it may be."""
 
-    def __init__(self, address: str) -> None:
-        self._address = address
+    def __init__(self, name: str, address: str, advice: str) -> None:
+        """`address` is host:port, `name` and `advice` are parts of the message."""
+        self._name, self._address, self._advice = name, address, advice
         host, _, port = address.rpartition(":")
         self._place = host.strip("[]"), int(port)
         self._patience = PATIENCE_SECONDS
@@ -73,9 +76,24 @@ class ClusterProbe:
             if time.monotonic() - self._answered < self._patience:
                 return None
             reason = error.strerror or str(error)
-            return (
-                f"the Ray cluster at {self._address} no longer answers ({reason}): its head node or its GCS has ended;"
-                " to continue, start the cluster again and"
-            )
+            return f"{self._name} at {self._address} no longer answers ({reason}): {self._advice}"
         self._answered = time.monotonic()
         return None
+
+
+def lost_cluster() -> Callable[[], str | None]:
+    """Return a function that says why the connected cluster is lost, if it is: its GCS, or the raylet of this node.
+
+    Nothing is looked at behind a connection by `ray://`.
+    """
+    probes = []
+    if address := ray_internals.gcs_address():
+        advice = "its head node or its GCS has ended; to continue, start the cluster again and"
+        probes.append(Probe("the Ray cluster", address, advice))
+        node = ray.get_runtime_context().get_node_id()
+        for each in ray.nodes():
+            if each["NodeID"] == node:
+                address = f"{each['NodeManagerAddress']}:{each['NodeManagerPort']}"
+                advice = "it has ended; to continue, start Ray on this node again and"
+                probes.append(Probe("the raylet of this node", address, advice))
+    return lambda: next(filter(None, (probe() for probe in probes)), None)

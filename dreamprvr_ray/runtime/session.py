@@ -20,7 +20,7 @@ from dreamprvr_ray.cpus import allowed_cpus
 from dreamprvr_ray.errors import UserError, first_line
 from dreamprvr_ray.runtime import ray_internals, ray_version
 from dreamprvr_ray.runtime.local_ray import LOOPBACK, start
-from dreamprvr_ray.runtime.lost_ray import ClusterProbe, lost_process, watched
+from dreamprvr_ray.runtime.lost_ray import lost_cluster, lost_process, watched
 
 FIRST_DASHBOARD_PORT = 8265  # Ray's own default
 API_SERVER = "RAY_API_SERVER_ADDRESS"  # environment variable
@@ -95,8 +95,7 @@ def ray_session(dashboard: bool, log: Callable[[str], None] = _no_log) -> Iterat
             stack.enter_context(watched(lost_process))
         else:
             stack.callback(ray.shutdown)
-            if address := ray_internals.gcs_address():
-                stack.enter_context(watched(ClusterProbe(address)))
+            stack.enter_context(watched(lost_cluster()))
         yield f"http://{context.dashboard_url}" if context.dashboard_url else None
 
 

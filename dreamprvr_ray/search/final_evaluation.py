@@ -11,6 +11,7 @@ from dreamprvr_ray.checkpoints.store import CheckpointStore
 from dreamprvr_ray.data.collections import Collections
 from dreamprvr_ray.data.locations import Locations
 from dreamprvr_ray.device import best_device
+from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.evaluation.metrics import ENCODER, mean_evaluation
 from dreamprvr_ray.evaluation.test_record import evaluate_tests_once, recorded_ranks
 from dreamprvr_ray.evaluation.zero_shot import zero_shot
@@ -98,7 +99,18 @@ def final_checkpoint(final_runs: Storage, run: FinalRun) -> Storage:
 def ranks_on_each(final_runs: Storage, runs: Sequence[FinalRun], collections: Collections) -> list[np.ndarray]:
     """Return the recorded ranks of tested runs (seeds, Q) on each collection."""
     checkpoints = [final_checkpoint(final_runs, run) for run in runs]
-    return [np.array([recorded_ranks(checkpoint, name) for checkpoint in checkpoints]) for name in collections.names]
+    return [
+        np.array([_ranks(checkpoint, name, len(part.split("test").owner)) for checkpoint in checkpoints])
+        for name, part in zip(collections.names, collections.parts, strict=True)
+    ]
+
+
+def _ranks(checkpoint: Storage, collection: str, queries: int) -> list[int]:
+    """Return a checkpoint's recorded ranks on test. Raises `UserError` unless there is one for each query."""
+    ranks = recorded_ranks(checkpoint, collection)
+    if len(ranks) != queries:
+        raise UserError(f"{checkpoint}: damaged: its recorded ranks on test are {len(ranks)}, not {queries}")
+    return ranks
 
 
 def evaluate_run(final_runs: Storage, planned: PlannedRun, shards: Locations) -> FinalRun:

@@ -272,7 +272,7 @@ def test_a_damaged_record_is_reported_before_test_is_read(
         assert str(error.value).startswith(f"{copied}/test.json: ") and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("content", ["", "{}", '["1"]', "[1, null]"])
+@pytest.mark.parametrize("content", ["", "{}", '["1"]', "[1, null]", "[true]", "[0]", f"[1{'0' * 400}]"])
 def test_damaged_ranks_are_reported(content: str, copied: Storage) -> None:
     copied.write_text("test_ranks.json", content)
     with pytest.raises(UserError, match=r"test_ranks\.json: damaged: "):

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
-from dreamprvr_ray.runtime.lost_ray import PATIENCE, ClusterProbe
+from dreamprvr_ray.runtime.lost_ray import PATIENCE, Probe
 
 if TYPE_CHECKING:
     from conftest import Driver
@@ -45,7 +45,7 @@ def test_a_cluster_is_lost_once_it_has_not_answered_for_a_while(
     monkeypatch.setattr("dreamprvr_ray.runtime.lost_ray.time.monotonic", lambda: clock[0])
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        probe = ClusterProbe(address)
+        probe = Probe("the Ray cluster", address, "start it again")
         clock[0] += 1000.0
         assert probe() is None
     clock[0] += expected - 0.1
@@ -75,22 +75,25 @@ def test_a_run_whose_ray_is_lost_ends_within_seconds(
     assert driver.process.returncode == 1 and last.startswith(f"failed: Ray has lost its process {process}")
 
 
+@pytest.mark.parametrize(
+    ("process", "name"), [("gcs_server", "the Ray cluster"), ("raylet", "the raylet of this node")]
+)
 def test_a_run_whose_cluster_is_lost_ends_within_seconds(
-    demo_shards: Path, tmp_path: Path, drive: Callable[..., Driver]
+    demo_shards: Path, tmp_path: Path, drive: Callable[..., Driver], process: str, name: str
 ) -> None:
-    """Before, it waited for a minute, and ended with lines of Ray's."""
+    """Before, it waited for a minute or for ever, and ended with lines of Ray's."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         arguments = ("--config", "demo", "--shards", demo_shards, "--out", tmp_path / "run", *SMALL)
         driver = drive("train", *arguments, RAY_ADDRESS=cluster.address)
         driver.wait_for_output("1/1000 | loss")
-        os.kill(cluster.head_node.all_processes["gcs_server"][0].process.pid, signal.SIGKILL)
+        os.kill(cluster.head_node.all_processes[process][0].process.pid, signal.SIGKILL)
         killed = time.monotonic()
         driver.process.wait(timeout=40)
         seconds = time.monotonic() - killed
         *_, last = driver.end().splitlines()
         assert driver.process.returncode == 1 and seconds < 30  # 11 s on a quiet machine
-        assert last.startswith(f"failed: the Ray cluster at {cluster.address} no longer answers (Connection refused): ")
-        assert last.endswith("to continue, start the cluster again and add --resume to the same command")
+        assert last.startswith(f"failed: {name} at ") and "no longer answers (Connection refused): " in last
+        assert last.endswith(" again and add --resume to the same command")
     finally:
         cluster.shutdown()

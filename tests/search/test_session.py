@@ -251,6 +251,10 @@ def test_a_full_disk_in_the_final_stage_loses_nothing(
     assert len(records) == 4 and all(len(record) == 1 for record in records)
     assert json.loads((small_disk / "final.json").read_text())["candidates"] and outcome.best.exists("metrics.json")
     assert not [path for path in small_disk.rglob(".*") if path.is_file()]
+    path = next(small_disk.glob("final/*/checkpoints/*/test_ranks.json"))
+    path.write_text("[1, 2]")
+    with pytest.raises(UserError, match=f"^{path.parent}: damaged: its recorded ranks on test are 2, not [0-9]+$"):
+        run(search, resume=True, epoch=train, log=log)
 
 
 def test_a_trial_without_room_for_its_checkpoint_ends_the_search(search: Search, run: Any) -> None:
