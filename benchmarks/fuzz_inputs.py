@@ -464,7 +464,8 @@ def command_line(kind: str, root: Path, draw: random.Random, canary: Path) -> li
     }.get(kind) or draw.choice(["train", "tune"] if kind == "override" else list(valid))
     words = list(map(str, resumed if kind == "resume" else valid[command]))
     if kind in FILES_OF:
-        files = [path for path in sorted((root / FILES_OF[kind]).rglob("*")) if path.is_file()]
+        users = {root / name for name in OTHERS}
+        files = [path for path in sorted((root / FILES_OF[kind]).rglob("*")) if path.is_file() and path not in users]
         for path in draw.sample(files, min(len(files), draw.choice([1, 1, 2, 3]))):
             damage_file(path, draw, canary)
     elif kind == "config":
@@ -535,16 +536,20 @@ def changed_names(kind: str, before: dict[str, str], after: dict[str, str]) -> l
 @contextlib.contextmanager
 def without_ray() -> Iterator[None]:
     """Let every command end where it would start Ray."""
-    from dreamprvr_ray.runtime import session
+    from dreamprvr_ray.runtime import session, train_run
+    from dreamprvr_ray.search import session as search_session
 
     def refuse(*_: Any, **__: Any) -> Any:
         raise Failure("Ray is not started here")
 
-    started, session.ray_session = session.ray_session, refuse  # type: ignore[assignment]
+    started, users = session.ray_session, (session, train_run, search_session)
+    for module in users:  # each has the name, whichever was imported before
+        module.ray_session = refuse  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        session.ray_session = started
+        for module in users:
+            module.ray_session = started  # type: ignore[attr-defined]
 
 
 def run_command(words: list[str]) -> tuple[int, str]:

@@ -25,6 +25,7 @@ Shapes: V videos, Q queries, N frame rows and T token rows of one shard; Dv and 
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ import pyarrow as pa
 from dreamprvr_ray.config_sections import CLIPS, FRAMES, QUERY_TOKENS
 from dreamprvr_ray.data.manifest import FeatureType, FileRecord
 from dreamprvr_ray.errors import UserError, first_line
-from dreamprvr_ray.storage.files import replacing_file
+from dreamprvr_ray.storage.files import reason, replacing_file
 
 _DTYPES: Mapping[pa.DataType, np.dtype[Any]] = {
     pa.float16(): np.dtype(np.float16),
@@ -242,6 +243,8 @@ def _map_batch(path: Path, required: Mapping[str, pa.DataType], optional: Mappin
         batch.validate(full=True)
         names = batch.schema.names
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, IndexError, MemoryError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE):
+            raise UserError(f"{path}: cannot be read: {reason(error)}") from None
         raise _damaged(path, first_line(error)) from None
     for name, type_ in required.items():
         if names.count(name) != 1:

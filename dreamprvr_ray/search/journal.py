@@ -55,8 +55,9 @@ def prepare_journal(directory: Path, log: Callable[[str], None]) -> None:
     with reading(path):
         content = path.read_bytes()
     end = content.rfind(b"\n") + 1
-    _check_lines(path, content[:end].split(b"\n")[:-1])
-    if rest := content[end:]:
+    lines, rest = content[:end].split(b"\n")[:-1], content[end:]
+    _check_lines(path, [*lines, rest] if _is_record(rest) else lines)
+    if rest:
         _repair_end(path, end, rest, log)
     _remove_stale_lock(directory / f"{JOURNAL}.lock")
 

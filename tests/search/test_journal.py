@@ -61,6 +61,15 @@ def test_a_last_line_without_its_end_is_completed(out: Path) -> None:
     assert (out / JOURNAL).read_bytes() == whole and not (out / INCOMPLETE).exists()
 
 
+def test_a_last_line_without_its_end_that_is_no_record_of_a_study_is_named(out: Path) -> None:
+    """Before, its line end was added, and the study could not be opened: AssertionError."""
+    content = (out / JOURNAL).read_bytes() + b'{"op_code": 99, "worker_id": "x"}'
+    (out / JOURNAL).write_bytes(content)
+    with pytest.raises(UserError, match=rf"^{out / JOURNAL}, line {content.count(bytes([10])) + 1}: damaged "):
+        prepare_journal(out, print)
+    assert (out / JOURNAL).read_bytes() == content and not (out / INCOMPLETE).exists()
+
+
 @pytest.mark.parametrize(
     "damage", [b'{"op_code":', b"[1]", b'{"op_code": 5}', b'{"op_code": 99, "worker_id": "x"}', b"\xff\xfe", b""]
 )
