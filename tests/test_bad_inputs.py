@@ -191,7 +191,7 @@ def test_any_arguments_are_one_line(base: Path, command: str, words: list[str]) 
     assert fuzz_inputs.snapshot(base) == before
 
 
-@pytest.mark.parametrize("kind", ["experiment", "resume", "checkpoint", "shards", "search", "condition"])
+@pytest.mark.parametrize("kind", ["experiment", "checkpoint", "shards", "search", "condition"])
 def test_damaged_files_are_one_line_and_stay_as_they_are(base: Path, tmp_path: Path, kind: str) -> None:
     @settings(few, max_examples=15)
     @given(st.integers(0, 2**32))
