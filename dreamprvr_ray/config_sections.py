@@ -73,8 +73,8 @@ class ModelConfig(Section):
     diffusion_start: DiffusionStart = Field(
         default="variational",
         description="What the diffusion starts from; `noise` is an ablation of the paper. `variational`: the mean of "
-        "the variational sampler, as in the paper. `noise`: standard normal noise in its place, drawn anew for each "
-        "video of a training step and the same for all videos in evaluation; the variational loss is then 0.",
+        "the variational sampler, as in the paper. `noise`: standard normal noise in its place, drawn for each "
+        "video of each training step and the same for all videos in evaluation; the variational loss is then 0.",
     )
     hidden_size: int = Field(
         default=384,
@@ -208,7 +208,7 @@ class DataConfig(Section):
         default={},
         description="Share of a collection's train videos that each epoch is trained on, 0 to 1, by the collection's "
         "name: `{qvh: 1.0, tvr: 0.5}`, or `data.weights.tvr=0.5`. Without a value it is 1, every video once. A smaller "
-        "share is drawn anew for each epoch; it weights collections that are trained on together.",
+        "share is drawn for each epoch; it weights collections that are trained on together.",
     )
 
 

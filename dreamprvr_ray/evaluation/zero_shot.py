@@ -1,6 +1,6 @@
 """The retrieval of a split by the encoder alone, without any model: the baselines that a trained model has to beat.
 
-They cost little beside encoding the split with a model.
+They cost little compared with encoding the split with a model.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Noticing that Ray is lost, and ending the command within seconds, with one line that says how to continue.
 
-Ray itself waits for a minute, and then ends the process with lines of its own. What was trained is in the checkpoints,
+Ray itself waits for a minute, and then ends the process after several lines. What was trained is in the checkpoints,
 as after a kill.
 """
 

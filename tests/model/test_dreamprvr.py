@@ -167,7 +167,7 @@ def test_a_model_without_registers_has_no_parameters_for_them() -> None:
     assert not [name for name in model.state_dict() if "register" in name]
 
 
-def test_pooled_registers_need_no_parameters_of_their_own() -> None:
+def test_pooled_registers_add_no_parameters() -> None:
     model = build(registers=4, register_source="pooling")
     encoding = model.encode_videos(*videos(2))
     assert encoding.condition is encoding.noise is encoding.mu is encoding.logvar is None
