@@ -81,7 +81,7 @@ def test_a_run_whose_ray_is_lost_ends_within_seconds(
 def test_a_run_whose_cluster_is_lost_ends_within_seconds(
     demo_shards: Path, tmp_path: Path, drive: Callable[..., Driver], process: str, name: str
 ) -> None:
-    """Before, it waited for a minute or for ever, and ended with lines of Ray's."""
+    """Before, it waited for a minute or forever, and ended with lines of Ray's."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         arguments = ("--config", "demo", "--shards", demo_shards, "--out", tmp_path / "run", *SMALL)
