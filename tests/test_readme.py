@@ -9,13 +9,15 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dreamprvr_ray.config import load_experiment
-from dreamprvr_ray.data.source_writer import write_random_source_tree
+from dreamprvr_ray.data.captions import Query
+from dreamprvr_ray.data.source_writer import SourceVideo, write_random_source_tree, write_source_tree
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -38,8 +40,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copy(source, folder / name)
     sizes = {"train": 10, "val": 10, "test": 10}
     write_random_source_tree(folder / "data", "tvr", "i3d_resnet", 3072, 768, sizes)
-    write_random_source_tree(folder / "data", "mine", "clip", 32, 32, sizes)
+    write_source_tree(folder / "data" / "mine", "mine", "clip", {name: of_one_encoder(name, 10) for name in sizes})
     return folder
+
+
+def of_one_encoder(split: str, videos: int) -> Iterator[SourceVideo]:
+    """Yield videos whose frames and queries resemble each other, as those of one encoder do."""
+    random = np.random.default_rng(0)
+    for number in range(videos):
+        video, direction = f"{split}_{number}", random.standard_normal(32)
+        frames, tokens = ((direction + 0.3 * random.standard_normal((rows, 32))).astype(np.float32) for rows in (20, 6))
+        yield SourceVideo(video, frames, [Query(f"{video}#enc#0", video, f"it happens in {video}", tokens)])
 
 
 def run(line: str, folder: Path) -> subprocess.CompletedProcess[str]:

@@ -49,11 +49,13 @@ TINY = {
 } | NO_DROPOUT
 
 
-def write_space(path: Path, shards: Path, trials: int, epochs: int, ranges: dict[str, Any], **more: Any) -> Path:
+def write_space(
+    path: Path, shards: Path | list[Path], trials: int, epochs: int, ranges: dict[str, Any], **more: Any
+) -> Path:
     space = TINY | {"training.epochs": epochs} | ranges
     values = {
         "config": "demo",
-        "shards": str(shards),
+        "shards": [str(each) for each in shards] if isinstance(shards, list) else str(shards),
         "out": str(path.parent / "out"),
         "trials": trials,
         "space": space,
@@ -556,11 +558,10 @@ def test_a_search_on_several_collections_tests_each(
 ) -> None:
     space = write_space(
         tmp_path / "space.yaml",
-        demo_shards,
+        [demo_shards, other_shards],
         2,
         1,
         {"data.weights.other": {"float": [0.25, 1.0]}},
-        shards=[str(demo_shards), str(other_shards)],
         final={"seeds": 2},
         sampler={"startup_trials": 9},
     )

@@ -113,7 +113,7 @@ class Collections:
         if with_val and len(self.parts) > 1:
             self.manifest.check_may_train_on("val", self.directories)
         splits = [part.joined("train", "val") if with_val else part.split("train") for part in self.parts]
-        return splits[0] if len(splits) == 1 else Split.joined(splits)
+        return Split.joined(splits)
 
     def vals(self) -> dict[str, Split]:
         """Map the val split of each collection, by the collection's name."""

@@ -187,8 +187,10 @@ class Split:
     def joined(cls, parts: Sequence[Split], name: str | None = None) -> Split:
         """Return several splits as one, whose videos are those of the first, then those of the second, and so on.
 
-        It has the first one's name by default.
+        It has the first one's name by default. One split alone stays as it is.
         """
+        if len(parts) == 1:
+            return parts[0]
         joined = cls(name or parts[0].name, [shard for part in parts for shard in part._shards])
         joined._parts = parts  # ids of videos are unique in each part only
         return joined

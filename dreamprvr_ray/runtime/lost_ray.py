@@ -45,6 +45,10 @@ def watched(lost: Callable[[], str | None]) -> Iterator[None]:
     thread.start()
     try:
         yield
+    except ray.exceptions.RayError:
+        if lost():  # what waited for Ray noticed first, with an error that does not say why; the thread says it
+            thread.join(WATCH_SECONDS + GRACE_SECONDS + ANSWER_SECONDS)
+        raise
     finally:
         stopped.set()
         thread.join()

@@ -11,6 +11,7 @@ import yaml
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray.util.state import list_placement_groups
 
+from dreamprvr_ray.config import build_experiment
 from dreamprvr_ray.data.collections import open_manifest
 from dreamprvr_ray.data.locations import each_location, redacted_locations, shown_locations
 from dreamprvr_ray.data.manifest import MANIFEST, Manifest
@@ -28,6 +29,8 @@ from dreamprvr_ray.storage.files import write_text, writing
 from dreamprvr_ray.storage.location import Storage, is_uri
 from dreamprvr_ray.training.loop import with_feature_sizes
 from dreamprvr_ray.yaml_files import parse_yaml
+
+HIDDEN_SIZE = "model.hidden_size"
 
 
 def with_shard_sizes(search: Search) -> Search:
@@ -47,7 +50,11 @@ def with_shard_sizes(search: Search) -> Search:
         bounds = [parameter.high] if parameter.key == "evaluation.encoder_weight" else []
         for choice in parameter.choices or bounds:
             with_feature_sizes(search.experiment.with_values({parameter.key: choice}), manifest)
-    return replace(search, experiment=with_feature_sizes(search.experiment, manifest))
+    experiment = with_feature_sizes(search.experiment, manifest)
+    if any(parameter.key == HIDDEN_SIZE for parameter in search.parameters):
+        # The values of the search file stay: 0, the size of the features, may be one of them.
+        experiment = experiment.with_values({HIDDEN_SIZE: search.experiment.model.hidden_size})
+    return replace(search, experiment=experiment)
 
 
 def planned_sizes(search: Search) -> tuple[Search, str]:
@@ -75,6 +82,8 @@ def check_directory(
     if not storage.exists(SEARCH):
         raise UserError(f"{storage}: nothing to resume: {SEARCH} does not exist")
     before = read_record(storage)
+    # Of an earlier version: what it does not hold has the default value.
+    before["experiment"] = build_experiment(before["experiment"], f"{storage}/{SEARCH}: experiment").model_dump()
     identity = recorded_identity(before, search, storage)
     now = parse_yaml(search.to_yaml(), "search")
     for record in (before, now):  # the password itself is not recorded; version 0.1.0 recorded it

@@ -13,6 +13,7 @@ def specified_gflop(experiment: Experiment) -> float:
 
     The backward pass counts as twice the forward pass.
     """
+    experiment = experiment.with_feature_sizes(experiment.data.video_size, experiment.data.text_size, "data")
     steps = experiment.model.diffusion_steps
     # The denoising loss passes through the denoiser once more for each step.
     products = _video_products(experiment) + steps * _denoiser_products(experiment)

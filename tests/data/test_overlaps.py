@@ -112,7 +112,7 @@ def test_shards_of_earlier_versions_are_examined(
     with pytest.raises(UserError, match="cannot train on val"):
         ShardSet.open(path.parent).joined("train", "val")
     with monkeypatch.context() as patch:  # the result is remembered
-        patch.setattr(ShardSet, "_captions", None)
+        patch.setattr(ShardSet, "captions", None)
         assert ShardSet.open(path.parent).manifest.protocol == "own splits, val overlaps test"
     # Val is test but for one query: its shards are listed as val's.
     values["splits"]["val"] = values["splits"]["test"]

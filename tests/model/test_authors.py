@@ -133,6 +133,7 @@ def test_settings_are_translated_to_configuration_keys(content: dict[str, Any], 
         "training.with_val": False,
         "training.choose_epoch": "best",
         "evaluation.clip_weight": pytest.approx(0.6),
+        "evaluation.encoder_weight": 0.0,
     }
 
 

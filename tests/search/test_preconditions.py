@@ -78,3 +78,14 @@ def test_a_search_is_not_resumed_on_other_shards(demo_shards: Path, tmp_path: Pa
     (tmp_path / "out" / "search.yaml").write_text(yaml.safe_dump(record))
     earlier = check_directory(session.storage, search, resume=True, manifest=manifest)
     assert earlier == SearchIdentity("synthetic", str(session.storage), identity.shards)
+
+
+def test_a_searched_hidden_size_of_zero_stays_one_of_its_choices(demo_shards: Path, tmp_path: Path) -> None:
+    """Before, the first trial's value became that of the features, which is no choice."""
+    config = tmp_path / "features.yaml"
+    config.write_text("preset: demo\nmodel: {hidden_size: 0}\n")
+    keys = {"shards": str(demo_shards), "config": str(config)}
+    searched = with_shard_sizes(make_search(tmp_path, {"model.hidden_size": {"choice": [0, 32]}}, **keys))
+    assert searched.paper_setting == {"model.hidden_size": 0}
+    other = with_shard_sizes(make_search(tmp_path, {"model.registers": {"int": [0, 4]}}, **keys))
+    assert other.experiment.model.hidden_size == other.experiment.data.video_size

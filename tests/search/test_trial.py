@@ -92,7 +92,7 @@ def test_what_is_wrong_with_a_node_is_not_the_trials_own_failure(
     def refuse(location: str) -> None:
         raise UserError("/cache: cannot cache s3://bucket/tvr here: No space left on device")
 
-    monkeypatch.setattr(trial, "local_shards", refuse)
+    monkeypatch.setattr(trial.Collections, "open", refuse)
     run_trial(CONFIG, job)
     assert [report.kind for report in reports] == ["storage"] * 2
     assert "is not visible from every node" in reports[0].reason and "No space left on device" in reports[1].reason

@@ -131,3 +131,9 @@ def test_estimating_computes_nothing() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     assert cost.memory > 1e12
     assert cost.gflop_per_video == specified_gflop(load_experiment("demo", small))
+
+
+def test_a_hidden_size_of_zero_costs_as_that_of_the_features() -> None:
+    sizes = {"data.video_size": 64, "data.text_size": 64}
+    zero, same = (load_experiment("one_encoder", sizes | {"model.hidden_size": size}) for size in (0, 64))
+    assert specified_gflop(zero) == specified_gflop(same) > 0
