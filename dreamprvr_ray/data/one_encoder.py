@@ -21,9 +21,9 @@ _SEED = 0
 def encoder_area(shards: Sequence[MappedShard]) -> float | None:
     """Return how often a sentence resembles its own video more than another one; a tie counts as half.
 
-    This is the area under the ROC curve of own against other videos, over a sample of a split. What is compared is the
-    encoder's score: the mean of the cosines with the video's best frame and with the mean of its frames. None if rows
-    of videos and queries differ in size, or if there is no other video.
+    This is the area under the ROC curve of own against other videos, over a sample of a split. Compared are the means
+    of two cosines of the sentence: with the video's best frame, and with the mean of its frames. None if rows of videos
+    and queries differ in size, or if there is no other video.
     """
     videos = [(shard, row) for shard in shards for row in range(shard.video_count)]
     if len(videos) < 2 or shards[0].frames.shape[1] != shards[0].tokens.shape[1]:
