@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from ipaddress import ip_address
@@ -74,14 +76,20 @@ def test_a_command_does_not_use_the_local_ray_of_another_command(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "auto")
+    # A separate directory, with a short path: clusters of other tests, which run at the same time, are not found.
+    folder = tempfile.mkdtemp(prefix="ray-")
+    monkeypatch.setenv("RAY_TMPDIR", folder)
 
     def train(name: str, epochs: int) -> tuple[object, ...]:
         small = ("--set", "model.hidden_size=16", f"training.epochs={epochs}", f"training.patience={epochs}")
         return "train", "--config", "demo", "--shards", demo_shards, "--out", tmp_path / name, *small
 
-    drive(*train("first", 1000)).wait_for_output("1/1000 | loss")
+    first = drive(*train("first", 1000))
+    first.wait_for_output("1/1000 | loss")
     second = command(*train("second", 1), timeout=120)  # it would wait for the first one's resources forever
     assert second.returncode == 0 and "Failed to connect" not in second.stderr, second.stderr
+    first.kill(with_its_ray=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_an_address_that_does_not_answer_is_reported_at_once(
