@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("training",),
     ("evaluation",),
     ("checkpoints",),
-    ("model", "data"),
+    ("model", "data", "video"),
     ("storage", "distributed", "device", "cpus"),
     ("config",),
     ("errors",),
