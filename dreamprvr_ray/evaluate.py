@@ -59,6 +59,7 @@ def main(arguments: list[str]) -> None:
         options.split,
         _warn_unrecorded,
         on_queries=None if options.queries is None else results.extend,
+        on_note=print_progress,
     )
     print("\n".join(evaluation.lines()), flush=True)
     if options.queries is not None:
@@ -75,7 +76,7 @@ def main(arguments: list[str]) -> None:
 
 def _evaluate_each(checkpoint: str, locations: list[str], split: str, json: bool) -> None:
     shards = [local_shards(location) for location in locations]
-    evaluations = evaluate_each(Storage.of(checkpoint), shards, split, _warn_unrecorded)
+    evaluations = evaluate_each(Storage.of(checkpoint), shards, split, _warn_unrecorded, print_progress)
     print("\n".join(table_lines(evaluations)), flush=True)
     for each in evaluations:
         if each.reading is not None and each.reading.number > 1:

@@ -207,8 +207,17 @@ def _check_same_encoder(one: ShardSet, other: ShardSet) -> None:
         name, ours, theirs = values
         if ours != theirs:
             raise UserError(f"{both}: to be trained on together, they must {what}: {name} {ours} and {theirs}")
-    if first.collection == second.collection:
-        raise UserError(f"{both}: both are of the collection {first.collection}; results are told apart by its name")
+    check_different_collections((one, other))
+
+
+def check_different_collections(shards: Sequence[ShardSet]) -> None:
+    """Raise `UserError` if two shards are of one collection."""
+    for one, other in combinations(shards, 2):
+        if one.manifest.collection == other.manifest.collection:
+            raise UserError(
+                f"{one.directory} and {other.directory}: both are of the collection {one.manifest.collection}; results"
+                " are told apart by its name"
+            )
 
 
 def _join(manifests: Sequence[Manifest], shared: Sequence[SharedCaptions]) -> JoinedManifest:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+
+from dreamprvr_ray.data.overlaps import SharedCaptions
 
 RECALL_RANKS = (1, 5, 10, 100)
 ENCODER = "encoder"  # the zero-shot result by the encoder's whole score
@@ -141,6 +143,21 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class TrainingOverlap:
+    """What an evaluated split shares with a split that the model was trained on or chosen by."""
+
+    collection: str  # of the training
+    split: str  # train or val
+    videos: int  # of the evaluated split
+    queries: int  # of the evaluated split, by id or by video and sentence
+
+    @classmethod
+    def of(cls, shared: SharedCaptions) -> TrainingOverlap:
+        """Return the counts of what two splits share."""
+        return cls(shared.first_collection, shared.first, len(shared.videos), len(shared.queries))
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """The retrieval of a checkpoint on a split."""
 
@@ -150,6 +167,7 @@ class Evaluation:
     retrieval: Retrieval
     reading: Reading | None = None  # of test; None for other splits and for files of the authors' release
     zero_shot: Mapping[str, Recall] | None = None  # by the encoder without a model; None if there is not one encoder
+    shared_with_training: tuple[TrainingOverlap, ...] | None = None  # None if it was not compared
 
     @property
     def best_zero_shot(self) -> tuple[str, Recall] | None:
@@ -162,6 +180,8 @@ class Evaluation:
         result |= self.retrieval.to_dict()
         if self.zero_shot is not None:
             result["zero_shot"] = {name: recall.to_dict() for name, recall in self.zero_shot.items()}
+        if self.shared_with_training is not None:
+            result["shared_with_training"] = [asdict(overlap) for overlap in self.shared_with_training]
         if self.reading is None:
             return result
         return {"at": self.reading.at, "shards": self.reading.shards, **result, "test_reads": self.reading.number}
@@ -176,7 +196,10 @@ class Evaluation:
         retrieval, encoder = Retrieval.from_dict(values), values.get("zero_shot")
         if encoder is not None:
             encoder = {name: Recall.from_dict(recall, retrieval.recall.queries) for name, recall in encoder.items()}
-        return cls(split, collection, protocol, retrieval, reading, encoder)
+        shared = values.get("shared_with_training")
+        if shared is not None:
+            shared = tuple(TrainingOverlap(**overlap) for overlap in shared)
+        return cls(split, collection, protocol, retrieval, reading, encoder, shared)
 
     def lines(self) -> list[str]:
         """Return a summary for people."""

@@ -28,17 +28,19 @@ from torch import Tensor
 from dreamprvr_ray.checkpoints.checkpoint import TrainedModel
 from dreamprvr_ray.checkpoints.layout import METRICS, TEST_RANKS, TEST_RECORD, further_ranks
 from dreamprvr_ray.checkpoints.locate import load_trained_model
-from dreamprvr_ray.data.collections import Collections
+from dreamprvr_ray.data.collections import Collections, check_different_collections
 from dreamprvr_ray.data.finite import find_not_finite
 from dreamprvr_ray.data.manifest import Manifest
+from dreamprvr_ray.data.overlaps import SharedCaptions
 from dreamprvr_ray.data.shards import ShardSet, Split
 from dreamprvr_ray.data.shards_record import PROTOCOLS
 from dreamprvr_ray.device import best_device
 from dreamprvr_ray.errors import UserError, first_line
-from dreamprvr_ray.evaluation.metrics import Evaluation, Reading
+from dreamprvr_ray.evaluation.metrics import Evaluation, Reading, TrainingOverlap
 from dreamprvr_ray.evaluation.query_results import QueryResult, query_results
 from dreamprvr_ray.evaluation.ranks import summarise
 from dreamprvr_ray.evaluation.retrieval import ScoresNotFinite, rank_queries, score_split
+from dreamprvr_ray.evaluation.training_overlap import compare_with_training, training_collections
 from dreamprvr_ray.evaluation.weights import ScoreWeights
 from dreamprvr_ray.evaluation.zero_shot import zero_shot
 from dreamprvr_ray.storage.files import parse_json, reserved_room
@@ -54,15 +56,19 @@ def evaluate_checkpoint(
     split: str,
     on_unrecorded: Callable[[str], None] | None = None,
     on_queries: Callable[[Iterator[QueryResult]], None] | None = None,
+    given: Sequence[ShardSet] = (),
+    on_note: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Evaluate the checkpoint at `storage` on a split. An evaluation on test is recorded in the checkpoint's directory.
 
     If the record cannot be written, `on_unrecorded` is called with the reason; without it, the error is raised.
-    `on_queries` receives the result of each query.
+    `on_queries` receives the result of each query. The split is compared with what the model was trained on, if its
+    shards are these or among the `given` ones; `on_note` receives a line if they share something or cannot be compared.
 
     Raises `UserError` if the checkpoint cannot be loaded or does not fit the shards, or if scores are not finite.
     """
     trained, manifest = load_fitting_model(storage, shards), shards.manifest
+    shared = _compare(trained, storage, shards, split, given or [shards], on_note)
     recordable = storage.directory is None or storage.directory.is_dir()
     is_recorded = split == "test" and recordable
     if is_recorded:  # before test is read: a damaged record must not lose the count
@@ -77,7 +83,9 @@ def evaluate_checkpoint(
     encoder = None
     if shards.one_encoder:
         encoder = {name: result.recall for name, result in zero_shot(data, scores.device).items()}
-    evaluation = Evaluation(split, manifest.collection, _protocol(trained, manifest), retrieval, zero_shot=encoder)
+    protocol = _protocol(trained, manifest, shared or ())
+    counted = None if shared is None else tuple(map(TrainingOverlap.of, shared))
+    evaluation = Evaluation(split, manifest.collection, protocol, retrieval, None, encoder, counted)
     if is_recorded:
         try:
             evaluation = _record(evaluation, storage, str(shards.directory), trained.metrics)
@@ -145,26 +153,60 @@ def score_checkpoint(trained: TrainedModel, split: Split, storage: Storage, shar
         raise UserError(f"{storage}: {first_line(error)}: {reason}") from None
 
 
-def _protocol(trained: TrainedModel, manifest: Manifest) -> str:
-    """Return the protocol of the shards with what training on other collections as well made less than honest."""
+def _compare(
+    trained: TrainedModel,
+    storage: Storage,
+    shards: ShardSet,
+    split: str,
+    given: Sequence[ShardSet],
+    on_note: Callable[[str], None] | None,
+) -> tuple[SharedCaptions, ...] | None:
+    """Return what a split shares with what the model was trained on; None if the shards of its training are missing."""
+    try:
+        shared = compare_with_training(trained.metrics, shards, split, given)
+    except ValueError as error:
+        raise UserError(f"{storage}/{METRICS}: damaged: {error}") from None
+    if on_note is not None:
+        for each in shared or ():
+            on_note(f"warning: {each.line()}")
+        collections = training_collections(trained.metrics)
+        if shared is None and collections is not None:
+            on_note(
+                f"note: trained on {collections}, whose shards are not among those given, so it is not known what"
+                f" {split} of {shards.manifest.collection} shares with them; to compare, add them to --shards"
+            )
+    return shared
+
+
+def _protocol(trained: TrainedModel, manifest: Manifest, shared: Sequence[SharedCaptions]) -> str:
+    """Return the protocol of the shards with what training on other collections made less than honest."""
     recorded = trained.metrics.get(PROTOCOLS)
     own = recorded.get(manifest.collection) if isinstance(recorded, Mapping) else None
     words = manifest.protocol.split(", ")
-    more = [each for each in str(own).split(", ")[1:] if each not in words] if isinstance(own, str) else []
-    return ", ".join([*words, *more])
+    more = str(own).split(", ")[1:] if isinstance(own, str) else []
+    more += [f"{each.first} overlaps {each.second}" for each in shared if each.first_collection != manifest.collection]
+    return ", ".join(dict.fromkeys([*words, *more]))
 
 
 def evaluate_each(
-    storage: Storage, shards: Sequence[ShardSet], split: str, on_unrecorded: Callable[[str], None] | None = None
+    storage: Storage,
+    shards: Sequence[ShardSet],
+    split: str,
+    on_unrecorded: Callable[[str], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> list[Evaluation]:
     """Evaluate a checkpoint on a split of several collections, as `evaluate_checkpoint` on each.
 
-    Test is read only after all shards have been found to fit the checkpoint and to have the split.
+    Each split is compared with what the model was trained on, if the shards of its training are among these. Test is
+    read only after all shards have been found to fit the checkpoint and to have the split.
+
+    Raises `UserError` also if two are of the same collection, whose records would be mixed up.
     """
+    check_different_collections(shards)
     for each in shards:
         load_fitting_model(storage, each)
         each.split(split)
-    return [evaluate_checkpoint(storage, each, split, on_unrecorded) for each in shards]
+    return [evaluate_checkpoint(storage, each, split, on_unrecorded, None, shards, on_note) for each in shards]
 
 
 def evaluate_test_once(checkpoint: Storage, shards: ShardSet) -> Evaluation:
