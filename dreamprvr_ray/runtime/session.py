@@ -169,7 +169,9 @@ def _start_local(dashboard: bool, log: Callable[[str], None], stack: ExitStack) 
         # nothing answers, which does no harm.
         environment = local | {API_SERVER: f"http://{LOOPBACK}:{port}"}
         os.environ |= environment
-        return _init("local", environment, include_dashboard=dashboard, dashboard_port=port, num_cpus=allowed_cpus())
+        options = {"include_dashboard": dashboard, "dashboard_port": port, "num_cpus": allowed_cpus()}
+        with ray_internals.quiet_start():
+            return _init("local", environment, **options)
 
     return start(connect, log)
 
@@ -177,7 +179,7 @@ def _start_local(dashboard: bool, log: Callable[[str], None], stack: ExitStack) 
 def _restore(environment: dict[str, str | None]) -> None:
     for name, value in environment.items():
         if value is None:
-            del os.environ[name]
+            os.environ.pop(name, None)  # Ray may not have come so far as to set it
         else:
             os.environ[name] = value
 

@@ -35,6 +35,7 @@ PRIVATE_NAMES = (
     "ray._private.node:Node.dead_processes",
     "ray._private.ray_constants:ENABLE_RAY_CLUSTER",
     "ray._private.services:canonicalize_bootstrap_address",
+    "ray._private.services:logger",
     "ray._private.utils:read_ray_address",
     "ray._private.worker:global_worker",
     _SCALING_POLICY,
@@ -108,6 +109,22 @@ def silence_token_notice() -> None:
     action.
     """
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+
+
+@contextmanager
+def quiet_start() -> Iterator[None]:
+    """Keep Ray from printing the logs of those of its processes that do not start inside the block.
+
+    Why: what failed is reported in one line that names the directory of the logs. Without it: 25 lines of a log, with
+    tracebacks, before that line.
+    """
+    logger = logging.getLogger("ray._private.services")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def temporary_folder() -> str:
