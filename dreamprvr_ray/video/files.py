@@ -30,10 +30,8 @@ CONTAINERS = (
     "ogg,gif,apng,mxf,nut,rm,wtv,dv,mjpeg,y4m,yuv4mpegpipe,vob,swf,nsv"
 )
 # Files with these endings are listed as videos in a directory.
-ENDINGS = frozenset(
-    f".{ending}"
-    for ending in "mp4 m4v mov mkv webm avi 3gp 3g2 mpg mpeg ts m2ts mts wmv asf flv ogv gif vob mxf".split()
-)
+_ENDINGS = "mp4 m4v mov mkv webm avi 3gp 3g2 mpg mpeg ts m2ts mts wmv asf flv ogv gif vob mxf"
+ENDINGS = frozenset(f".{ending}" for ending in _ENDINGS.split())
 MAX_PIXELS = 2**27  # of a frame; 400 MB as RGB. A header may claim any size
 FALLBACK_RATE = Fraction(25)  # frames per second, where the file states none
 

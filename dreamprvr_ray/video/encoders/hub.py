@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
@@ -18,7 +19,8 @@ def hub() -> Iterator[None]:
     """The context in which a library loads weights.
 
     If the hub cannot be reached, the libraries use their cache or fail at once. Without this, they try each of several
-    files six times, for a minute or more. Their progress bars are switched off: they would mix with the command's.
+    files six times, for a minute or more. Their progress bars and logs are switched off: they would mix with those of
+    the command.
     """
     from huggingface_hub import constants
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
@@ -28,12 +30,15 @@ def hub() -> Iterator[None]:
     weights_hidden = weights is None or not weights.is_progress_bar_enabled()
     constants.HF_HUB_OFFLINE = offline or not _reachable(constants.ENDPOINT)
     disable_progress_bars()
+    log_level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
     if weights is not None:
         weights.disable_progress_bar()
     try:
         yield
     finally:
         constants.HF_HUB_OFFLINE = offline
+        logging.disable(log_level)
         if not hidden:
             enable_progress_bars()
         if weights is not None and not weights_hidden:

@@ -20,6 +20,7 @@ from dreamprvr_ray.video.encoders.torch_models import (
     is_directory_name,
     model_directory,
     not_loaded,
+    plain_settings,
     versions,
     weights_hash,
 )
@@ -56,7 +57,7 @@ class TimmEncoder:
             **versions("timm", "torch"),
             "model": str(loaded.pretrained_cfg.get("architecture") or model),
             "weights_sha256": weights_hash(self._model),
-            **{f"input_{key}": value if isinstance(value, float) else str(value) for key, value in config.items()},
+            **plain_settings("input_", config),
         }
 
     def encode_frames(self, frames: Sequence[np.ndarray]) -> np.ndarray:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from dreamprvr_ray.device import Precision, autocast, best_device, resolve_precision
 from dreamprvr_ray.errors import UserError, did_you_mean, first_line
+from dreamprvr_ray.video.encoders.protocols import Settings
 
 FRAMES_AT_ONCE = 64
 SENTENCES_AT_ONCE = 256
@@ -100,8 +101,8 @@ def not_loaded(name: str, library: str, error: BaseException, repository: str | 
         return UserError(f"encoder {name}: cannot be loaded: {reason}")
     folder = repository.rsplit("/", 1)[-1]
     return UserError(
-        f"encoder {name}: its weights cannot be had ({reason}); on a machine with a network, "
-        f"run: hf download {repository} --local-dir {folder}, copy the directory here, and use {library}:./{folder}"
+        f"encoder {name}: its weights cannot be had; on a machine with a network, run: "
+        f"hf download {repository} --local-dir {folder} and use {library}:./{folder} ({reason})"
     )
 
 
@@ -114,6 +115,17 @@ def weights_hash(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def versions(*packages: str) -> dict[str, str | int | float | bool]:
+def plain_settings(prefix: str, settings: Mapping[str, Any]) -> Settings:
+    """Return settings whose values are plain or sequences of plain values, with a prefix; sequences as strings."""
+    found: Settings = {}
+    for key, value in settings.items():
+        if isinstance(value, (str, int, float, bool)):
+            found[prefix + key] = value
+        elif isinstance(value, (list, tuple, dict)):
+            found[prefix + key] = str(list(value) if isinstance(value, tuple) else value)
+    return found
+
+
+def versions(*packages: str) -> Settings:
     """Return the installed versions of packages, without local parts such as `+cpu`."""
     return {f"{package}_version": importlib.metadata.version(package).split("+")[0] for package in packages}
