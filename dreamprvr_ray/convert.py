@@ -16,6 +16,7 @@ from dreamprvr_ray import command_line
 from dreamprvr_ray.cpus import allowed_cpus
 from dreamprvr_ray.data.conversion import Conversion, ConversionSettings, Progress, convert
 from dreamprvr_ray.data.conversion_records import has_records
+from dreamprvr_ray.data.encoding import SEARCH
 from dreamprvr_ray.data.source import Source
 from dreamprvr_ray.errors import Failure, NotWritableError, UserError
 from dreamprvr_ray.storage.files import reason
@@ -145,11 +146,13 @@ def _progress_line(progress: Progress) -> str:
 def _summary(out: Path, conversion: Conversion) -> str:
     manifest = conversion.manifest
     counts = ", ".join(
-        f"{name} {split.videos:,} videos and {split.queries:,} queries" for name, split in manifest.splits.items()
+        f"{name} {split.videos:,} videos" + (f" and {split.queries:,} queries" if name != SEARCH else "")
+        for name, split in manifest.splits.items()
     )
     base, _, overlaps = manifest.protocol.partition(", ")
+    own = [name for name in manifest.splits if name not in ("train", SEARCH)]
     protocol = {
-        "own splits": f"{' and '.join(name for name in manifest.splits if name != 'train')} as distributed",
+        "own splits": f"{' and '.join(own)} as distributed" if own else "without captions",
         "dev": "val carved from train, test as distributed",
         "paper": "protocol paper: val IS test, as in the authors' release",
     }[base] + (f"; {overlaps}: see the notes" if overlaps else "")

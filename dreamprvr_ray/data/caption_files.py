@@ -24,11 +24,11 @@ _OTHER_NAMES = {"train": ("training", "trn"), "val": ("valid", "validation", "de
 _NAMED = 3  # how many files a message names
 
 
-def find_captions(folder: Path, collection: str) -> dict[str, Path]:
+def find_captions(folder: Path, collection: str, required: bool = True) -> dict[str, Path]:
     """Return the caption file of each split that has one.
 
     Raises:
-        UserError: No split has one, or a file's name is nearly that of a split without one.
+        UserError: No split has one although captions are required, or a file's name is nearly that of a split without one.
     """
     names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     expected = {split: [name.format(collection=collection, split=split) for name in _NAMES] for split in SPLITS}
@@ -51,7 +51,7 @@ def find_captions(folder: Path, collection: str) -> dict[str, Path]:
                 mistakes.append(f"{folder / wanted}: no such file, but there is {quoted(near)}; rename it")
     if mistakes:
         raise UserError(*mistakes)
-    if files:
+    if files or not required:
         return files
     collections = sorted(
         {

@@ -29,6 +29,7 @@ from dreamprvr_ray.data.conversion_records import (
     remove_partial_shards,
     remove_records,
 )
+from dreamprvr_ray.data.encoding import SEARCH
 from dreamprvr_ray.data.manifest import (
     MANIFEST,
     SCHEMA_VERSION,
@@ -109,7 +110,8 @@ def convert(
         finished = (out / MANIFEST).is_file()
     if finished:
         return _already_converted(out, conversion, settings)
-    plans, stems = plan_shards(splits, source.raw, settings.dtype)
+    uncaptioned = source.uncaptioned
+    plans, stems = plan_shards(splits, source.raw, settings.dtype, uncaptioned)
     created = [parent for parent in out.absolute().parents if not parent.exists()]
     open_records(out, conversion)
     names = [plan.stem for plan in plans]
@@ -136,13 +138,17 @@ def convert(
             text_size=source.raw.text_size,
             dtype=settings.dtype,
             protocol=protocol,
-            splits={split: _split_record(captions, stems[split]) for split, captions in splits.items()},
+            splits={split: _split_record(captions, stems[split]) for split, captions in splits.items()}
+            | ({SEARCH: SplitRecord(len(uncaptioned), 0, stems[SEARCH])} if uncaptioned else {}),
             preprocessing=pooling.PREPROCESSING,
             conversion=conversion,
             files={name: record for stem in names for name, record in records[stem].files.items()},
+            encoding=source.encoding,
         ).with_overlaps(find_overlaps(splits))
         area = _encoder_area(out, manifest) if settings.one_encoder is None else None
         known = settings.one_encoder if area is None else area >= LEAST
+        if known is None and source.encoding is not None and source.encoding.sentences is not None and not splits:
+            known = source.encoding.frames.name == source.encoding.sentences.name
         manifest = replace(manifest, one_encoder=known if manifest.video_size == manifest.text_size else False)
         manifest.write(out)
         remember_files(out, manifest.files)
@@ -164,7 +170,9 @@ def _split_record(captions: Sequence[Caption], stems: tuple[str, ...]) -> SplitR
 
 def _encoder_area(out: Path, manifest: Manifest) -> float | None:
     """Return what tells whether frames and queries of the shards in `out` come from one encoder."""
-    split = next(split for split in MEASURED if split in manifest.splits)
+    split = next((split for split in MEASURED if split in manifest.splits), None)
+    if split is None:  # no captions
+        return None
     sizes = (manifest.dtype, manifest.video_size, manifest.text_size)
     return encoder_area([MappedShard(out, stem, *sizes) for stem in manifest.splits[split].shards])
 
@@ -189,7 +197,9 @@ def _task(plan: ShardPlan, source: Source, dtype: FeatureType, out: Path) -> Sha
     if source.moment_fractions is not None:
         known = source.moment_fractions
         fractions = np.array([known.get(caption.query, np.nan) for _, own in plan.captions for caption in own])
-    return ShardTask(plan, source.raw.subset([video for video, _ in plan.captions]), fractions, dtype, out)
+    videos = [video for video, _ in plan.captions]
+    times = None if source.times is None else [source.times[video] for video in videos]
+    return ShardTask(plan, source.raw.subset(videos), fractions, dtype, out, times)
 
 
 def _notes(source: Source, plans: Sequence[ShardPlan], records: Mapping[str, ShardRecord]) -> Iterator[str]:

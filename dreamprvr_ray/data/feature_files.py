@@ -48,20 +48,25 @@ class RawFeatures:
     def __init__(
         self,
         videos: FeatureReader,
-        queries: FeatureReader,
+        queries: FeatureReader | None,
         video_ids: Sequence[str],
         query_ids: Sequence[str],
         sentences: FeatureReader | None = None,
+        text_size: int = 0,
     ) -> None:
         """Take Dv and Dt, which all features must have, from most of a sample of these ids.
 
-        `sentences` has the encoder's embedding of each whole query, if the source does.
+        `sentences` has the encoder's embedding of each whole query, if the source does. `text_size` is Dt if it has
+        no queries.
 
         Raises:
             UserError: The features of the sample look transposed.
         """
         self.video_size = _usual_size(videos, video_ids, "video", "frame")
-        self.text_size = _usual_size(queries, query_ids, "query", "token")
+        if queries is None or not query_ids:
+            self.text_size = text_size or self.video_size
+        else:
+            self.text_size = _usual_size(queries, query_ids, "query", "token")
         self._videos = videos
         self._queries = queries
         self._sentences = sentences
@@ -84,6 +89,7 @@ class RawFeatures:
 
     def query(self, id: str) -> np.ndarray:
         """Return a query's raw tokens (Lq, Dt), float32; a vector (Dt,) is one token. Raises `UserError` as `video`."""
+        assert self._queries is not None
         rows = self._queries.read(id)
         rows = rows.reshape(_matrix_shape(rows.shape, "query"))
         return _check(rows, self.text_size, f"{self._queries.origin}: query {quoted(id)}", "queries", "tokens")

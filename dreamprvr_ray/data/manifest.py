@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from dreamprvr_ray.data.encoding import EncodingRecord
 from dreamprvr_ray.data.overlaps import Overlap, protocol_with_overlaps
 from dreamprvr_ray.errors import UserError, first_line
 from dreamprvr_ray.storage.files import reading, write_json
@@ -71,6 +72,7 @@ class Manifest:
         overlaps: What each two splits share, such as `val and test`; None in manifests of earlier versions.
         one_encoder: Whether frames and queries come from one encoder, so that they can be compared without a model;
             None if that is not known, as in manifests of earlier versions.
+        encoding: How videos and sentences were encoded; None if that is not known.
     """
 
     schema_version: int
@@ -86,6 +88,7 @@ class Manifest:
     files: Mapping[str, FileRecord]
     overlaps: Mapping[str, Overlap] | None = None
     one_encoder: bool | None = None
+    encoding: EncodingRecord | None = None
 
     @staticmethod
     def open(directory: Path) -> Manifest:
@@ -263,7 +266,9 @@ def _decode(values: dict[str, Any]) -> Manifest:
         for overlap in overlaps.values():
             _require(_is_count(overlap.videos) and _is_count(overlap.queries), "overlaps must be counts")
     _require(isinstance(values.get("one_encoder"), (bool, type(None))), "one_encoder must be true, false or null")
-    return Manifest(**values | {"splits": splits, "files": files, "overlaps": overlaps})
+    encoding = values.get("encoding")
+    encoding = None if encoding is None else EncodingRecord.from_dict(encoding)
+    return Manifest(**values | {"splits": splits, "files": files, "overlaps": overlaps, "encoding": encoding})
 
 
 def _is_count(value: object) -> bool:

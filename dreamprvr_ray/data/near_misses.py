@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 
-_ENDINGS = re.compile(r"\.(mp4|avi|mkv|webm|mov|npy|npz|hdf5|h5|txt)$")
+_ENDINGS = re.compile(r"\.(mp4|avi|mkv|webm|mov|3gp|m4v|npy|npz|hdf5|h5|txt)$")
 _COMPARED = 2000  # how many ids a fuzzy search looks at: it takes 20 microseconds for each
 _SHOWN = 2  # ids shown as examples
 

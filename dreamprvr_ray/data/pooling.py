@@ -69,18 +69,22 @@ def _floats(features: np.ndarray) -> np.ndarray:
     return features.astype(np.float64) if largest > LARGEST_FLOAT32 else features
 
 
-def _slice_means(features: np.ndarray, slices: int) -> np.ndarray:
-    """Return the means (slices, Dv) of consecutive slices of the rows; an empty slice gives the row at which it starts.
+def slice_bounds(count: int, slices: int) -> list[tuple[int, int]]:
+    """Return the first row of each slice of `count` rows and the row after its last one, as `clips` and `frames` use
+    them.
 
-    As in the authors' code, the last row is the exclusive end of the last slice, so unless that slice is empty the last
-    row is in no slice.
+    An empty slice holds the row at which it starts. The last row is the exclusive end of the last slice, as in the
+    authors' code, so unless that slice is empty the last row is in no slice.
     """
-    count = len(features)
     cuts = np.minimum(np.round(np.arange(slices + 1) * count / slices).astype(np.int64), count - 1).tolist()
+    return [(start, max(stop, start + 1)) for start, stop in pairwise(cuts)]
+
+
+def _slice_means(features: np.ndarray, slices: int) -> np.ndarray:
+    """Return the means (slices, Dv) of consecutive slices of the rows (`slice_bounds`)."""
     sums = np.empty((slices, features.shape[1]), dtype=features.dtype)
     sizes = np.empty((slices, 1), dtype=features.dtype)
-    for i, (start, stop) in enumerate(pairwise(cuts)):
-        stop = max(stop, start + 1)
+    for i, (start, stop) in enumerate(slice_bounds(len(features), slices)):
         # One reduction per slice: np.add.reduceat over all slices is ten times slower along this axis.
         np.add.reduce(features[start:stop], axis=0, out=sums[i])
         sizes[i] = stop - start

@@ -5,6 +5,9 @@
         video   string                              the video's id
         clips   fixed_size_list<T>[32 * Dv]         its clip rows, concatenated
         frames  list<fixed_size_list<T>[Dv]>        its 1 to 128 frame rows
+        source, file                     string     \
+        start, fps, duration             float64     } see `encoding.VideoTimes`; absent if they are not known
+        raw_frames                       int32      /
     SHARDS/<split>-00000.queries.arrow  likewise for the queries of these videos, one row per query:
         query, text      string                     the query's id and sentence
         video            int32                      row of its video in the shard, ascending
@@ -28,6 +31,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,6 +39,7 @@ import numpy as np
 import pyarrow as pa
 
 from dreamprvr_ray.config_sections import CLIPS, FRAMES, QUERY_TOKENS
+from dreamprvr_ray.data.encoding import VideoTimes
 from dreamprvr_ray.data.manifest import FeatureType, FileRecord
 from dreamprvr_ray.errors import UserError, first_line
 from dreamprvr_ray.storage.files import reason, replacing_file
@@ -50,6 +55,14 @@ _DTYPES: Mapping[pa.DataType, np.dtype[Any]] = {
 _OPTIONAL: Mapping[str, pa.DataType] = {  # columns of queries that not all shards have
     "moment_fraction": pa.float64(),
     "right_videos": pa.list_(pa.string()),
+}
+_TIMES: Mapping[str, pa.DataType] = {  # columns of videos that not all shards have: all of them or none
+    "source": pa.string(),
+    "file": pa.string(),
+    "start": pa.float64(),
+    "fps": pa.float64(),
+    "raw_frames": pa.int32(),
+    "duration": pa.float64(),
 }
 _CHECKED_ROWS = 65_536  # rows that are checked at once
 
@@ -70,6 +83,7 @@ class ShardContent:
     moment_fractions: np.ndarray | None  # (Q,) float64 in [0, 1], NaN if unknown; None if the collection has no moments
     sentences: np.ndarray | None = None  # (Q, Dt), of length 1; None if they are of no use
     right_videos: Sequence[Sequence[str]] | None = None  # (Q,) ids, each query's own video first; None if it is all
+    times: Sequence[VideoTimes] | None = None  # (V,)
 
 
 def write_shard(directory: Path, stem: str, content: ShardContent) -> dict[str, FileRecord]:
@@ -82,6 +96,12 @@ def write_shard(directory: Path, stem: str, content: ShardContent) -> dict[str, 
         "clips": _fixed_size_lists(content.clips.reshape(len(content.videos), -1)),
         "frames": _lists(content.frames, content.frame_counts),
     }
+    if content.times is not None:
+        columns_of_times = zip(*(_time_values(times) for times in content.times), strict=True)
+        videos |= {
+            name: pa.array(values, type_)
+            for (name, type_), values in zip(_TIMES.items(), columns_of_times, strict=True)
+        }
     queries = {
         "query": pa.array(content.queries, pa.string()),
         "text": pa.array(content.texts, pa.string()),
@@ -138,7 +158,7 @@ class MappedShard:
             "video": pa.int32(),
             "tokens": pa.list_(pa.list_(value, text_size)),
         }
-        self._videos = _map_batch(self._videos_path, video_columns, {})
+        self._videos = _map_batch(self._videos_path, video_columns, _TIMES)
         optional = {**_OPTIONAL, "sentence": pa.list_(value, text_size)}
         self._queries = _map_batch(self._queries_path, query_columns, optional)
         self.video_count: int = self._videos.num_rows
@@ -214,6 +234,20 @@ class MappedShard:
         names = self._queries.schema.names
         return _to_numpy(self._queries.column("moment_fraction")) if "moment_fraction" in names else None
 
+    @cached_property
+    def times(self) -> list[VideoTimes] | None:
+        """(V,) which seconds the videos' rows show; None if that is not known. Raises `UserError` if it is damaged."""
+        if not _TIMES.keys() <= set(self._videos.schema.names):
+            return None
+        columns = {name: self._videos.column(name).to_pylist() for name in _TIMES}
+        columns["frames"] = columns.pop("raw_frames")
+        try:
+            return [
+                VideoTimes(**dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)
+            ]
+        except ValueError as error:
+            raise _damaged(self._videos_path, first_line(error)) from None
+
     @property
     def right_videos(self) -> list[list[str]] | None:
         """(Q,) ids of each query's right videos, its own first; None if each query has one."""
@@ -231,6 +265,11 @@ class MappedShard:
         """Return a column of strings: `video` (V,), `query` (Q,) or `text` (Q,)."""
         batch = self._queries if column in ("query", "text") else self._videos
         return cast(list[str], batch.column(column).to_pylist())
+
+
+def _time_values(times: VideoTimes) -> tuple[str | float | int, ...]:
+    """Return a video's values in the order of `_TIMES`."""
+    return times.source, times.file, times.start, times.fps, times.frames, times.duration
 
 
 def _map_batch(path: Path, required: Mapping[str, pa.DataType], optional: Mapping[str, pa.DataType]) -> pa.RecordBatch:
@@ -284,6 +323,8 @@ def _rows(lists: pa.FixedSizeListArray) -> np.ndarray:
 def _to_numpy(array: pa.Array) -> np.ndarray:
     """Return the memory of an array without nulls. (`pa.Array.to_numpy` takes most of a second to import pandas.)"""
     dtype = _DTYPES[array.type]
+    if not len(array):
+        return np.empty(0, dtype)
     return np.frombuffer(array.buffers()[1], dtype, count=len(array), offset=array.offset * dtype.itemsize)
 
 

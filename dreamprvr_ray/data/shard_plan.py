@@ -13,6 +13,7 @@ import numpy as np
 
 from dreamprvr_ray.config_sections import CLIPS, FRAMES, QUERY_TOKENS
 from dreamprvr_ray.data.captions import Caption
+from dreamprvr_ray.data.encoding import SEARCH
 from dreamprvr_ray.data.feature_files import RawFeatures
 from dreamprvr_ray.data.manifest import FeatureType, Protocol
 from dreamprvr_ray.data.overlaps import check_val_is_not_test
@@ -93,13 +94,11 @@ def choose_splits(source: Source, settings: ConversionSettings) -> tuple[Protoco
     if settings.protocol == "paper":
         return "paper", {"train": train, "val": test, "test": test}
     videos = list(dict.fromkeys(caption.video for caption in train))
-    count = max(1, round(len(videos) * settings.dev_fraction))
-    if count >= len(videos):
+    dev = carve(videos, settings.dev_fraction, settings.seed)
+    if len(dev) >= len(videos):
         raise UserError(
             f"--dev-fraction {settings.dev_fraction}: leaves none of {len(videos)} train videos for training"
         )
-    order = np.random.default_rng(settings.seed).permutation(len(videos))
-    dev = {videos[i] for i in order[:count]}
     return "dev", {
         "train": [caption for caption in train if caption.video not in dev],
         "val": [caption for caption in train if caption.video in dev],
@@ -107,10 +106,18 @@ def choose_splits(source: Source, settings: ConversionSettings) -> tuple[Protoco
     }
 
 
+def carve(videos: Sequence[str], fraction: float, seed: int) -> set[str]:
+    """Draw a fraction of the videos, at least one, for a split."""
+    order = np.random.default_rng(seed).permutation(len(videos))
+    return {videos[i] for i in order[: max(1, round(len(videos) * fraction))]}
+
+
 def plan_shards(
-    splits: Mapping[str, Sequence[Caption]], raw: RawFeatures, dtype: FeatureType
+    splits: Mapping[str, Sequence[Caption]], raw: RawFeatures, dtype: FeatureType, uncaptioned: Sequence[str] = ()
 ) -> tuple[list[ShardPlan], dict[str, tuple[str, ...]]]:
     """Return the shards to write and the names of each split's shards.
+
+    Videos without captions are the split `search`, after the others.
 
     A shard's size is bounded by assuming that every video has 128 frames and every query 30 tokens. A test split that
     is the val split itself shares its shards.
@@ -120,11 +127,11 @@ def plan_shards(
     query_bytes = QUERY_TOKENS * raw.text_size * itemsize
     plans: list[ShardPlan] = []
     stems: dict[str, tuple[str, ...]] = {}
-    for split, captions in splits.items():
+    for split, captions in (*splits.items(), *([(SEARCH, [])] if uncaptioned else [])):
         if split == "test" and captions is splits.get("val"):
             stems[split] = stems["val"]
             continue
-        by_video: dict[str, list[Caption]] = {}
+        by_video: dict[str, list[Caption]] = {video: [] for video in uncaptioned} if split == SEARCH else {}
         for caption in captions:
             by_video.setdefault(caption.video, []).append(caption)
         limit = (len(by_video) * video_bytes + len(captions) * query_bytes) / SHARDS_PER_SPLIT

@@ -23,6 +23,7 @@ import numpy as np
 from dreamprvr_ray.config_sections import CLIPS, FRAMES, QUERY_TOKENS
 from dreamprvr_ray.data import pooling
 from dreamprvr_ray.data.conversion_records import PooledRows, ShardRecord, write_record
+from dreamprvr_ray.data.encoding import VIDEO_TIMES, VideoTimes
 from dreamprvr_ray.data.feature_files import RawFeatures
 from dreamprvr_ray.data.manifest import FeatureType
 from dreamprvr_ray.data.right_videos import right_videos
@@ -43,6 +44,7 @@ class ShardTask:
     moment_fractions: np.ndarray | None  # (Q,) float64, in the order of the plan's captions
     dtype: FeatureType
     out: Path
+    times: Sequence[VideoTimes] | None = None  # (V,), in the order of the plan's videos
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,8 @@ def _pool(task: ShardTask) -> tuple[ShardContent, PooledRows, int]:
     raw_bytes = end = 0
     for row, video in enumerate(videos):
         features = raw.video(video)
+        if task.times is not None and task.times[row].frames != len(features):
+            raise UserError(f"video {video}: {len(features)} frames, but {VIDEO_TIMES} lists {task.times[row].frames}")
         raw_bytes += features.nbytes
         pooled = pooling.clips(features)
         rows = pooling.frames(features)
@@ -175,9 +179,10 @@ def _pool(task: ShardTask) -> tuple[ShardContent, PooledRows, int]:
         texts=[caption.text for caption in captions],
         owner=np.repeat(np.arange(len(videos)), [len(own) for _, own in task.plan.captions]),
         tokens=tokens[:end],
-        token_counts=np.array(token_counts),
+        token_counts=np.array(token_counts, dtype=np.int64),
         moment_fractions=task.moment_fractions,
         sentences=sentences,
         right_videos=right_videos(captions),
+        times=task.times,
     )
     return content, checks.found(), raw_bytes

@@ -23,6 +23,7 @@ from dreamprvr_ray.data.checked_files import (
     remembered_encoder_area,
     remembered_overlaps,
 )
+from dreamprvr_ray.data.encoding import VideoTimes
 from dreamprvr_ray.data.manifest import MANIFEST, FileRecord, Manifest, not_one_encoder
 from dreamprvr_ray.data.near_misses import quoted
 from dreamprvr_ray.data.one_encoder import LEAST, encoder_area
@@ -225,6 +226,13 @@ class Split:
     def first_query(self) -> np.ndarray:
         """(V + 1,) int64: the queries of video v are first_query[v]:first_query[v + 1]."""
         return np.searchsorted(self.owner, np.arange(len(self) + 1))
+
+    @cached_property
+    def times(self) -> list[VideoTimes] | None:
+        """(V,) which seconds of which video file each video's rows show; None if that is not known of all."""
+        times = [shard.times for shard in self._shards]
+        known = [each for own in times if own is not None for each in own]
+        return known if len(known) == len(self) else None
 
     @cached_property
     def frame_counts(self) -> np.ndarray:

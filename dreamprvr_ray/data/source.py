@@ -16,6 +16,8 @@
                                                                              {"query", "video", "start", "end"}
                                                                              and "duration", or durations are in
                       frame_captions.jsonl                                   lines [video, duration, ...]
+                      encoding.json, video_times.jsonl                       optional: how the features were made
+                                                                             (`encoding`)
 
 If a directory holds both, `feature.hdf5` is used. Files of other names are found if these are missing (`source_files`),
 and datasets may be in groups (`hdf5_features`). A collection may have any of the splits. Nothing is written to a source
@@ -34,6 +36,14 @@ import numpy as np
 
 from dreamprvr_ray.data.caption_files import SPLITS, unused_captions
 from dreamprvr_ray.data.captions import Caption, read_captions, read_moment_fractions
+from dreamprvr_ray.data.encoding import (
+    ENCODING,
+    VIDEO_TIMES,
+    EncodingRecord,
+    VideoTimes,
+    read_encoding,
+    read_video_times,
+)
 from dreamprvr_ray.data.feature_files import RawFeatures
 from dreamprvr_ray.data.hdf5_features import HDF5Features
 from dreamprvr_ray.data.json_captions import read_json_captions, with_labels
@@ -66,6 +76,8 @@ class Source:
         files: Every file that was or will be read.
         found: Which files were chosen, in a line; empty if there are no files.
         remarks: What is odd in the files and no error, a line each.
+        encoding: How the features were made, if that is known.
+        times: Which seconds the rows of each video show, if that is known; videos in it need no captions.
     """
 
     origin: str
@@ -77,6 +89,8 @@ class Source:
     files: tuple[Path, ...]
     found: str = ""
     remarks: tuple[str, ...] = ()
+    encoding: EncodingRecord | None = None
+    times: Mapping[str, VideoTimes] | None = None
 
     @staticmethod
     def open(directory: str | Path, collection: str, features: str | None = None, queries: str | None = None) -> Source:
@@ -97,18 +111,22 @@ class Source:
     @staticmethod
     def _open(directory: Path, collection: str, features: str | None, queries: str | None) -> Source:
         found = find_files(directory, collection, features, queries)
-        query_reader = HDF5Features(found.queries, "query")
+        query_reader = HDF5Features(found.queries, "query") if found.queries else None
         matrix = found.videos.suffix == ".bin"
         video_reader = MatrixFeatures(found.videos) if matrix else HDF5Features(found.videos, "video")
         splits, fractions = _read_captions(found, query_reader, video_reader)
         own, right, queries_in = _named_in(splits, found.captions)
+        encoding, times = _read_encoding(found.folder, own)
         mistakes = []
+        if times is not None:
+            own |= dict.fromkeys([video for video in times if video not in own], found.folder / VIDEO_TIMES)
         if isinstance(video_reader, MatrixFeatures):
             video_reader = video_reader.choose([*own, *(video for video in right if video in video_reader)])
         else:
             mistakes = _without_features(video_reader, own, "video")
         mistakes += _without_features(video_reader, right, "right video")
-        mistakes += _without_features(query_reader, queries_in, "query")
+        if query_reader:
+            mistakes += _without_features(query_reader, queries_in, "query")
         sentences = HDF5Features(found.sentences, "query") if found.sentences else None
         if sentences:
             mistakes += _without_features(sentences, queries_in, "query")
@@ -120,7 +138,7 @@ class Source:
             fractions |= _read_moments(moment_files, queries_in)
         else:
             moment_files = []
-        first = next(iter(splits.values()))
+        first = next(iter(splits.values()), [])
         return Source(
             origin=str(found.folder / "TextData"),
             collection=collection,
@@ -128,19 +146,30 @@ class Source:
             raw=RawFeatures(
                 video_reader,
                 query_reader,
-                [caption.video for caption in first],
+                [caption.video for caption in first] or list(own),
                 [caption.query for caption in first],
                 sentences,
+                encoding.sentences.size if encoding and encoding.sentences else 0,
             ),
             splits=splits,
             moment_fractions=fractions if fractions or moment_files else None,
             files=(
-                *found.captions.values(), found.queries, *([found.sentences] if found.sentences else []),
-                *video_reader.files, *moment_files, *found.labels.values()
+                *found.captions.values(), *([found.queries] if found.queries else []),
+                *([found.sentences] if found.sentences else []), *video_reader.files, *moment_files,
+                *found.labels.values(), *(found.folder / name for name in (ENCODING, VIDEO_TIMES)
+                                          if os.path.lexists(found.folder / name))
             ),
             found=found.describe(),
             remarks=(*_remarks(found, collection), *video_reader.remarks),
+            encoding=encoding,
+            times=times,
         )  # fmt: skip
+
+    @property
+    def uncaptioned(self) -> list[str]:
+        """Ids of the videos that no caption is about, if the source lists its videos."""
+        named = {caption.video for captions in self.splits.values() for caption in captions}
+        return [video for video in self.times or () if video not in named]
 
     def notes(self) -> list[str]:
         """Return what is not an error but should be known, such as videos and queries that two splits share."""
@@ -169,21 +198,37 @@ class Source:
 
 
 def _read_captions(
-    found: SourceFiles, queries: HDF5Features, videos: HDF5Features | MatrixFeatures
+    found: SourceFiles, queries: HDF5Features | None, videos: HDF5Features | MatrixFeatures
 ) -> tuple[dict[str, list[Caption]], dict[str, float]]:
     """Return the captions of each split, with their labels, and the moment fractions that caption files hold."""
     splits: dict[str, list[Caption]] = {}
     fractions: dict[str, float] = {}
     for split, path in found.captions.items():
         if path.suffix == ".jsonl":
-            captions = read_json_captions(path, queries)
+            captions = read_json_captions(path, queries or ())
             splits[split] = captions.captions
             fractions |= captions.moment_fractions
         else:
-            splits[split] = read_captions(path, queries, videos)
+            splits[split] = read_captions(path, queries or (), videos)
         if split in found.labels:
             splits[split] = with_labels(splits[split], found.labels[split])
     return splits, fractions
+
+
+def _read_encoding(
+    folder: Path, captioned: Mapping[str, Path]
+) -> tuple[EncodingRecord | None, dict[str, VideoTimes] | None]:
+    """Return how a collection was encoded, and its videos' times. Raises `UserError` if a captioned video has none."""
+    encoding = read_encoding(folder / ENCODING) if os.path.lexists(folder / ENCODING) else None
+    path = folder / VIDEO_TIMES
+    if not os.path.lexists(path):
+        return encoding, None
+    times = read_video_times(path)
+    if missing := [video for video in captioned if video not in times]:
+        raise UserError(f"{captioned[missing[0]]}: video {quoted(missing[0])} is not listed in {path}")
+    if not times:
+        raise UserError(f"{path}: no videos")
+    return encoding, times
 
 
 def _named_in(
@@ -213,6 +258,8 @@ def _read_moments(files: Sequence[Path], queries: Mapping[str, Path]) -> dict[st
 def _remarks(found: SourceFiles, collection: str) -> list[str]:
     if "train" in found.captions:
         return []
+    if not found.captions:
+        return [f"{found.folder}: no captions, so the shards serve to search, not to train or to evaluate"]
     text = found.folder / "TextData"
     others = unused_captions(text, found.captions.values())
     listed = ", ".join(map(quoted, others[:_NAMED]))

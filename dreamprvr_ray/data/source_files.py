@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dreamprvr_ray.data.caption_files import find_captions, find_labels
+from dreamprvr_ray.data.encoding import VIDEO_TIMES
 from dreamprvr_ray.data.near_misses import is_hdf5_name, quoted
 from dreamprvr_ray.errors import UserError, did_you_mean
 
@@ -29,7 +30,7 @@ class SourceFiles:
         folder: The collection's directory.
         captions: Caption file by split.
         labels: File with the right videos of a split's queries, by split.
-        queries: HDF5 file of query features.
+        queries: HDF5 file of query features; None if the collection has no captions.
         sentences: HDF5 file of embeddings of whole sentences, if there is one.
         videos: HDF5 file of video features, or the matrix next to its `id.txt`.
         features: Name of the video features.
@@ -38,13 +39,15 @@ class SourceFiles:
     folder: Path
     captions: Mapping[str, Path]
     labels: Mapping[str, Path]
-    queries: Path
+    queries: Path | None
     sentences: Path | None
     videos: Path
     features: str
 
     def describe(self) -> str:
         """Return in a line which files were chosen."""
+        if self.queries is None:
+            return f"reading videos without captions: {self._shown(self.videos)}"
         captions = ", ".join(path.name for path in (*self.captions.values(), *self.labels.values()))
         sentences = f" and {self.sentences.name}" if self.sentences else ""
         queries = self._shown(self.queries) + sentences
@@ -65,15 +68,16 @@ def find_files(directory: Path, collection: str, features: str | None, queries: 
             raise UserError(f"{option} {quoted(value)}: must be a name or a path")
     folder = _find_collection(directory, collection, needs_features=features is None)
     text, feature_folder = folder / "TextData", folder / "FeatureData"
-    captions = find_captions(text, collection)
+    listed = os.path.lexists(folder / VIDEO_TIMES)  # videos need no captions then
+    captions = find_captions(text, collection, required=not listed)
     name, videos = _find_video_features(feature_folder, features)
-    query_file = _find_query_features(text, feature_folder, collection, queries)
+    query_file = _find_query_features(text, feature_folder, collection, queries) if captions else None
     return SourceFiles(
         folder=folder,
         captions=captions,
         labels=find_labels(text, collection, captions),
         queries=query_file,
-        sentences=_find_sentence_features(query_file),
+        sentences=None if query_file is None else _find_sentence_features(query_file),
         videos=videos,
         features=name,
     )

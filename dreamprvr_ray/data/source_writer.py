@@ -45,8 +45,8 @@ def write_source_tree(
     text_folder.mkdir(parents=True)
     moments = []
     with (
-        _new_hdf5(feature_folder / "feature.hdf5") as (frames, frames_file),
-        _new_hdf5(text_folder / f"{collection}_query_feat.hdf5") as (tokens, tokens_file),
+        new_hdf5(feature_folder / "feature.hdf5") as (frames, frames_file),
+        new_hdf5(text_folder / f"{collection}_query_feat.hdf5") as (tokens, tokens_file),
     ):
         for split, videos in splits.items():
             captions = []
@@ -113,7 +113,7 @@ class _HDF5Target:
 
 
 @contextmanager
-def _new_hdf5(path: Path) -> Iterator[tuple[h5py.File, _HDF5Target]]:
+def new_hdf5(path: Path) -> Iterator[tuple[h5py.File, _HDF5Target]]:
     """Yield a new HDF5 file and what it is written to. Raises OSError if the disk is full."""
     target = _HDF5Target(path)
     try:

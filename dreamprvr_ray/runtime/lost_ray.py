@@ -28,8 +28,11 @@ PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
 
 
 @contextmanager
-def watched(lost: Callable[[], str | None]) -> Iterator[None]:
-    """End this process, with one line, once `lost` says why Ray is lost; it is asked every second during the block."""
+def watched(lost: Callable[[], str | None], resume: str = "add --resume to the same command") -> Iterator[None]:
+    """End this process, with one line, once `lost` says why Ray is lost; it is asked every second during the block.
+
+    The line ends with `resume`, which says how to continue.
+    """
     stopped = threading.Event()
 
     def watch() -> None:
@@ -38,7 +41,7 @@ def watched(lost: Callable[[], str | None]) -> Iterator[None]:
                 if stopped.wait(GRACE_SECONDS):  # a signal to all processes: this one was about to end
                     return
                 # On a new line: other threads may be printing.
-                print(f"\nfailed: {reason} add --resume to the same command", file=sys.stderr, flush=True)
+                print(f"\nfailed: {reason} {resume}", file=sys.stderr, flush=True)
                 os._exit(1)  # nothing that waits for this Ray would return; its processes end with this one
 
     thread = threading.Thread(target=watch, name="watch-ray", daemon=True)

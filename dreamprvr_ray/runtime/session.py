@@ -72,13 +72,16 @@ def _no_log(line: str) -> None:
 
 
 @contextmanager
-def ray_session(dashboard: bool, log: Callable[[str], None] = _no_log) -> Iterator[str | None]:
+def ray_session(
+    dashboard: bool, log: Callable[[str], None] = _no_log, resume: str = "add --resume to the same command"
+) -> Iterator[str | None]:
     """Connect to the cluster of RAY_ADDRESS, or else of `ray start` on this machine, or else start a local Ray.
 
     Disconnects, or ends the local Ray, when the block ends. A Ray to which this process is already connected is used
     and left running. Yields the URL of the dashboard, or None if there is none. `log` receives a line when Ray starts.
     Raises `UserError` if RAY_ADDRESS does not answer, or if the installed Ray is not of the tested version; `UserError`
-    or `Failure` if a local Ray does not start. If it is lost later, this process ends with one line.
+    or `Failure` if a local Ray does not start. If it is lost later, this process ends with one line, which says with
+    `resume` how to continue.
     """
     ray_version.check_version()
     for name, value in RAY_ENVIRONMENT.items():
@@ -92,10 +95,10 @@ def ray_session(dashboard: bool, log: Callable[[str], None] = _no_log) -> Iterat
         if context is None:  # not `or`: it would call the context's `__len__`, for which Ray prints a warning
             context = _start_local(dashboard, log, stack)
             stack.callback(ray.shutdown)
-            stack.enter_context(watched(lost_process))
+            stack.enter_context(watched(lost_process, resume))
         else:
             stack.callback(ray.shutdown)
-            stack.enter_context(watched(lost_cluster()))
+            stack.enter_context(watched(lost_cluster(), resume))
         yield f"http://{context.dashboard_url}" if context.dashboard_url else None
 
 

@@ -155,12 +155,17 @@ def replacing_file(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small file atomically, creating its directory. Raises `NotWritableError` where it cannot be written."""
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically, creating its directory. Raises `NotWritableError` where it cannot be written."""
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
     with writing(path), replacing_file(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file atomically, creating its directory. Raises `NotWritableError` where it cannot be written."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.fs
 
 from dreamprvr_ray.errors import ObjectStoreError, UserError, first_line, redact, redact_uri
-from dreamprvr_ray.storage.files import remove_own_files, replacing, write_text
+from dreamprvr_ray.storage.files import remove_own_files, replacing, write_bytes
 from dreamprvr_ray.storage.locks import LOCK, locked, object_store_lock
 
 _CONNECTIONS = 8
@@ -168,13 +168,25 @@ class Storage:
         except UnicodeDecodeError as error:
             raise UserError(f"{self}/{name}: damaged: not UTF-8 at byte {error.start}") from None
 
+    def read_bytes(self, name: str) -> bytes:
+        """Return the content of a file of at most some megabytes."""
+        if (directory := self.directory) is not None:
+            with _reading(directory / name):
+                return (directory / name).read_bytes()
+        filesystem, path = self._store
+        with _requests_to(self), filesystem.open_input_stream(f"{path}/{name}", compression=None) as file:
+            return bytes(file.read())
+
     def write_text(self, name: str, text: str) -> None:
         """Write a small file atomically."""
+        self.write_bytes(name, text.encode())
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write a file of at most some megabytes atomically."""
         if (directory := self.directory) is not None:
-            write_text(directory / name, text)
+            write_bytes(directory / name, content)
             return
         filesystem, path = self._store
-        content = text.encode()
         with _requests_to(self), filesystem.open_output_stream(f"{path}/{name}") as file:
             file.write(content)
 

@@ -1,0 +1,423 @@
+"""Decoding and encoding videos by Ray Data: pools of processes that decode, and pools that encode, on all nodes.
+
+Frames stream from one to the other in small blocks, so memory does not depend on the length of a video. Features come
+back to the driver, which therefore is the only one that writes; all nodes must see the videos under the same path.
+
+A process or node that is lost is replaced, and what it had not delivered is computed again. A file at which the decoder
+crashes repeatedly counts as failed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext, Dataset
+
+from dreamprvr_ray.data.encoding import EncoderRecord
+from dreamprvr_ray.errors import Failure, UserError, first_line, one_line
+from dreamprvr_ray.runtime.resources import current_cluster
+from dreamprvr_ray.video.decoding import decode
+from dreamprvr_ray.video.encoders.protocols import FrameEncoder, SentenceEncoder, SentenceFeatures
+from dreamprvr_ray.video.encoders.registry import open_frame_encoder, open_sentence_encoder
+from dreamprvr_ray.video.files import UnreadableVideo, examine
+
+FRAMES_AT_ONCE = 64  # that an encoder is given
+SENTENCES_AT_ONCE = 256
+BLOCK_BYTES = 16 * 2**20  # of frames that are sent to an encoder together
+MEMORY_PER_PROCESS = 8 * BLOCK_BYTES  # of frames under way
+LARGE_FILE = 64 * 2**20  # bytes of a file whose header is read first, so that progress within it can be shown
+TRIES = 3  # after a crash
+MOST_BLOCKS = 4000  # into which the list of files is divided
+_STARTED, _ENDED = -2, -1  # in place of a frame's number
+
+
+@dataclass(frozen=True)
+class VideoTask:
+    """A video to encode: its id, the path of its file on all nodes, and its size."""
+
+    id: str
+    path: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class StartedVideo:
+    """A large file that is being decoded, and the seconds that its header states."""
+
+    id: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class EncodedFrames:
+    """How many frames of a video have just been encoded."""
+
+    id: str
+    count: int
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedVideo:
+    """A finished video.
+
+    Attributes:
+        id: Its id.
+        features: (n, D) float32, of the frames at 0, 1 / fps, 2 / fps ... seconds.
+        duration: Seconds up to which it could be decoded.
+        warning: Why frames are missing, in a line; None if none are.
+    """
+
+    id: str
+    features: np.ndarray
+    duration: float
+    warning: str | None
+
+
+@dataclass(frozen=True)
+class FailedVideo:
+    """A file that has no frames to encode, and why."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Pools:
+    """How many processes decode and encode, and what each occupies."""
+
+    decoders: int
+    encoders: int
+    decoder_cpus: float
+    encoder_cpus: float
+    encoder_gpus: float
+
+    @classmethod
+    def plan(cls, workers: int | None) -> Pools:
+        """Divide the cluster: an encoder per GPU, and decoders on all CPUs. Without GPUs, both share the CPUs.
+
+        `workers` limits the processes that decode, and without GPUs those that encode. Raises `UserError` if the
+        cluster has no CPU.
+        """
+        cluster = current_cluster()
+        gpus, cpus = int(cluster.gpus), int(cluster.cpus)
+        if cpus < 1:
+            raise UserError("Ray has no CPU: start a node with at least one")
+        workers = workers or cpus
+        if gpus:
+            return cls(workers, gpus, 1.0 if workers <= cpus else cpus / workers, 0.0, 1.0)
+        share = min(0.5, cpus / (2 * workers))
+        return cls(workers, workers, share, share, 0.0)
+
+
+def describe_encoders(
+    pools: Pools, frames: str, sentences: str | None, needs_sentences: bool
+) -> tuple[EncoderRecord, EncoderRecord | None]:
+    """Load encoders where they will run, and return their records.
+
+    Raises `UserError` if one cannot be loaded. An encoder of frames that cannot encode sentences as well is a mistake
+    only if that is needed.
+    """
+
+    def describe() -> tuple[EncoderRecord, EncoderRecord | None]:
+        encoder: FrameEncoder | SentenceEncoder = open_frame_encoder(frames)
+        first = _record(encoder)
+        if sentences is None:
+            return first, None
+        if sentences == frames and (isinstance(encoder, SentenceEncoder) or not needs_sentences):
+            return first, _record(encoder) if isinstance(encoder, SentenceEncoder) else None
+        return first, _record(open_sentence_encoder(sentences))
+
+    remote = ray.remote(num_cpus=pools.encoder_cpus, num_gpus=pools.encoder_gpus)(describe)
+    try:
+        records: tuple[EncoderRecord, EncoderRecord | None] = ray.get(remote.remote())
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
+    return records
+
+
+def _record(encoder: FrameEncoder | SentenceEncoder) -> EncoderRecord:
+    return EncoderRecord(encoder.name, int(encoder.size), str(encoder.precision), dict(encoder.version))
+
+
+def encode_videos(
+    tasks: Sequence[VideoTask], encoder: str, fps: float, pools: Pools
+) -> Iterator[StartedVideo | EncodedFrames | EncodedVideo | FailedVideo]:
+    """Decode and encode videos, and yield what happens: each task ends as an `EncodedVideo` or a `FailedVideo`.
+
+    Raises:
+        Failure: The encoder failed.
+    """
+    # The longest first, so that no single one is left at the end.
+    items = [
+        {"video": task.id, "path": task.path, "bytes": task.bytes}
+        for task in sorted(tasks, key=lambda task: -task.bytes)
+    ]
+    with _context(pools) as context:
+        context.target_max_block_size = BLOCK_BYTES
+        frames = (
+            ray.data.from_items(items, override_num_blocks=min(len(items), MOST_BLOCKS))
+            .map_batches(
+                _Decoder,
+                batch_size=1,
+                fn_constructor_args=(fps,),
+                compute=ActorPoolStrategy(size=min(pools.decoders, len(items)), max_tasks_in_flight_per_actor=2),
+                num_cpus=pools.decoder_cpus,
+                max_restarts=-1,
+                max_task_retries=TRIES,
+            )
+            .map_batches(
+                _FrameEncoding,
+                batch_size=FRAMES_AT_ONCE,
+                batch_format="pyarrow",
+                fn_constructor_args=(encoder,),
+                compute=ActorPoolStrategy(size=pools.encoders, max_tasks_in_flight_per_actor=2),
+                num_cpus=pools.encoder_cpus,
+                num_gpus=pools.encoder_gpus,
+                max_restarts=-1,
+                max_task_retries=TRIES,
+            )
+        )
+        yield from _collect(_tables(frames), [task.id for task in tasks])
+
+
+def encode_sentences(
+    sentences: Sequence[str], encoder: str, pools: Pools
+) -> Iterator[list[tuple[str, SentenceFeatures]]]:
+    """Encode sentences, and yield them in batches, in any order. Raises `Failure` if the encoder failed."""
+    with _context(pools) as context:
+        context.target_max_block_size = BLOCK_BYTES
+        encoders = min(pools.encoders, -(-len(sentences) // SENTENCES_AT_ONCE))
+        encoded = ray.data.from_items(
+            [{"sentence": sentence} for sentence in sentences],
+            override_num_blocks=min(MOST_BLOCKS, -(-len(sentences) // SENTENCES_AT_ONCE)),
+        ).map_batches(
+            _SentenceEncoding,
+            batch_size=SENTENCES_AT_ONCE,
+            batch_format="pyarrow",
+            fn_constructor_args=(encoder,),
+            compute=ActorPoolStrategy(size=encoders, max_tasks_in_flight_per_actor=2),
+            num_cpus=pools.encoder_cpus,
+            num_gpus=pools.encoder_gpus,
+            max_restarts=-1,
+            max_task_retries=TRIES,
+        )
+        for table in _tables(encoded):
+            yield [_sentence(row) for row in table.to_pylist()]
+
+
+@contextmanager
+def _context(pools: Pools) -> Iterator[DataContext]:
+    """Yield the settings of Ray Data for the datasets that the block makes."""
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.max_errored_blocks = -1  # of a file at which the decoder crashes; what is missing is noticed
+    context._max_num_blocks_in_streaming_gen_buffer = 1
+    context.execution_options.resource_limits = context.execution_options.resource_limits.copy(
+        object_store_memory=MEMORY_PER_PROCESS * (pools.decoders + pools.encoders)
+    )
+    # Ray Data's own progress stays in Ray's logs.
+    handlers = [each for each in logging.getLogger("ray.data").handlers if isinstance(each, logging.StreamHandler)]
+    levels = [handler.level for handler in handlers]
+    for handler in handlers:
+        handler.setLevel(logging.CRITICAL)
+    try:
+        with DataContext.current(context):
+            yield context
+    finally:
+        for handler, level in zip(handlers, levels, strict=True):
+            handler.setLevel(level)
+
+
+def _tables(dataset: Dataset) -> Iterator[pa.Table]:
+    batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    return iter(batches)
+
+
+class _Decoder:
+    """Turns files into frames, in a process of its own."""
+
+    def __init__(self, fps: float) -> None:
+        self._fps = fps
+
+    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
+        for video, path, size in zip(batch["video"], batch["path"], batch["bytes"], strict=True):
+            yield from self._decode(str(video), str(path), int(size))
+
+    def _decode(self, video: str, path: str, size: int) -> Iterator[pa.Table]:
+        try:
+            if size >= LARGE_FILE and (seconds := examine(path).duration):
+                yield _frames(video, [_STARTED], [None], {"seconds": seconds})
+            with decode(path, self._fps) as frames:
+                numbers: list[int] = []
+                images: list[np.ndarray] = []
+                for number, frame in enumerate(frames):
+                    numbers.append(number)
+                    images.append(frame.image)
+                    if sum(image.nbytes for image in images) >= BLOCK_BYTES or len(images) == FRAMES_AT_ONCE:
+                        yield _frames(video, numbers, images)
+                        numbers, images = [], []
+                if images:
+                    yield _frames(video, numbers, images)
+                end = {"count": number + 1, "duration": frames.decoded_seconds, "warning": frames.warning}
+            yield _frames(video, [_ENDED], [None], end)
+        except UnreadableVideo as error:
+            yield _frames(video, [_ENDED], [None], {"failure": error.reason})
+        except Exception as error:  # no file may stop the others
+            yield _frames(video, [_ENDED], [None], {"failure": f"{type(error).__name__}: {first_line(error)}"})
+
+
+def _frames(
+    video: str, numbers: Sequence[int], images: Sequence[np.ndarray | None], note: dict[str, Any] | None = None
+) -> pa.Table:
+    """Return frames, or a note about a video, as a block with a row each."""
+    shapes = [(0, 0) if image is None else image.shape[:2] for image in images]
+    return pa.table(
+        {
+            "video": pa.array([video] * len(numbers), pa.string()),
+            "number": pa.array(numbers, pa.int32()),
+            "height": pa.array([height for height, _ in shapes], pa.int32()),
+            "width": pa.array([width for _, width in shapes], pa.int32()),
+            "image": pa.array([None if image is None else image.tobytes() for image in images], pa.large_binary()),
+            "note": pa.array([json.dumps(note) if note else None] * len(numbers), pa.string()),
+        }
+    )
+
+
+class _FrameEncoding:
+    """Turns frames into features, in a process of its own."""
+
+    def __init__(self, encoder: str) -> None:
+        self._encoder = open_frame_encoder(encoder)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        images = [
+            np.frombuffer(image.as_buffer(), np.uint8).reshape(height.as_py(), width.as_py(), 3)
+            for image, height, width in zip(table["image"], table["height"], table["width"], strict=True)
+            if image.is_valid
+        ]
+        notes = table["note"].to_pylist()
+        features: list[bytes | None] = [None] * len(notes)
+        try:
+            rows = iter(_checked(self._encoder.encode_frames(images), len(images))) if images else iter(())
+            features = [next(rows).tobytes() if image.is_valid else None for image in table["image"]]
+        except Exception as error:  # raised by the driver: Ray would wrap it, or try again
+            notes = [json.dumps({"error": f"{type(error).__name__}: {first_line(error)}"})] * len(notes)
+        return pa.table(
+            {
+                "video": table["video"],
+                "number": table["number"],
+                "features": pa.array(features, pa.large_binary()),
+                "note": pa.array(notes, pa.string()),
+            }
+        )
+
+
+def _checked(features: np.ndarray, count: int) -> np.ndarray:
+    """Return what an encoder returned as float32. Raises ValueError if it is not a row per frame, or not finite."""
+    rows: np.ndarray = np.ascontiguousarray(features, dtype=np.float32)
+    if rows.ndim != 2 or len(rows) != count:
+        raise ValueError(f"encode_frames returned shape {rows.shape} for {count} frames")
+    if not np.isfinite(rows).all():
+        raise ValueError("encode_frames returned values that are not finite")
+    return rows
+
+
+class _SentenceEncoding:
+    """Turns sentences into features, in a process of its own."""
+
+    def __init__(self, encoder: str) -> None:
+        self._encoder = open_sentence_encoder(encoder)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        sentences = table["sentence"].to_pylist()
+        note, features = None, []
+        try:
+            features = self._encoder.encode_sentences(sentences)
+            if len(features) != len(sentences):
+                raise ValueError(f"encode_sentences returned {len(features)} results for {len(sentences)} sentences")
+        except Exception as error:
+            note = json.dumps({"error": f"{type(error).__name__}: {first_line(error)}"})
+            features = [SentenceFeatures(np.empty((0, 0)), np.empty(0))] * len(sentences)
+        return pa.table(
+            {
+                "sentence": pa.array(sentences, pa.string()),
+                "tokens": pa.array([_bytes(each.tokens) for each in features], pa.large_binary()),
+                "embedding": pa.array([_bytes(each.sentence) for each in features], pa.large_binary()),
+                "note": pa.array([note] * len(sentences), pa.string()),
+            }
+        )
+
+
+def _bytes(values: np.ndarray) -> bytes:
+    return np.ascontiguousarray(values, dtype=np.float32).tobytes()
+
+
+def _sentence(row: dict[str, Any]) -> tuple[str, SentenceFeatures]:
+    _raise_error(row["note"])
+    embedding = np.frombuffer(row["embedding"], np.float32)
+    tokens = np.frombuffer(row["tokens"], np.float32).reshape(-1, len(embedding))
+    return row["sentence"], SentenceFeatures(tokens, embedding)
+
+
+def _raise_error(note: str | None) -> None:
+    if note and (error := json.loads(note).get("error")):
+        raise Failure(f"the encoder failed: {one_line(error)}")
+
+
+class _Unfinished:
+    """What has arrived of a video, in any order."""
+
+    def __init__(self) -> None:
+        self.features: dict[int, bytes] = {}
+        self.end: dict[str, Any] | None = None
+
+    def finished(self, id: str) -> EncodedVideo | FailedVideo | None:
+        end = self.end
+        if end is None or ("failure" not in end and len(self.features) < end["count"]):
+            return None
+        if "failure" in end:
+            return FailedVideo(id, end["failure"])
+        rows = b"".join(self.features[number] for number in range(end["count"]))
+        features = np.frombuffer(rows, np.float32).reshape(end["count"], -1)
+        return EncodedVideo(id, features, end["duration"], end["warning"])
+
+
+def _collect(
+    tables: Iterator[pa.Table], ids: Sequence[str]
+) -> Iterator[StartedVideo | EncodedFrames | EncodedVideo | FailedVideo]:
+    """Put the features of each video together."""
+    waiting = dict.fromkeys(ids)
+    unfinished: dict[str, _Unfinished] = {}
+    for table in tables:
+        counts: dict[str, int] = {}
+        for row in table.to_pylist():
+            id, number, note = row["video"], row["number"], row["note"]
+            _raise_error(note)
+            if id not in waiting:  # computed again after a loss
+                continue
+            if number == _STARTED:
+                yield StartedVideo(id, json.loads(note)["seconds"])
+                continue
+            state = unfinished.setdefault(id, _Unfinished())
+            if number == _ENDED:
+                state.end = json.loads(note)
+            else:
+                state.features[number] = row["features"]
+                counts[id] = counts.get(id, 0) + 1
+            if (result := state.finished(id)) is not None:
+                del waiting[id], unfinished[id]
+                yield result
+        yield from (EncodedFrames(id, count) for id, count in counts.items() if id in waiting)
+    for id in waiting:
+        yield FailedVideo(id, f"the process that decodes it ended {TRIES + 1} times without a reason")
