@@ -25,7 +25,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("training",),
     ("evaluation",),
     ("checkpoints",),
-    ("model", "data", "video"),
+    ("video",),
+    ("model", "data"),
     ("storage", "distributed", "device", "cpus"),
     ("config",),
     ("errors",),
@@ -42,7 +43,7 @@ COMPONENT_OF = {
     "user_files": "config",
     "__init__": "api",
 }
-COMMANDS = ("convert", "train", "tune", "report", "evaluate", "export", "verify")
+COMMANDS = ("extract", "convert", "train", "tune", "report", "evaluate", "export", "verify")
 
 
 @dataclass(frozen=True)

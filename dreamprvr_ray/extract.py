@@ -17,7 +17,8 @@ from dreamprvr_ray.errors import UserError, redact_uri
 from dreamprvr_ray.storage.location import local_file, local_folder
 
 if TYPE_CHECKING:
-    from dreamprvr_ray.runtime.extraction import Extraction, ExtractionProgress
+    from dreamprvr_ray.runtime.extraction import Extraction
+    from dreamprvr_ray.runtime.extraction_progress import ExtractionProgress
 
 LINE_SECONDS = 5.0  # between two lines of progress if stderr is not a terminal
 
@@ -25,9 +26,11 @@ LINE_SECONDS = 5.0  # between two lines of progress if stderr is not a terminal
 def main(arguments: list[str]) -> None:
     """Run the command. Raises `UserError` for mistakes, and `Failure` if no video could be encoded."""
     options = _parser().parse_args(arguments)
-    from dreamprvr_ray.runtime.extraction import ExtractionSettings, extract, local_source
+    from dreamprvr_ray.runtime.extraction import extract
+    from dreamprvr_ray.runtime.extraction_settings import ExtractionSettings
     from dreamprvr_ray.video.captions import parse_columns
     from dreamprvr_ray.video.extracted_source import SplitSettings
+    from dreamprvr_ray.video.tree_files import local_source
     from dreamprvr_ray.video.windows import WindowSettings
 
     if options.columns and options.captions is None:
@@ -86,9 +89,7 @@ def _parser() -> command_line.Parser:
     )
     parser.add_argument("--sentence-encoder", metavar="ENCODER", help="encoder of sentences, if not the same")
     parser.add_argument("--out", required=True, metavar="SOURCE", help="directory to write, or a URI such as s3://...")
-    parser.add_argument(
-        "--collection", metavar="NAME", help="the collection's name (default: the last part of SOURCE)"
-    )
+    parser.add_argument("--collection", metavar="NAME", help="the collection's name (default: the last part of SOURCE)")
     parser.add_argument("--fps", type=float, default=1.0, help="frames per second of video (default: 1)")
     parser.add_argument(
         "--window",

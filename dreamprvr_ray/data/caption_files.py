@@ -28,7 +28,7 @@ def find_captions(folder: Path, collection: str, required: bool = True) -> dict[
     """Return the caption file of each split that has one.
 
     Raises:
-        UserError: No split has one although captions are required, or a file's name is nearly that of a split without one.
+        UserError: No split has one although they are required, or a file's name is nearly that of a split without one.
     """
     names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     expected = {split: [name.format(collection=collection, split=split) for name in _NAMES] for split in SPLITS}

@@ -6,113 +6,28 @@ missing. Ray starts only if anything is.
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import os
-import shutil
-import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 from dreamprvr_ray.data.encoding import EncoderRecord, EncodingRecord
 from dreamprvr_ray.data.near_misses import quoted
 from dreamprvr_ray.errors import Failure, UserError, first_few
+from dreamprvr_ray.runtime.extraction_progress import ExtractionProgress, Tally
+from dreamprvr_ray.runtime.extraction_settings import ExtractionSettings, check_settings
 from dreamprvr_ray.runtime.session import ray_session
 from dreamprvr_ray.storage.files import writing
 from dreamprvr_ray.storage.location import Storage
 from dreamprvr_ray.video.captions import CaptionRow, read_caption_table
-from dreamprvr_ray.video.decoding import MAX_RATE
 from dreamprvr_ray.video.directory import FoundVideos, ListedVideo, MatchedCaptions, find_videos, match_captions
-from dreamprvr_ray.video.encoders.registry import LIBRARIES, check_name, encodes_both
-from dreamprvr_ray.video.extracted_source import SourceCounts, SourcePlan, SplitSettings, choose_splits, write_source
-from dreamprvr_ray.video.extraction_store import EXTRACTION, ExtractionStore, VideoFeatures, video_key
-from dreamprvr_ray.video.windows import WindowSettings
+from dreamprvr_ray.video.extracted_source import SourceCounts, SourcePlan, choose_splits, write_source
+from dreamprvr_ray.video.extraction_store import ExtractionStore, VideoFeatures, video_key
+from dreamprvr_ray.video.tree_files import move_files, new_tree, remove_file
 
 FAILURES = "failures.jsonl"
 SENTENCES_PER_PART = 1024
-_PARTIAL = "partial"  # in SOURCE/extraction: a source tree that is being written
 _RESUME = "run the same command again"
-
-
-@dataclass(frozen=True)
-class ExtractionSettings:
-    """What to extract.
-
-    Attributes:
-        videos: The directory of videos.
-        out: Path or URI of the source tree to write.
-        encoder: Name of the encoder of frames.
-        captions: The table of captions; None for a collection that can be searched only.
-        columns: What columns of the table hold, as `read_caption_table` takes it.
-        skip_missing: Whether captions of videos that do not exist are left out instead of being mistakes.
-        sentence_encoder: Name of the encoder of sentences; None: `encoder`, which must encode both.
-        collection: Name of the collection; None: the last part of `out`.
-        fps: Frames per second.
-        windows: How long videos are cut.
-        splits: How captioned videos are divided.
-        workers: How many processes decode, and without GPUs how many encode; None: one for each CPU.
-    """
-
-    videos: Path
-    out: str
-    encoder: str
-    captions: Path | None = None
-    columns: Mapping[str, str] = field(default_factory=dict)
-    skip_missing: bool = False
-    sentence_encoder: str | None = None
-    collection: str | None = None
-    fps: float = 1.0
-    windows: WindowSettings = WindowSettings()
-    splits: SplitSettings = SplitSettings()
-    workers: int | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 < self.fps <= MAX_RATE:
-            raise UserError(f"--fps {self.fps:g}: must be above 0 and at most {MAX_RATE:g}")
-        if self.workers is not None and self.workers < 1:
-            raise UserError(f"--workers {self.workers}: must be 1 or more")
-        check_name(self.encoder, "frames")
-        if self.sentence_encoder is not None:
-            check_name(self.sentence_encoder, "sentences")
-        elif self.captions is not None and not self._may_encode_both:
-            library = self.encoder.partition(":")[0]
-            raise UserError(f"--sentence-encoder: required, since {library} encodes frames only")
-
-    @property
-    def _may_encode_both(self) -> bool:
-        return encodes_both(self.encoder) or self.encoder.partition(":")[0] not in LIBRARIES
-
-    @property
-    def sentences(self) -> str | None:
-        """Name of the encoder of sentences; None if there is no need of one."""
-        if self.sentence_encoder is not None:
-            return self.sentence_encoder
-        return self.encoder if self._may_encode_both else None
-
-
-@dataclass(frozen=True)
-class ExtractionProgress:
-    """Progress of encoding videos in this run.
-
-    Attributes:
-        videos: Videos that are finished, by this run or earlier ones.
-        all_videos: All videos.
-        failed: Files that have failed.
-        encoded: Videos that this run has encoded.
-        seconds_of_video: Seconds of video that this run has encoded.
-        elapsed: Seconds since it began to.
-        left: Seconds that it will still take, estimated by the sizes of the files; None if that is not known yet.
-    """
-
-    videos: int
-    all_videos: int
-    failed: int
-    encoded: int
-    seconds_of_video: float
-    elapsed: float
-    left: float | None
 
 
 @dataclass(frozen=True)
@@ -158,6 +73,8 @@ def extract(
             was extracted with other settings, or an encoder cannot be loaded.
         Failure: No video could be encoded, or the encoder failed.
     """
+    if importlib.util.find_spec("av") is None:
+        raise UserError("decoding videos requires PyAV; install with pip install 'dreamprvr_ray[video]'")
     found = find_videos(settings.videos)
     matched = _matched(settings, found)
     source = Storage.of(settings.out)
@@ -169,7 +86,7 @@ def extract(
         store.check_is_own()
         known = store.settings()
         if known is not None:
-            _check_settings(settings, known, source)
+            check_settings(settings, known, source)
         run = _Run(settings, store, found, matched, report)
         if run.is_needed or known is None:
             with ray_session(dashboard=False, log=log, resume=_RESUME):
@@ -187,19 +104,6 @@ def _matched(settings: ExtractionSettings, found: FoundVideos) -> MatchedCaption
         return MatchedCaptions((), ())
     rows = read_caption_table(settings.captions, settings.columns)
     return match_captions(rows, found.videos, settings.videos, settings.captions, settings.skip_missing)
-
-
-def _check_settings(settings: ExtractionSettings, known: EncodingRecord, source: Storage) -> None:
-    """Raise `UserError` if a source was extracted with other encoders or another rate."""
-    changes = []
-    if known.frames.name != settings.encoder:
-        changes.append(f"--encoder {known.frames.name} before, {settings.encoder} now")
-    if known.sentences is not None and settings.sentences not in (None, known.sentences.name):
-        changes.append(f"--sentence-encoder {known.sentences.name} before, {settings.sentences} now")
-    if known.fps != settings.fps:
-        changes.append(f"--fps {known.fps:g} before, {settings.fps:g} now")
-    if changes:
-        raise UserError(f"{source}: was extracted with other settings ({'; '.join(changes)}); choose another --out")
 
 
 class _Run:
@@ -260,7 +164,7 @@ class _Run:
         root = settings.videos.resolve()
         tasks = [pipeline.VideoTask(video.id, str(root / video.file), video.bytes) for video in self._todo]
         videos = {video.id: video for video in self._todo}
-        tally = _Tally(self._todo, len(self.available), len(self._found.videos), settings.fps)
+        tally = Tally(self._todo, len(self.available), len(self._found.videos), settings.fps)
         self._report(tally.progress(len(self.failures)))
         for event in pipeline.encode_videos(tasks, settings.encoder, settings.fps, pools):
             if isinstance(event, pipeline.StartedVideo):
@@ -292,52 +196,6 @@ class _Run:
                 waiting = waiting[SENTENCES_PER_PART:]
         if waiting:
             self._store.write_sentences(waiting)
-
-
-class _Tally:
-    """Counts what is encoded, and estimates what is left from the sizes of files."""
-
-    def __init__(self, todo: Sequence[ListedVideo], finished: int, all_videos: int, fps: float) -> None:
-        self._bytes = {video.id: video.bytes for video in todo}
-        self._left = sum(self._bytes.values())
-        self._done = 0  # bytes of files that are finished
-        self._frames: dict[str, int] = {}  # of files under way
-        self._seconds: dict[str, float] = {}  # that their headers state
-        self._finished, self._all, self._fps = finished, all_videos, fps
-        self._encoded, self._encoded_frames = 0, 0
-        self._finished_frames = 0
-        self._began = time.monotonic()
-
-    def start(self, id: str, seconds: float) -> None:
-        self._seconds[id] = seconds
-
-    def add(self, id: str, count: int) -> None:
-        self._frames[id] = self._frames.get(id, 0) + count
-        self._encoded_frames += count
-
-    def end(self, id: str, encoded: bool, frames: int = 0) -> None:
-        known = self._frames.pop(id, 0)
-        self._encoded_frames += max(0, frames - known)
-        self._finished_frames += frames
-        self._done += self._bytes[id]
-        self._left -= self._bytes[id]
-        if encoded:
-            self._encoded += 1
-            self._finished += 1
-
-    def progress(self, failed: int) -> ExtractionProgress:
-        elapsed = time.monotonic() - self._began
-        per_frame = self._done / self._finished_frames if self._finished_frames else 0.0
-        begun = 0.0
-        for id, frames in self._frames.items():
-            seconds = self._seconds.get(id)
-            size = self._bytes[id]
-            begun += min(size, size * frames / self._fps / seconds if seconds else frames * per_frame)
-        done = self._done + begun
-        left = elapsed * (self._left - begun) / done if done else None
-        return ExtractionProgress(
-            self._finished, self._all, failed, self._encoded, self._encoded_frames / self._fps, elapsed, left
-        )
 
 
 def _check_encoder(before: EncoderRecord, now: EncoderRecord, source: Storage) -> None:
@@ -385,14 +243,14 @@ def _finish(
     if up_to_date:
         counts = SourceCounts(**before["summary"])
     else:
-        with _new_tree(source) as folder:
+        with new_tree(source) as folder:
             with writing(folder):
                 counts = write_source(folder, plan, store)
             new = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
             store.record_written("", {*files, *new}, {})
-            _move(folder, new, source)
+            move_files(folder, new, source)
         for file in set(files) - set(new):
-            _remove(source, file)
+            remove_file(source, file)
         files = tuple(new)
         store.record_written(digest, files, vars(counts))
     return Extraction(
@@ -423,55 +281,3 @@ def _notes(
     if plan.splits:
         names = [f"{name} {list(plan.splits.values()).count(name):,}" for name in dict.fromkeys(plan.splits.values())]
         yield f"splits drawn by video, with seed {settings.splits.seed}: {', '.join(sorted(names))}"
-
-
-@contextmanager
-def _new_tree(source: Storage) -> Iterator[Path]:
-    """Yield an empty directory to write a source tree into, which is removed afterwards."""
-    if (directory := source.directory) is None:
-        with tempfile.TemporaryDirectory(prefix="dreamprvr-extraction-") as folder:
-            yield Path(folder)
-        return
-    folder = directory / EXTRACTION / _PARTIAL
-    with writing(folder):
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
-        folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _move(folder: Path, files: Sequence[str], source: Storage) -> None:
-    if (directory := source.directory) is None:
-        source.upload(folder, files)
-        return
-    for file in files:
-        with writing(directory / file):
-            (directory / file).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(folder / file, directory / file)
-
-
-def _remove(source: Storage, file: str) -> None:
-    """Remove a file of an earlier source tree."""
-    folder, _, name = file.rpartition("/")
-    parent, _, last = folder.rpartition("/")
-    storage = source / parent if parent else source
-    if folder:
-        storage.delete_directory(last, lambda own: own == name)
-    elif source.directory is not None:
-        (source.directory / name).unlink(missing_ok=True)
-    else:
-        source.delete_directory("", lambda own: own == name)
-
-
-@contextmanager
-def local_source(location: str, files: Sequence[str]) -> Iterator[Path]:
-    """Yield an extracted source tree as a local directory: itself, or a copy of these files of one in a store."""
-    source = Storage.of(location)
-    if (directory := source.directory) is not None:
-        yield directory
-        return
-    with tempfile.TemporaryDirectory(prefix="dreamprvr-source-") as folder:
-        source.download(files, Path(folder))
-        yield Path(folder)

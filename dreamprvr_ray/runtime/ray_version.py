@@ -7,7 +7,7 @@ import ray
 from dreamprvr_ray.errors import UserError
 
 TESTED_RAY = "2.60"  # the minor release that the tests run with
-REQUIREMENT = "ray[default,train,tune]>=2.60,<2.61"  # as in pyproject.toml
+REQUIREMENT = "ray[data,default,train,tune]>=2.60,<2.61"  # as in pyproject.toml
 
 
 def check_version(installed: str = ray.__version__) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,21 +24,24 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from dreamprvr_ray.data.encoding import EncoderRecord
-from dreamprvr_ray.errors import Failure, UserError, first_line, one_line
+from dreamprvr_ray.errors import Failure, UserError, one_line
 from dreamprvr_ray.runtime.resources import current_cluster
-from dreamprvr_ray.video.decoding import decode
+from dreamprvr_ray.runtime.video_processes import (
+    BLOCK_BYTES,
+    ENDED,
+    FRAMES_AT_ONCE,
+    SENTENCES_AT_ONCE,
+    STARTED,
+    Decoder,
+    FrameEncoding,
+    SentenceEncoding,
+)
 from dreamprvr_ray.video.encoders.protocols import FrameEncoder, SentenceEncoder, SentenceFeatures
 from dreamprvr_ray.video.encoders.registry import open_frame_encoder, open_sentence_encoder
-from dreamprvr_ray.video.files import UnreadableVideo, examine
 
-FRAMES_AT_ONCE = 64  # that an encoder is given
-SENTENCES_AT_ONCE = 256
-BLOCK_BYTES = 16 * 2**20  # of frames that are sent to an encoder together
 MEMORY_PER_PROCESS = 8 * BLOCK_BYTES  # of frames under way
-LARGE_FILE = 64 * 2**20  # bytes of a file whose header is read first, so that progress within it can be shown
 TRIES = 3  # after a crash
 MOST_BLOCKS = 4000  # into which the list of files is divided
-_STARTED, _ENDED = -2, -1  # in place of a frame's number
 
 
 @dataclass(frozen=True)
@@ -163,12 +167,11 @@ def encode_videos(
         {"video": task.id, "path": task.path, "bytes": task.bytes}
         for task in sorted(tasks, key=lambda task: -task.bytes)
     ]
-    with _context(pools) as context:
-        context.target_max_block_size = BLOCK_BYTES
+    with _context(pools):
         frames = (
             ray.data.from_items(items, override_num_blocks=min(len(items), MOST_BLOCKS))
             .map_batches(
-                _Decoder,
+                Decoder,
                 batch_size=1,
                 fn_constructor_args=(fps,),
                 compute=ActorPoolStrategy(size=min(pools.decoders, len(items)), max_tasks_in_flight_per_actor=2),
@@ -177,7 +180,7 @@ def encode_videos(
                 max_task_retries=TRIES,
             )
             .map_batches(
-                _FrameEncoding,
+                FrameEncoding,
                 batch_size=FRAMES_AT_ONCE,
                 batch_format="pyarrow",
                 fn_constructor_args=(encoder,),
@@ -195,14 +198,13 @@ def encode_sentences(
     sentences: Sequence[str], encoder: str, pools: Pools
 ) -> Iterator[list[tuple[str, SentenceFeatures]]]:
     """Encode sentences, and yield them in batches, in any order. Raises `Failure` if the encoder failed."""
-    with _context(pools) as context:
-        context.target_max_block_size = BLOCK_BYTES
+    with _context(pools):
         encoders = min(pools.encoders, -(-len(sentences) // SENTENCES_AT_ONCE))
         encoded = ray.data.from_items(
             [{"sentence": sentence} for sentence in sentences],
             override_num_blocks=min(MOST_BLOCKS, -(-len(sentences) // SENTENCES_AT_ONCE)),
         ).map_batches(
-            _SentenceEncoding,
+            SentenceEncoding,
             batch_size=SENTENCES_AT_ONCE,
             batch_format="pyarrow",
             fn_constructor_args=(encoder,),
@@ -217,12 +219,12 @@ def encode_sentences(
 
 
 @contextmanager
-def _context(pools: Pools) -> Iterator[DataContext]:
-    """Yield the settings of Ray Data for the datasets that the block makes."""
+def _context(pools: Pools) -> Iterator[None]:
+    """Set what Ray Data needs to know for the datasets that the block makes."""
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
+    context.target_max_block_size = BLOCK_BYTES
     context.max_errored_blocks = -1  # of a file at which the decoder crashes; what is missing is noticed
-    context._max_num_blocks_in_streaming_gen_buffer = 1
     context.execution_options.resource_limits = context.execution_options.resource_limits.copy(
         object_store_memory=MEMORY_PER_PROCESS * (pools.decoders + pools.encoders)
     )
@@ -232,8 +234,10 @@ def _context(pools: Pools) -> Iterator[DataContext]:
     for handler in handlers:
         handler.setLevel(logging.CRITICAL)
     try:
-        with DataContext.current(context):
-            yield context
+        with DataContext.current(context), warnings.catch_warnings():
+            # `max_restarts` and `max_task_retries` have no other name in this release of Ray.
+            warnings.filterwarnings("ignore", message=r".*ray_remote_args.* is deprecated")
+            yield
     finally:
         for handler, level in zip(handlers, levels, strict=True):
             handler.setLevel(level)
@@ -242,125 +246,6 @@ def _context(pools: Pools) -> Iterator[DataContext]:
 def _tables(dataset: Dataset) -> Iterator[pa.Table]:
     batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     return iter(batches)
-
-
-class _Decoder:
-    """Turns files into frames, in a process of its own."""
-
-    def __init__(self, fps: float) -> None:
-        self._fps = fps
-
-    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
-        for video, path, size in zip(batch["video"], batch["path"], batch["bytes"], strict=True):
-            yield from self._decode(str(video), str(path), int(size))
-
-    def _decode(self, video: str, path: str, size: int) -> Iterator[pa.Table]:
-        try:
-            if size >= LARGE_FILE and (seconds := examine(path).duration):
-                yield _frames(video, [_STARTED], [None], {"seconds": seconds})
-            with decode(path, self._fps) as frames:
-                numbers: list[int] = []
-                images: list[np.ndarray] = []
-                for number, frame in enumerate(frames):
-                    numbers.append(number)
-                    images.append(frame.image)
-                    if sum(image.nbytes for image in images) >= BLOCK_BYTES or len(images) == FRAMES_AT_ONCE:
-                        yield _frames(video, numbers, images)
-                        numbers, images = [], []
-                if images:
-                    yield _frames(video, numbers, images)
-                end = {"count": number + 1, "duration": frames.decoded_seconds, "warning": frames.warning}
-            yield _frames(video, [_ENDED], [None], end)
-        except UnreadableVideo as error:
-            yield _frames(video, [_ENDED], [None], {"failure": error.reason})
-        except Exception as error:  # no file may stop the others
-            yield _frames(video, [_ENDED], [None], {"failure": f"{type(error).__name__}: {first_line(error)}"})
-
-
-def _frames(
-    video: str, numbers: Sequence[int], images: Sequence[np.ndarray | None], note: dict[str, Any] | None = None
-) -> pa.Table:
-    """Return frames, or a note about a video, as a block with a row each."""
-    shapes = [(0, 0) if image is None else image.shape[:2] for image in images]
-    return pa.table(
-        {
-            "video": pa.array([video] * len(numbers), pa.string()),
-            "number": pa.array(numbers, pa.int32()),
-            "height": pa.array([height for height, _ in shapes], pa.int32()),
-            "width": pa.array([width for _, width in shapes], pa.int32()),
-            "image": pa.array([None if image is None else image.tobytes() for image in images], pa.large_binary()),
-            "note": pa.array([json.dumps(note) if note else None] * len(numbers), pa.string()),
-        }
-    )
-
-
-class _FrameEncoding:
-    """Turns frames into features, in a process of its own."""
-
-    def __init__(self, encoder: str) -> None:
-        self._encoder = open_frame_encoder(encoder)
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        images = [
-            np.frombuffer(image.as_buffer(), np.uint8).reshape(height.as_py(), width.as_py(), 3)
-            for image, height, width in zip(table["image"], table["height"], table["width"], strict=True)
-            if image.is_valid
-        ]
-        notes = table["note"].to_pylist()
-        features: list[bytes | None] = [None] * len(notes)
-        try:
-            rows = iter(_checked(self._encoder.encode_frames(images), len(images))) if images else iter(())
-            features = [next(rows).tobytes() if image.is_valid else None for image in table["image"]]
-        except Exception as error:  # raised by the driver: Ray would wrap it, or try again
-            notes = [json.dumps({"error": f"{type(error).__name__}: {first_line(error)}"})] * len(notes)
-        return pa.table(
-            {
-                "video": table["video"],
-                "number": table["number"],
-                "features": pa.array(features, pa.large_binary()),
-                "note": pa.array(notes, pa.string()),
-            }
-        )
-
-
-def _checked(features: np.ndarray, count: int) -> np.ndarray:
-    """Return what an encoder returned as float32. Raises ValueError if it is not a row per frame, or not finite."""
-    rows: np.ndarray = np.ascontiguousarray(features, dtype=np.float32)
-    if rows.ndim != 2 or len(rows) != count:
-        raise ValueError(f"encode_frames returned shape {rows.shape} for {count} frames")
-    if not np.isfinite(rows).all():
-        raise ValueError("encode_frames returned values that are not finite")
-    return rows
-
-
-class _SentenceEncoding:
-    """Turns sentences into features, in a process of its own."""
-
-    def __init__(self, encoder: str) -> None:
-        self._encoder = open_sentence_encoder(encoder)
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        sentences = table["sentence"].to_pylist()
-        note, features = None, []
-        try:
-            features = self._encoder.encode_sentences(sentences)
-            if len(features) != len(sentences):
-                raise ValueError(f"encode_sentences returned {len(features)} results for {len(sentences)} sentences")
-        except Exception as error:
-            note = json.dumps({"error": f"{type(error).__name__}: {first_line(error)}"})
-            features = [SentenceFeatures(np.empty((0, 0)), np.empty(0))] * len(sentences)
-        return pa.table(
-            {
-                "sentence": pa.array(sentences, pa.string()),
-                "tokens": pa.array([_bytes(each.tokens) for each in features], pa.large_binary()),
-                "embedding": pa.array([_bytes(each.sentence) for each in features], pa.large_binary()),
-                "note": pa.array([note] * len(sentences), pa.string()),
-            }
-        )
-
-
-def _bytes(values: np.ndarray) -> bytes:
-    return np.ascontiguousarray(values, dtype=np.float32).tobytes()
 
 
 def _sentence(row: dict[str, Any]) -> tuple[str, SentenceFeatures]:
@@ -406,11 +291,11 @@ def _collect(
             _raise_error(note)
             if id not in waiting:  # computed again after a loss
                 continue
-            if number == _STARTED:
+            if number == STARTED:
                 yield StartedVideo(id, json.loads(note)["seconds"])
                 continue
             state = unfinished.setdefault(id, _Unfinished())
-            if number == _ENDED:
+            if number == ENDED:
                 state.end = json.loads(note)
             else:
                 state.features[number] = row["features"]

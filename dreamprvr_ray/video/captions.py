@@ -5,8 +5,8 @@
 
     {"video": "eggs", "sentence": "a person cracks an egg", "start": 3.5, "end": 6}
 
-`start`, `end` (in seconds, or as 1:03.5) and `split` (train, val or test) are optional. `video_names` finds the file that
-a row means. Imports no torch.
+`start`, `end` (in seconds, or as 1:03.5) and `split` (train, val or test) are optional. `directory` finds the video
+that a row means. Imports no torch.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def test_another_minor_release_of_ray_is_refused(installed: str) -> None:
         check_version(installed)
     assert error.value.mistakes == (
         f"Ray {installed} is installed, but dreamprvr_ray supports Ray 2.60 only; "
-        "run: pip install 'ray[default,train,tune]>=2.60,<2.61'",
+        "run: pip install 'ray[data,default,train,tune]>=2.60,<2.61'",
     )
 
 
