@@ -133,13 +133,18 @@ def baseline_name(experiment: Experiment) -> str:
     return PAPERS_SETTINGS if has_papers_settings(experiment) else OWN_SETTINGS
 
 
-def build_experiment(values: Mapping[str, Any], source: str) -> Experiment:
+def build_experiment(values: Any, source: str) -> Experiment:
     """Validate nested values as an `Experiment`. Raises `UserError` listing every mistake, each naming `source`."""
     return validated(Experiment, values, source)
 
 
-def validated(section: type[S], values: Mapping[str, Any], source: str) -> S:
-    """Validate nested values as a section. Raises `UserError` listing every mistake, each naming `source`."""
+def validated(section: type[S], values: Any, source: str) -> S:
+    """Validate nested values, as a file holds them, as a section.
+
+    Raises `UserError` listing every mistake, each naming `source`.
+    """
+    if not isinstance(values, Mapping):
+        raise UserError(f"{source}: must be a mapping of keys to values, not {describe(values)}")
     try:
         return section.model_validate(dict(values))
     except ValidationError as error:

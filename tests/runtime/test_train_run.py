@@ -202,6 +202,14 @@ def test_a_run_does_not_resume_on_other_shards(tmp_path: Path, demo_shards: Path
         train(experiment(), str(demo_shards), storage.location, WorkerCount(1), resume=True, log=print)
 
 
+@pytest.mark.parametrize("text", ["", "[1, 2]", "tvr"])
+def test_a_run_whose_configuration_is_damaged_does_not_resume(text: str, tmp_path: Path, demo_shards: Path) -> None:
+    storage, _ = run_with_checkpoints(tmp_path, demo_shards, 1)
+    storage.write_text("experiment.yaml", text)
+    with pytest.raises(UserError, match=r"^\S+run/experiment.yaml: must be a mapping of keys to values, not "):
+        train(experiment(), str(demo_shards), storage.location, WorkerCount(1), resume=True, log=print)
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), Failure("a worker is lost"), RuntimeError("a bug")], ids=repr)
 def test_a_run_that_ends_early_publishes_its_best_checkpoint(
     error: BaseException, tmp_path: Path, demo_shards: Path

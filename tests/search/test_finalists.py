@@ -134,6 +134,21 @@ def test_a_finished_run_is_recognized_by_what_was_trained_and_not_by_its_name(tm
     assert names(planned(tmp_path)[1]) == names(runs)  # and back: val must not choose among models that learned from it
 
 
+@pytest.mark.parametrize("text", ["", "[1, 2]", "tvr", "model: 3", "\t"])
+def test_a_final_run_whose_configuration_cannot_be_read_is_left_as_it_is(text: str, tmp_path: Path) -> None:
+    search, runs = planned(tmp_path)
+    for run in runs:
+        train(search, run)
+    damaged = tmp_path / "out" / "final" / names(runs)[0] / "checkpoints" / "epoch-0003" / "experiment.yaml"
+    damaged.write_text(text)
+    log: list[str] = []
+    assert names(planned(tmp_path, log)[1]) == [f"{names(runs)[0]}-version_2", *names(runs)[1:]]
+    assert log == [
+        f"final: {names(runs)[0]} holds another training, which is left as it is: {damaged} cannot be read",
+    ]
+    assert damaged.read_text() == text
+
+
 @pytest.mark.parametrize(
     "changes",
     [
