@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -17,10 +18,11 @@ from dreamprvr_ray.video.files import (
     FALLBACK_RATE,
     MAX_PIXELS,
     NO_FRAMES,
+    Orientation,
     UnreadableVideo,
+    first_frame,
     open_container,
     stated_duration,
-    upright_image,
 )
 
 if TYPE_CHECKING:
@@ -30,8 +32,10 @@ if TYPE_CHECKING:
 
 MAX_RATE = 1000.0  # frames per second that can be asked for
 _LONGER = 10.0  # seconds by which frames may exceed the duration that a file states; beyond, time stamps are wrong
-_SHORTER = 1.0  # seconds that may be missing at the end without a warning; also a twentieth of the duration
-_BACKWARDS = 1.0  # seconds by which a time stamp may be too early before it counts as a new start
+_SHORTER = 0.25  # seconds, or two frames, that may be missing at the end without a warning
+_BACKWARDS = 1  # seconds by which a time stamp may be too early before it counts as a new start
+# Containers whose time stamps are of one timeline. Those of others may start again, as where recordings were joined.
+_INDEXED = {"mov", "mp4", "matroska", "webm", "avi"}
 _SEEK_MARGINS = (0.0, 10.0, 60.0)  # seconds before a window where decoding starts, each tried if the last was too late
 
 
@@ -51,7 +55,8 @@ def decode(
     Frame i is the last one that is shown at or before i / fps. Time 0 is where the file's streams start; if its frames
     start later, the first one counts as shown from there. Time ends with the last frame's own duration.
 
-    Memory holds a few frames, whatever the length of the video. `start` is found by seeking.
+    Memory holds a few frames, whatever the length of the video. `start` is found by seeking in mp4, mov, mkv, webm and
+    most avi files; others are decoded from their start.
 
     Args:
         fps: Frames per second to return, more than 0 and at most 1000. The video's own rate may be lower or higher.
@@ -102,37 +107,39 @@ class Frames(Iterator[Frame]):
         """Yield the frames at i / fps from those that the file shows."""
         number = math.ceil(self._start * self._fps)
         number += number / self._fps < self._start  # of rounding
+        orientation = Orientation()
         shown: _Shown | None = None
         image: np.ndarray | None = None
         for following in self._shown():
             while shown is not None and (time := number / self._fps) < min(following.time, self._end):
-                image = shown.image() if image is None else image
+                image = orientation.image(shown.frame) if image is None else image
                 yield Frame(time, image)
                 number += 1
             if number / self._fps >= self._end:
                 return
             shown, image = following, None
         if shown is None:
-            raise UnreadableVideo(self.path, NO_FRAMES)
+            raise UnreadableVideo(self.path, f"{NO_FRAMES} ({self.warning})" if self.warning else NO_FRAMES)
         while (time := number / self._fps) < min(shown.end, self._end):
-            image = shown.image() if image is None else image
+            image = orientation.image(shown.frame) if image is None else image
             yield Frame(time, image)
             number += 1
 
     def _shown(self) -> Iterator[_Shown]:
         """Yield what the file shows from the window's start on, in the order of time."""
-        for margin in _SEEK_MARGINS if self._start > 0 else ():
+        for margin in _SEEK_MARGINS:
             begin = self._start - margin
             if begin <= 0:
                 break
             reader = _Reader(self.path, self._threads)
             frames = reader.read(begin)
             first = next(frames, None)
-            if first is not None and reader.has_time_stamps and first.time <= self._start:
-                yield first
-                yield from self._watched(reader, frames)
+            if first is not None and first.time <= self._start:
+                yield from self._watched(reader, itertools.chain([first], frames))
                 return
             frames.close()  # type: ignore[attr-defined]
+            if not reader.can_seek:
+                break
         reader = _Reader(self.path, self._threads)
         yield from self._watched(reader, reader.read(None))
 
@@ -151,9 +158,6 @@ class _Shown:
     end: float
     frame: VideoFrame
 
-    def image(self) -> np.ndarray:
-        return upright_image(self.frame)
-
 
 class _Reader:
     """Reads a file's frames once, with their times in seconds."""
@@ -163,8 +167,9 @@ class _Reader:
         self._damaged = 0  # packets and frames that could not be decoded
         self._break: str | None = None  # why reading stopped early
         self._read_end = 0.0  # the end of the last packet of any stream, in seconds from the container's start
-        self._stated: float | None = None  # seconds that the container states
-        self.has_time_stamps = True
+        self._stated: float | None = None  # seconds that the container states, if it states them for sure
+        self._tolerance = _SHORTER
+        self.can_seek = True
 
     def read(self, begin: float | None) -> Iterator[_Shown]:
         """Yield the frames, from the last key frame before `begin` if it is given."""
@@ -172,16 +177,24 @@ class _Reader:
 
         with open_container(self._path, self._threads) as (container, stream):
             clock = _Clock(container, stream)
-            self._stated = container.duration / 1_000_000 if container.duration else None
+            if container.duration and _INDEXED & set(container.format.name.split(",")):
+                self._stated = container.duration / 1_000_000
+            self._tolerance = max(_SHORTER, float(2 * clock.step))
             if begin is not None:
+                # The first frame shows whether a frame's time depends on those before it.
+                self.can_seek = bool(_INDEXED & set(container.format.name.split(","))) and clock.knows(
+                    first_frame(self._path, container, stream)
+                )
+                if not self.can_seek:
+                    return
                 try:
                     container.seek(clock.stamp(begin), stream=stream)
                 except FFmpegError:  # a file without an index
+                    self.can_seek = False
                     return
             for frame in self._decoded(container, stream):
                 if frame.width * frame.height > MAX_PIXELS:
                     raise UnreadableVideo(self._path, f"frames of {frame.width} x {frame.height} pixels are too large")
-                self.has_time_stamps &= clock.knows(frame)
                 yield clock.place(frame)
 
     def _decoded(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
@@ -224,10 +237,10 @@ class _Reader:
         parts = []
         if self._break is not None:
             parts.append(f"cannot be read after {self._read_end:.1f} s: {self._break}")
-        elif self._stated is not None and self._read_end < self._stated - max(_SHORTER, self._stated / 20):
+        elif self._stated is not None and self._read_end < self._stated - self._tolerance:
             parts.append(f"cut off: ends at {self._read_end:.1f} s of {self._stated:.1f} s")
         if self._damaged:
-            parts.append(f"damaged: {self._damaged} packets or frames cannot be decoded")
+            parts.append(f"damaged: {self._damaged} {'frame' if self._damaged == 1 else 'frames'} cannot be decoded")
         return "; ".join(parts) or None
 
 
@@ -244,12 +257,12 @@ class _Clock:
     def __init__(self, container: InputContainer, stream: VideoStream) -> None:
         self._base = stream.time_base or Fraction(1, 1_000_000)
         rate = stream.average_rate or stream.guessed_rate or FALLBACK_RATE
-        self._step = float(1 / rate) if 0 < rate <= MAX_RATE else float(1 / FALLBACK_RATE)
+        self.step = 1 / rate if 0 < rate <= MAX_RATE else 1 / FALLBACK_RATE  # seconds from frame to frame
         stated = container.duration / 1_000_000 if container.duration else stated_duration(container, stream)
         self._limit = math.inf if stated is None else stated + _LONGER
         self._origin = self._start_stamp(container, stream)
-        self._shift = 0.0  # seconds added after time stamps that jumped
-        self._last: float | None = None
+        self._shift = Fraction()  # seconds added after time stamps that jumped
+        self._last: Fraction | None = None
         self._by_decoding = container.format.name == "avi" and stream.codec_context.has_b_frames
 
     def knows(self, frame: VideoFrame) -> bool:
@@ -273,20 +286,20 @@ class _Clock:
 
     def place(self, frame: VideoFrame) -> _Shown:
         """Return a frame with its time; frames must come in the order in which they are shown."""
-        expected = 0.0 if self._last is None else self._last + self._step
+        expected = Fraction() if self._last is None else self._last + self.step
         stamp = frame.dts if self._by_decoding else frame.pts
         if stamp is None:
             time = expected
         else:
             if self._origin is None or (self._by_decoding and self._last is None):
                 self._origin = stamp
-            time = float((stamp - self._origin) * self._base) + self._shift
+            time = (stamp - self._origin) * self._base + self._shift
             if time > self._limit or (self._last is not None and time < self._last - _BACKWARDS):
                 self._shift += expected - time
                 time = expected
             time = time if self._last is None else max(time, self._last)
         self._last = time
-        length = float(frame.duration * self._base) if frame.duration else self._step
+        length = frame.duration * self._base if frame.duration else self.step
         if time + length > self._limit:
-            length = self._step
-        return _Shown(time, time + length, frame)
+            length = self.step
+        return _Shown(float(time), float(time + length), frame)

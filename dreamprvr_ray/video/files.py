@@ -27,12 +27,13 @@ if TYPE_CHECKING:
 # FFmpeg's names of the containers that are opened. Still images and playlists are not among them.
 CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,av1,obu,ivf,asf,flv,live_flv,"
-    "ogg,gif,apng,mxf,nut,rm,wtv,dv,mjpeg,y4m,yuv4mpegpipe,vob,swf,nsv"
+    "ogg,gif,apng,mxf,nut,rm,wtv,dv,nsv"
 )
 # Files with these endings are listed as videos in a directory.
 _ENDINGS = "mp4 m4v mov mkv webm avi 3gp 3g2 mpg mpeg ts m2ts mts wmv asf flv ogv gif vob mxf"
 ENDINGS = frozenset(f".{ending}" for ending in _ENDINGS.split())
 MAX_PIXELS = 2**27  # of a frame; 400 MB as RGB. A header may claim any size
+NO_FRAMES = "no frame can be decoded"
 FALLBACK_RATE = Fraction(25)  # frames per second, where the file states none
 
 
@@ -67,8 +68,7 @@ def examine(path: str | os.PathLike[str]) -> VideoFile:
         UnreadableVideo: As `decoding.decode` does.
     """
     with open_container(path) as (container, stream):
-        upright = first_frame(path, container, stream)
-        height, width = upright_shape(upright)
+        height, width = Orientation().shape(first_frame(path, container, stream))
         rate = stream.average_rate
         return VideoFile(
             duration=stated_duration(container, stream),
@@ -96,9 +96,6 @@ def first_frame(path: str | os.PathLike[str], container: InputContainer, stream:
     except FFmpegError as error:
         raise UnreadableVideo(path, f"no frame can be decoded: {error.strerror}") from None
     raise UnreadableVideo(path, NO_FRAMES)
-
-
-NO_FRAMES = "no frame can be decoded"
 
 
 @contextmanager
@@ -145,28 +142,39 @@ def stated_duration(container: InputContainer, stream: VideoStream) -> float | N
     return container.duration / 1_000_000 if container.duration else None
 
 
-def upright_shape(frame: VideoFrame) -> tuple[int, int]:
-    """Return (height, width) of a frame after rotation."""
-    turned = _display_matrix(frame)
-    return (frame.width, frame.height) if turned is not None and turned[0] == 0 else (frame.height, frame.width)
-
-
-def upright_image(frame: VideoFrame) -> np.ndarray:
-    """Return a frame as the file's display matrix shows it, (H, W, 3) uint8 RGB.
+class Orientation:
+    """How a file's frames must be turned and mirrored to be shown: its display matrix.
 
     Quarter turns and mirrored frames are supported; another angle is rounded to quarter turns. Pixels that are not
     square stay as they are.
     """
-    # Unlike its colour space, PyAV does not take the colour range from the frame unless it is given.
-    image = frame.to_ndarray(format="rgb24", src_color_range=frame.color_range or None)
-    matrix = _display_matrix(frame)
-    if matrix is None:
-        return image
-    a, b, c, d = matrix
-    if a == 0:  # x' = c * y and y' = b * x
-        image, a, d = image.transpose(1, 0, 2), c, b
-    image = image[:: d or 1, :: a or 1]
-    return np.ascontiguousarray(image)
+
+    def __init__(self) -> None:
+        # Read once for each angle: PyAV's frames whose side data is read stay in memory until a garbage collection.
+        self._matrices: dict[int, tuple[int, int, int, int] | None] = {}
+
+    def shape(self, frame: VideoFrame) -> tuple[int, int]:
+        """Return (height, width) of a frame as it is shown."""
+        matrix = self._matrix(frame)
+        return (frame.width, frame.height) if matrix is not None and matrix[0] == 0 else (frame.height, frame.width)
+
+    def image(self, frame: VideoFrame) -> np.ndarray:
+        """Return a frame as it is shown, (H, W, 3) uint8 RGB."""
+        # Unlike its colour space, PyAV does not take the colour range from the frame unless it is given.
+        image = frame.to_ndarray(format="rgb24", src_color_range=frame.color_range or None)
+        matrix = self._matrix(frame)
+        if matrix is None:
+            return image
+        a, b, c, d = matrix
+        if a == 0:  # x' = c * y and y' = b * x
+            image, a, d = image.transpose(1, 0, 2), c, b
+        return np.ascontiguousarray(image[::d, ::a])
+
+    def _matrix(self, frame: VideoFrame) -> tuple[int, int, int, int] | None:
+        angle = frame.rotation
+        if angle not in self._matrices:
+            self._matrices[angle] = _display_matrix(frame)
+        return self._matrices[angle]
 
 
 def _display_matrix(frame: VideoFrame) -> tuple[int, int, int, int] | None:
@@ -177,15 +185,13 @@ def _display_matrix(frame: VideoFrame) -> tuple[int, int, int, int] | None:
     from av.sidedata.sidedata import Type
 
     data: Any = frame.side_data.get(Type.DISPLAYMATRIX)  # type: ignore[call-overload]
-    if data is None:
-        return None
-    values = np.frombuffer(bytes(data), dtype=np.int32)
+    values = np.frombuffer(bytes(data) if data is not None else b"", dtype=np.int32)
     if len(values) < 9:
         return None
     a, b, c, d = (int(values[place]) for place in (0, 1, 3, 4))
     if abs(a) + abs(d) >= abs(b) + abs(c):
-        return int(np.sign(a)) or 1, 0, 0, int(np.sign(d)) or 1
-    return 0, int(np.sign(b)) or 1, int(np.sign(c)) or 1, 0
+        return (1 if a >= 0 else -1), 0, 0, (1 if d >= 0 else -1)
+    return 0, (1 if b >= 0 else -1), (1 if c >= 0 else -1), 0
 
 
 def _check_regular(path: str | os.PathLike[str]) -> None:
@@ -211,24 +217,28 @@ def _check_regular(path: str | os.PathLike[str]) -> None:
 
 def _why_not_opened(path: str | os.PathLike[str], error: Exception) -> str:
     """Return a reason that says more than FFmpeg's "Invalid data found"."""
-    boxes = mp4_boxes(Path(path))
+    boxes, complete = mp4_boxes(Path(path))
     if boxes and "moov" not in boxes:
         return "no moov atom: the recording or the download of this file was cut off"
+    if boxes and not complete:
+        return "cut off: its last atom is not complete"
     return f"not a video: {getattr(error, 'strerror', None) or error}"
 
 
-def mp4_boxes(path: Path) -> list[str]:
-    """Return the types of an mp4 or mov file's outermost boxes, as far as they can be read; none for other files."""
+def mp4_boxes(path: Path) -> tuple[list[str], bool]:
+    """Return the types of an mp4 or mov file's outermost boxes, and whether the last is complete; none for others."""
     found: list[str] = []
     with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        while len(header := file.read(16)) >= 8 and len(found) < 1000:
+        size, place = os.fstat(file.fileno()).st_size, 0
+        while place + 8 <= size and len(found) < 1000:
+            file.seek(place)
+            header = file.read(16)
             length, kind = int.from_bytes(header[:4], "big"), header[4:8]
             if not found and kind not in (b"ftyp", b"wide", b"mdat", b"moov", b"free", b"skip"):
-                return []
+                return [], True
             found.append(kind.decode("latin-1"))
             length = int.from_bytes(header[8:], "big") if length == 1 else length
-            if length < 8 or file.tell() - len(header) + length >= size:
-                break
-            file.seek(length - len(header), os.SEEK_CUR)
-    return found
+            if length == 0:  # up to the end of the file
+                return found, True
+            place += max(length, 8)
+    return found, place == size
