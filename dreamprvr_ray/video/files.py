@@ -62,7 +62,7 @@ class VideoFile:
 
 
 def examine(path: str | os.PathLike[str]) -> VideoFile:
-    """Return what a video's header states, and decode its first frame to see that there is one.
+    """Return what a video's header states, and check that a frame can be decoded.
 
     Raises:
         UnreadableVideo: As `decoding.decode` does.

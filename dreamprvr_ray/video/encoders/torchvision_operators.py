@@ -5,8 +5,8 @@ loaded next to the CPU build of torch. Importing torchvision then fails ("operat
 because it registers properties of two of these operators, which are for detecting objects and which no encoder calls.
 With a declaration of these two, the rest of torchvision works: it is Python.
 
-This module declares them only if torchvision's own cannot be loaded. Calling them then fails with torch's error that
-there is no implementation.
+This module declares them only if torchvision's own cannot be loaded. Calling them then fails: torch reports that they
+have no implementation.
 """
 
 from __future__ import annotations
