@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dreamprvr_ray.checkpoints.checkpoint import export_checkpoint
+from dreamprvr_ray.checkpoints.checkpoint import METRICS, export_checkpoint, model_encoding
 from dreamprvr_ray.checkpoints.locate import check_checkpoint
 from dreamprvr_ray.command_line import Parser, print_json, run
+from dreamprvr_ray.data.encoding import ENCODING
 from dreamprvr_ray.storage.location import Storage, local_folder
 
 
@@ -25,8 +26,12 @@ def main(arguments: list[str]) -> None:
     print(
         f"{options.out}: epoch {metrics['epoch']}, val SumR {metrics['SumR']:.1f}; to retrieve: python {script} SHARDS"
     )
+    encoding = model_encoding(metrics, METRICS)
+    if encoding is not None:
+        print(f"{options.out / ENCODING}: its videos are {encoding.describe()}")
     if options.json:
-        print_json({"out": str(options.out), "epoch": metrics["epoch"], "SumR": metrics["SumR"]})
+        values = {"out": str(options.out), "epoch": metrics["epoch"], "SumR": metrics["SumR"]}
+        print_json(values | ({} if encoding is None else {"encoding": encoding.to_dict()}))
 
 
 if __name__ == "__main__":

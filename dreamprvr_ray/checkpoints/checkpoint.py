@@ -26,10 +26,11 @@ from dreamprvr_ray.checkpoints.layout import CHECKSUMS, STATE, WEIGHTS, is_check
 from dreamprvr_ray.checkpoints.layout import EXPERIMENT as EXPERIMENT
 from dreamprvr_ray.checkpoints.layout import METRICS as METRICS
 from dreamprvr_ray.config import Experiment, load_experiment
+from dreamprvr_ray.data.encoding import ENCODING, KEY, EncodingRecord
 from dreamprvr_ray.errors import Failure, NotWritableError, UserError, first_line
 from dreamprvr_ray.model.authors import read_authors_checkpoint
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
-from dreamprvr_ray.storage.files import read_json, replacing
+from dreamprvr_ray.storage.files import read_json, replacing, write_json
 from dreamprvr_ray.storage.locks import LOCK
 
 
@@ -180,17 +181,33 @@ def export_checkpoint(source: Path, target: Path) -> dict[str, Any]:
     metrics = load_model(source).metrics
     check_metrics(metrics, f"{source / METRICS}", {"epoch": int, "SumR": float})
     script = (resources.files("dreamprvr_ray") / "retrieve.py.txt").read_bytes()
+    encoding = model_encoding(metrics, str(source / METRICS))
     try:
         with replacing(target) as directory:
             for path in source.iterdir():
                 if path.is_file() and path.name not in (STATE, LOCK):
                     _copy(path, directory / path.name)
             _write(directory / "retrieve.py", script)
+            if encoding is not None:
+                write_json(directory / ENCODING, encoding.to_dict())
     except NotWritableError:
         raise
     except OSError as error:
         raise Failure(f"{target}: cannot be written: {error.strerror or first_line(error)}") from None
     return metrics
+
+
+def model_encoding(metrics: Mapping[str, Any], path: str) -> EncodingRecord | None:
+    """Return how the videos and sentences of a model's shards were encoded; None if that is not known.
+
+    Raises `UserError` naming the file `path` if the record is damaged.
+    """
+    if metrics.get(KEY) is None:
+        return None
+    try:
+        return EncodingRecord.from_dict(metrics[KEY])
+    except ValueError as error:
+        raise UserError(f"{path}: damaged: {error}") from None
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -207,6 +207,10 @@ def _check_same_encoder(one: ShardSet, other: ShardSet) -> None:
         name, ours, theirs = values
         if ours != theirs:
             raise UserError(f"{both}: to be trained on together, they must {what}: {name} {ours} and {theirs}")
+    made, made_too = first.encoding, second.encoding
+    if made is not None and made_too is not None and (differences := made.frames.differences(made_too.frames)):
+        shown = "; ".join(differences).replace(" before, ", " and ").replace(" now", "")
+        raise UserError(f"{both}: to be trained on together, they must be encoded alike: {shown}")
     check_different_collections((one, other))
 
 
@@ -260,6 +264,7 @@ def _join(manifests: Sequence[Manifest], shared: Sequence[SharedCaptions]) -> Jo
             for first, second in (("train", "test"), ("train", "val"), ("val", "test"))
         },
         one_encoder=_all_of_one_encoder(parts),
+        encoding=first.encoding if all(part.encoding == first.encoding for part in parts) else None,
         joined=parts,
     )
 

@@ -141,12 +141,8 @@ def describe_encoders(
         return first, _record(open_sentence_encoder(sentences))
 
     remote = ray.remote(num_cpus=pools.encoder_cpus, num_gpus=pools.encoder_gpus)(describe)
-    try:
+    with _errors():
         records: tuple[EncoderRecord, EncoderRecord | None] = ray.get(remote.remote())
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from None
-        raise
     return records
 
 
@@ -167,7 +163,7 @@ def encode_videos(
         {"video": task.id, "path": task.path, "bytes": task.bytes}
         for task in sorted(tasks, key=lambda task: -task.bytes)
     ]
-    with _context(pools):
+    with _context(pools), _errors():
         frames = (
             ray.data.from_items(items, override_num_blocks=min(len(items), MOST_BLOCKS))
             .map_batches(
@@ -198,7 +194,7 @@ def encode_sentences(
     sentences: Sequence[str], encoder: str, pools: Pools
 ) -> Iterator[list[tuple[str, SentenceFeatures]]]:
     """Encode sentences, and yield them in batches, in any order. Raises `Failure` if the encoder failed."""
-    with _context(pools):
+    with _context(pools), _errors():
         encoders = min(pools.encoders, -(-len(sentences) // SENTENCES_AT_ONCE))
         encoded = ray.data.from_items(
             [{"sentence": sentence} for sentence in sentences],
@@ -241,6 +237,22 @@ def _context(pools: Pools) -> Iterator[None]:
     finally:
         for handler, level in zip(handlers, levels, strict=True):
             handler.setLevel(level)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Turn errors of Ray's into one line: of an encoder that cannot be loaded on a node, or of processes that do not
+    start."""
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, UserError):
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        if isinstance(cause, UserError):
+            raise UserError(*cause.mistakes) from None
+        last = one_line(str(error).strip().splitlines()[-1])
+        raise Failure(f"a process of the extraction could not start or continue: {last}") from None
 
 
 def _tables(dataset: Dataset) -> Iterator[pa.Table]:

@@ -34,6 +34,7 @@ from dreamprvr_ray.config import Experiment
 from dreamprvr_ray.config_sections import CLIPS, FRAMES
 from dreamprvr_ray.data.batches import Batch, collate, other_right_videos, plan_epoch, prefetch
 from dreamprvr_ray.data.collections import Collections, check_weights
+from dreamprvr_ray.data.encoding import KEY as ENCODING
 from dreamprvr_ray.data.manifest import Manifest, not_one_encoder
 from dreamprvr_ray.data.resident import ResidentSplit
 from dreamprvr_ray.data.shards import ShardSet, Split
@@ -327,6 +328,8 @@ class Training:
             "protocol": manifest.protocol,
             SHARDS: ShardsRecord.of(manifest).to_dict(),
         }
+        if manifest.encoding is not None:
+            metrics[ENCODING] = manifest.encoding.to_dict()
         if len(manifest.parts()) > 1:
             metrics[PROTOCOLS] = {part.collection: part.protocol for part in manifest.parts()}
         if result.encoder_weight is not None:

@@ -132,8 +132,8 @@ def write_source(folder: Path, plan: SourcePlan, store: ExtractionStore) -> Sour
     features_folder.mkdir(parents=True)
     text_folder.mkdir(parents=True)
     by_video: defaultdict[str, list[CaptionRow]] = defaultdict(list)
-    for video, row in plan.captions:
-        by_video[video].append(row)
+    for id, row in plan.captions:
+        by_video[id].append(row)
     settings = WindowSettings(plan.encoding.window, plan.encoding.overlap)
     fps = plan.encoding.fps
     times: list[tuple[str, VideoTimes]] = []

@@ -95,9 +95,8 @@ class ExtractionStore:
     def write_video(self, key: str, video: ListedVideo, features: VideoFeatures) -> None:
         """Write a video's features."""
         record = {"file": video.file, "duration": features.duration, "warning": features.warning}
-        content = safetensors.numpy.save(
-            {"features": np.ascontiguousarray(features.rows, np.float32)}, {"record": json.dumps(record)}
-        )
+        rows: np.ndarray = np.ascontiguousarray(features.rows, np.float32)
+        content = safetensors.numpy.save({"features": rows}, {"record": json.dumps(record)})
         self._storage.write_bytes(f"{_VIDEOS}/{key}{_ENDING}", content)
 
     def read_video(self, key: str) -> VideoFeatures:
@@ -120,7 +119,7 @@ class ExtractionStore:
         """Write the features of some sentences."""
         sentences = [sentence for sentence, _ in features]
         key = hashlib.sha256(json.dumps(sentences).encode()).hexdigest()[:32]
-        tensors = {
+        tensors: dict[str, np.ndarray] = {
             "tokens": np.concatenate([each.tokens for _, each in features]).astype(np.float32),
             "counts": np.array([len(each.tokens) for _, each in features], np.int64),
             "embeddings": np.stack([each.sentence for _, each in features]).astype(np.float32),

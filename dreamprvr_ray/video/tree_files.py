@@ -20,8 +20,8 @@ _PARTIAL = "partial"  # in SOURCE/extraction: a source tree that is being writte
 def new_tree(source: Storage) -> Iterator[Path]:
     """Yield an empty directory to write a source tree into, which is removed afterwards."""
     if (directory := source.directory) is None:
-        with tempfile.TemporaryDirectory(prefix="dreamprvr-extraction-") as folder:
-            yield Path(folder)
+        with tempfile.TemporaryDirectory(prefix="dreamprvr-extraction-") as temporary:
+            yield Path(temporary)
         return
     folder = directory / EXTRACTION / _PARTIAL
     with writing(folder):
