@@ -61,6 +61,12 @@ class Gauges:
             name: self._gauge(f"trial_{name}", description, "trial") for name, (description, _) in TRIAL_GAUGES.items()
         }
         self._recall = self._gauge("trial_recall", "Recall on val, in percent, by rank", "trial", "rank")
+        self._collection_sumr = self._gauge(
+            "trial_collection_sumr",
+            "SumR on val of each collection that is trained on, if there are several",
+            "trial",
+            "collection",
+        )
         self._loss = self._gauge(
             "trial_loss", "Mean loss over the epoch by part; unweighted except total", "trial", "part"
         )
@@ -127,6 +133,8 @@ class Gauges:
                 self._set(self._trial_gauges[name], float(value), trial=trial)
         for rank, recall in result.recall.items():
             self._set(self._recall, float(recall), trial=trial, rank=str(rank))
+        for collection, sumr in result.collections.items():
+            self._set(self._collection_sumr, float(sumr), trial=trial, collection=collection)
         for part, loss in result.losses.items():
             self._set(self._loss, float(loss), trial=trial, part=part)
 

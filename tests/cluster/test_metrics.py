@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ TINY = {
 }
 
 FIRST_EPOCH = EpochResult.from_dict({"epoch": 1, "SumR": 50.0, "best_SumR": 50.0, "best_epoch": 1})
-TAGS = {"loss": "part", "recall": "rank"}
+TAGS = {"loss": "part", "recall": "rank", "collection_sumr": "collection"}
 
 needs_prometheus = pytest.mark.skipif(prometheus.missing() is not None, reason=str(prometheus.missing()))
 
@@ -94,13 +94,15 @@ def exported() -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def search(demo_shards: Path, command: Command, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RecordedSearch]:
-    """Run one trial of two workers, on a Ray with its own directory."""
+def search(
+    demo_shards: Path, other_shards: Path, command: Command, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RecordedSearch]:
+    """Run one trial of two workers on two collections, on a Ray with its own directory."""
     folder = tmp_path_factory.mktemp("metrics")
     space = TINY | {"training.epochs": 10, "training.patience": 10, "model.registers": {"int": [0, 4]}}
     values = {
         "config": "demo",
-        "shards": str(demo_shards),
+        "shards": [str(demo_shards), str(other_shards)],
         "out": str(folder / "out"),
         "trials": 1,
         "trial": {"workers": 2},
@@ -160,6 +162,8 @@ def test_the_panels_show_what_the_search_reported(search: RecordedSearch) -> Non
     shown = {f"loss {name.removeprefix('loss/')}": name for name in epochs[0] if name.startswith("loss/")}
     shown |= {f"recall {rank}": f"R@{rank}" for rank in (1, 5, 10, 100)} | {
         "sumr ": "SumR",
+        "collection_sumr demo": "SumR/demo",
+        "collection_sumr other": "SumR/other",
         "epoch ": "epoch",
         "epoch_seconds ": "seconds",
     }
@@ -218,9 +222,13 @@ def test_panels_do_not_overlap_and_have_units() -> None:
     assert all(panel["fieldConfig"]["defaults"]["unit"] for panel in PANELS)
 
 
-def test_gauges_are_set_repeatedly_until_their_training_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray drops a gauge that is not set again."""
-    calls: list[tuple[str, float]] = []
+Calls = list[tuple[str, float, dict[str, str]]]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """Record what gauges are set to: name, value and tags."""
+    calls: Calls = []
 
     class Gauge:
         def __init__(self, name: str, *rest: object) -> None:
@@ -230,7 +238,7 @@ def test_gauges_are_set_repeatedly_until_their_training_ends(monkeypatch: pytest
             pass
 
         def set(self, value: float, tags: Mapping[str, str] | None = None) -> None:
-            calls.append((f"{self.name} {(tags or {}).get('trial')}", value))
+            calls.append((self.name, value, dict(tags or {})))
 
         def inc(self) -> None:
             pass
@@ -238,27 +246,42 @@ def test_gauges_are_set_repeatedly_until_their_training_ends(monkeypatch: pytest
     monkeypatch.setattr(metrics.metrics, "Gauge", Gauge)
     monkeypatch.setattr(metrics.metrics, "Counter", Gauge)
     monkeypatch.setattr(metrics, "REFRESH_SECONDS", 0.01)
+    return calls
 
-    def is_repeated(gauge: str) -> bool:
-        before = calls.count((gauge, 1))
+
+def test_the_val_of_each_collection_has_a_gauge(calls: Calls) -> None:
+    gauges, name = metrics.Gauges("search"), "dreamprvr_trial_collection_sumr"
+    gauges.record_epoch("a", FIRST_EPOCH)
+    assert name not in {gauge for gauge, _, _ in calls}  # a single collection has `trial_sumr` only
+    gauges.record_epoch("b", replace(FIRST_EPOCH, collections={"qvh": 60.0, "charades": 40.0}))
+    assert [(value, tags) for gauge, value, tags in calls if gauge == name] == [
+        (60.0, {"trial": "b", "collection": "qvh"}),
+        (40.0, {"trial": "b", "collection": "charades"}),
+    ]
+
+
+def test_gauges_are_set_repeatedly_until_their_training_ends(calls: Calls) -> None:
+    """Ray drops a gauge that is not set again."""
+    running, epoch = "dreamprvr_trial_running", "dreamprvr_trial_epoch"
+
+    def count(gauge: str, trial: str, value: float) -> int:
+        return calls.count((gauge, value, {"trial": trial}))
+
+    def is_repeated(gauge: str, trial: str) -> bool:
+        before = count(gauge, trial, 1)
         time.sleep(0.1)
-        return calls.count((gauge, 1)) > before + 1
+        return count(gauge, trial, 1) > before + 1
 
     with metrics.Gauges("search") as gauges:
         gauges.record_epoch("a", FIRST_EPOCH)
         gauges.record_epoch("b", FIRST_EPOCH)
-        assert is_repeated("dreamprvr_trial_epoch a") and is_repeated("dreamprvr_trial_running a")
+        assert is_repeated(epoch, "a") and is_repeated(running, "a")
         gauges.mark_ended("a")
-        assert calls.count(("dreamprvr_trial_running a", 0)) == 1
-        assert (
-            not is_repeated("dreamprvr_trial_epoch a")
-            and not is_repeated("dreamprvr_trial_running a")
-            and is_repeated("dreamprvr_trial_epoch b")
-        )
-    assert calls[-2:] == [("dreamprvr_trial_running b", 0), ("dreamprvr_driver_running None", 0)] and not is_repeated(
-        "dreamprvr_trial_epoch b"
-    )
+        assert count(running, "a", 0) == 1
+        assert not is_repeated(epoch, "a") and not is_repeated(running, "a") and is_repeated(epoch, "b")
+    assert calls[-2:] == [(running, 0, {"trial": "b"}), ("dreamprvr_driver_running", 0, {})]
+    assert not is_repeated(epoch, "b")
     calls.clear()
     with pytest.raises(ValueError), metrics.Gauges("search"):
         raise ValueError
-    assert set(calls) == {("dreamprvr_driver_running None", 1)}  # as after a kill
+    assert {(name, value) for name, value, _ in calls} == {("dreamprvr_driver_running", 1)}  # as after a kill
