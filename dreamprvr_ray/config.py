@@ -88,7 +88,7 @@ class Experiment(Section):
         # Only the keys of `data.weights` may be missing in one of them.
         values = {key: (was.get(key, FULL_WEIGHT), now.get(key, FULL_WEIGHT)) for key in now | was}
         return [
-            f"{key} was {old!r} and is {new!r} now"
+            f"{key} was {describe(old)} and is {describe(new)} now"
             for key, (old, new) in values.items()
             if old != new and key not in RESUME_MAY_CHANGE
         ]

@@ -10,6 +10,7 @@ from dreamprvr_ray.command_line import Parser, print_json, print_progress, run
 from dreamprvr_ray.config import Experiment, load_experiment, parse_overrides
 from dreamprvr_ray.data.locations import one_or_several
 from dreamprvr_ray.errors import UserError, redact_uri
+from dreamprvr_ray.yaml_files import format_value
 
 
 def main(arguments: list[str]) -> None:
@@ -85,7 +86,7 @@ def _print_plan(config: str, experiment: Experiment, json: bool) -> None:
     cost = estimate(experiment)
     print(f"config: {config}")
     for key, value in experiment.flat().items():
-        print(f"{key} = {value}")
+        print(f"{key} = {format_value(value)}")
     print("\n".join(cost.lines()))
     if json:
         print_json(cost.to_dict())

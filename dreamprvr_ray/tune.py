@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from dreamprvr_ray.command_line import Parser, print_json, print_progress, run
 from dreamprvr_ray.config import Experiment, parse_overrides
 from dreamprvr_ray.data.locations import one_or_several
@@ -40,12 +42,7 @@ def main(arguments: list[str]) -> None:
     if options.shards is not None:
         overrides["shards"] = one_or_several(options.shards)
     search = load_search(options.space, overrides)
-    if search.table.rows:
-        if options.dry_run:
-            _print_ablation_plan(search, options.json)
-        else:
-            _run_ablations(search, options.resume, options.json)
-    elif options.dry_run:
+    if options.dry_run:
         _print_plan(search, options.json)
     else:
         _run(search, options.resume, options.json)
@@ -53,66 +50,56 @@ def main(arguments: list[str]) -> None:
 
 def _print_plan(search: Search, json: bool) -> None:
     from dreamprvr_ray.runtime.session import ray_session
+    from dreamprvr_ray.search import ablation_table, presentation
     from dreamprvr_ray.search.plan import plan_trials
     from dreamprvr_ray.search.preconditions import planned_sizes
-    from dreamprvr_ray.search.presentation import plan_dict, plan_lines
     from dreamprvr_ray.training.cost import estimate
 
     search, sizes_from = planned_sizes(search)
     with ray_session(dashboard=False, log=print_progress):
         plan = plan_trials(search)
-    cost = estimate(search.experiment)
-    print("\n".join(plan_lines(search, plan, cost, sizes_from)))
-    if json:
-        print_json(plan_dict(search, plan, cost))
+    if search.table.rows:
+        lines, values = ablation_table.plan_lines(search, plan, sizes_from), ablation_table.plan_dict(search, plan)
+    else:
+        cost = estimate(search.experiment)
+        lines = presentation.plan_lines(search, plan, cost, sizes_from)
+        values = presentation.plan_dict(search, plan, cost)
+    _print(lines, values, json)
 
 
 def _run(search: Search, resume: bool, json: bool) -> None:
     search.check_shards()  # before the imports, which take seconds
+    run_all = _run_ablations if search.table.rows else _run_search
+    try:
+        lines, values = run_all(search, resume)
+    except (KeyboardInterrupt, SearchInterrupted):
+        print_progress(
+            f"to continue, add --resume to the same command (what has finished is in {redact_uri(search.settings.out)})"
+        )
+        raise
+    _print(lines, values, json)
+
+
+def _run_search(search: Search, resume: bool) -> tuple[list[str], dict[str, Any]]:
     from dreamprvr_ray.search.driver import run_search
     from dreamprvr_ray.search.presentation import outcome_dict, outcome_lines
 
-    try:
-        outcome = run_search(search, resume=resume, log=print_progress)
-    except (KeyboardInterrupt, SearchInterrupted):
-        print_progress(
-            f"to continue, add --resume to the same command (the search is in {redact_uri(search.settings.out)})"
-        )
-        raise
-    print("\n".join(outcome_lines(search, outcome)))
-    if json:
-        print_json(outcome_dict(outcome))
+    outcome = run_search(search, resume=resume, log=print_progress)
+    return outcome_lines(search, outcome), outcome_dict(outcome)
 
 
-def _print_ablation_plan(search: Search, json: bool) -> None:
-    from dreamprvr_ray.runtime.session import ray_session
-    from dreamprvr_ray.search.ablation_table import plan_dict, plan_lines
-    from dreamprvr_ray.search.plan import plan_trials
-    from dreamprvr_ray.search.preconditions import planned_sizes
-
-    search, sizes_from = planned_sizes(search)
-    with ray_session(dashboard=False, log=print_progress):
-        plan = plan_trials(search)
-    print("\n".join(plan_lines(search, plan, sizes_from)))
-    if json:
-        print_json(plan_dict(search, plan))
-
-
-def _run_ablations(search: Search, resume: bool, json: bool) -> None:
-    search.check_shards()
+def _run_ablations(search: Search, resume: bool) -> tuple[list[str], dict[str, Any]]:
     from dreamprvr_ray.search.ablation_table import outcome_lines
     from dreamprvr_ray.search.ablations import run_ablations
 
-    try:
-        result = run_ablations(search, resume=resume, log=print_progress)
-    except (KeyboardInterrupt, SearchInterrupted):
-        print_progress(
-            f"to continue, add --resume to the same command (the rows so far are in {redact_uri(search.settings.out)})"
-        )
-        raise
-    print("\n".join(outcome_lines(search, result)))
+    result = run_ablations(search, resume=resume, log=print_progress)
+    return outcome_lines(search, result), result.to_dict()
+
+
+def _print(lines: list[str], values: dict[str, Any], json: bool) -> None:
+    print("\n".join(lines))
     if json:
-        print_json(result.to_dict())
+        print_json(values)
 
 
 if __name__ == "__main__":

@@ -166,8 +166,17 @@ def describe(value: Any) -> str:
         return f"an integer of more than {MAX_DIGITS} digits"
     if not isinstance(value, (str, int, float)):
         return f"a {type(value).__name__}"
-    shown = repr(value)
+    shown = format_value(value) if isinstance(value, bool) else repr(value)
     return shown if len(shown) <= _LONGEST_VALUE else f"{shown[:_LONGEST_VALUE]}..."
+
+
+def format_value(value: Any, digits: int = 6) -> str:
+    """Return a value as text that a YAML file may have: `true`, `null`, `0.3`; numbers with at most so many digits."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

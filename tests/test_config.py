@@ -191,7 +191,7 @@ def test_experiment_is_frozen() -> None:
         ("model: {registers: six}", "model.registers = 'six': must be a valid integer"),
         ("model: {registers: '6'}", "model.registers = '6': must be a valid integer"),
         ("model: {registers: 6.0}", "model.registers = 6.0: must be a valid integer"),
-        ("model: {registers: yes}", "model.registers = True: must be a valid integer"),
+        ("model: {registers: yes}", "model.registers = true: must be a valid integer"),
         ("model: {registers: }", "model.registers = null: must be a valid integer"),
         ("model: {registers: [6]}", "model.registers = a list: must be a valid integer"),
         ("model: {registers: {int: 6}}", "model.registers = a mapping: must be a valid integer"),

@@ -518,6 +518,7 @@ def test_a_dry_run_of_ablations_prints_the_rows(call: Call, local_ray: None) -> 
     )
     values = last_json(done)
     assert values["trainings"] == 24 and values["seeds"] == [0, 1, 2] and len(values["rows"]) == 8
+    assert "no textual perturbation: loss.textual_perturbation = false; " in done.stdout
     assert "no registers: model.registers = 0; 0." in done.stdout and "full: the configuration itself; " in done.stdout
 
 

@@ -10,6 +10,7 @@ from dreamprvr_ray.evaluation.metrics import RECALL_RANKS
 from dreamprvr_ray.search.final_result import FinalResult
 from dreamprvr_ray.search.summary import ONE_SEED
 from dreamprvr_ray.training.flops import specified_gflop
+from dreamprvr_ray.yaml_files import format_value
 
 if TYPE_CHECKING:
     from dreamprvr_ray.search.plan import TrialPlan
@@ -97,4 +98,4 @@ def plan_dict(search: Search, plan: TrialPlan) -> dict[str, Any]:
 
 
 def _changes(values: dict[str, Any]) -> str:
-    return ", ".join(f"{key} = {value}" for key, value in values.items()) or "the configuration itself"
+    return ", ".join(f"{key} = {format_value(value)}" for key, value in values.items()) or "the configuration itself"

@@ -12,7 +12,7 @@ import optuna
 from dreamprvr_ray.config import Experiment, is_known_key, known_keys
 from dreamprvr_ray.errors import UserError, did_you_mean
 from dreamprvr_ray.search.conditions import Condition
-from dreamprvr_ray.yaml_files import describe
+from dreamprvr_ray.yaml_files import describe, format_value
 
 FEW = 32
 MAX_CHOICES = 1000
@@ -73,7 +73,7 @@ class Parameter:
     def __str__(self) -> str:
         when = f", when {self.when}" if self.when else ""
         if self.choices is not None:
-            return " | ".join(str(choice) for choice in self.choices) + when
+            return " | ".join(map(format_value, self.choices)) + when
         kind = "integers" if isinstance(self.low, int) else "numbers"
         scale = (", log scale" if self.log else "") + (f", step {self.step:g}" if self.step else "")
         return f"{kind} from {self.low:g} to {self.high:g}{scale}{when}"
@@ -210,6 +210,6 @@ def parameter_mistakes(parameter: Parameter, experiment: Experiment, where: str)
     if not mistakes and not parameter.contains(own_value):
         mistakes.append(
             f"{where}: space: {parameter.key}: the range ({parameter}) must contain the configuration's own value"
-            f" {own_value!r}, which the first trial uses"
+            f" {describe(own_value)}, which the first trial uses"
         )
     return mistakes

@@ -13,6 +13,7 @@ from dreamprvr_ray.search.publication import SearchOutcome
 from dreamprvr_ray.search.space import Search
 from dreamprvr_ray.search.summary import describe_final, format_table
 from dreamprvr_ray.training.cost import Cost
+from dreamprvr_ray.yaml_files import format_value
 
 
 def plan_lines(search: Search, plan: TrialPlan, cost: Cost, sizes_from: str) -> list[str]:
@@ -31,7 +32,7 @@ def plan_lines(search: Search, plan: TrialPlan, cost: Cost, sizes_from: str) -> 
         f"after the search: {_describe_final(search)}",
         "search space, with the first trial's values:",
         *(
-            f"  {parameter.key}: {parameter}; first {_number(own_values[parameter.key])}"
+            f"  {parameter.key}: {parameter}; first {format_value(own_values[parameter.key])}"
             for parameter in search.parameters
         ),
         *(f"constraint: {constraint}" for constraint in search.constraints),
@@ -118,7 +119,3 @@ def _describe_final(search: Search) -> str:
     settings = f"{best} and {baseline_name(search.experiment)}"
     seeds = "1 seed" if final.seeds == 1 else f"{final.seeds} seeds"
     return f"retrain {settings} with {seeds} each{data}, evaluate each once on test"
-
-
-def _number(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)

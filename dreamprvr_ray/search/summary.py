@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Any
 
 from dreamprvr_ray.evaluation.metrics import below_zero_shot, zero_shot_line
 from dreamprvr_ray.search.final_result import FinalResult
 from dreamprvr_ray.search.results import TrialRecord
+from dreamprvr_ray.yaml_files import format_value
 
 ONE_SEED = ": with one seed, how much other seeds would change is not known"
 
@@ -25,7 +25,7 @@ def format_table(trials: Sequence[TrialRecord], keys: Sequence[str]) -> list[str
                 _format_sumr(trial.best_sumr),
                 str(trial.best_epoch or "-"),
                 _format_sumr(trial.last_sumr),
-                *(_format_value(trial.values.get(key)) for key in keys),
+                *(format_value(trial.values[key], 3) if key in trial.values else "-" for key in keys),
             ]
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -76,9 +76,3 @@ def describe_shared_seeds(seeds: Sequence[int]) -> str:
 
 def _format_sumr(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
-
-
-def _format_value(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -36,6 +36,7 @@ from dreamprvr_ray.storage.location import Storage
 from dreamprvr_ray.training.failure import TrialFailure, is_out_of_memory, is_storage_error
 from dreamprvr_ray.training.loop import fit
 from dreamprvr_ray.training.reporter import EpochResult, Snapshot, latest_result
+from dreamprvr_ray.yaml_files import format_value
 
 STORE_RETRY_SECONDS = 5.0  # before a trial is retried after a failed object-store request
 
@@ -136,9 +137,7 @@ def _on_this_node() -> Iterator[None]:
 
 
 def _describe(values: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()
-    )
+    return ", ".join(f"{key} {format_value(value, 4)}" for key, value in values.items())
 
 
 class TuneReporter:

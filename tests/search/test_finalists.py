@@ -125,7 +125,7 @@ def test_a_finished_run_is_recognized_by_what_was_trained_and_not_by_its_name(tm
     assert names(on_val) == [f"{name}-version_2" for name in names(runs)]
     assert log[0] == (
         "final: trial_001-seed_1 holds another training, which is left as it is: training.epochs was 9 and is 6 now;"
-        " training.with_val was False and is True now"
+        " training.with_val was false and is true now"
     )
     with_val, _ = planned(tmp_path / "out", with_val=True)  # only to have the settings
     for run in on_val:

@@ -28,3 +28,14 @@ def test_a_plan_says_which_feature_sizes_it_uses_and_that_the_duration_is_not_kn
         assert lines[-1] == f"duration: not known before the first epoch has been measured; the trials have {duration}"
         (line,) = [line for line in lines if "GFLOP" in line]
         assert line.endswith("18.0 GFLOP are computed, because operations without effect on the result are skipped")
+
+
+def test_values_are_shown_as_in_a_search_file(demo_shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "space.yaml").write_text(
+        f"config: demo\nshards: {demo_shards}\nout: {tmp_path / 'out'}\ntrials: 2\n"
+        "space: {loss.textual_perturbation: {choice: [true, false]}, loss.margin: {choice: [0.1, 0.2]}}\n"
+    )
+    cost = Cost(parameters=10**6, gflop_per_video=20.0, executed_gflop_per_video=18.0, memory=2**30)
+    lines = plan_lines(load_search(tmp_path / "space.yaml"), TrialPlan(WorkerGroup(1, 1.0, 0.0), 1), cost, "shards")
+    assert "  loss.textual_perturbation: true | false; first true" in lines
+    assert "  loss.margin: 0.1 | 0.2; first 0.2" in lines
