@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 MAX_RATE = 1000.0  # frames per second that can be asked for
 _LONGER = 10.0  # seconds by which frames may exceed the duration that a file states; beyond, time stamps are wrong
 _SHORTER = 0.25  # seconds, or two frames, that may be missing at the end without a warning
+_LATE = 60  # seconds after which a video that starts later than its sound counts from its own start
+MAX_HOURS = 100  # beyond, time stamps are wrong; at a wrong rate, each frame would be repeated for days
 _BACKWARDS = 1  # seconds by which a time stamp may be too early before it counts as a new start
 # Containers whose time stamps are of one timeline. Those of others may start again, as where recordings were joined.
 _INDEXED = {"mov", "mp4", "matroska", "webm", "avi"}
@@ -195,7 +197,11 @@ class _Reader:
             for frame in self._decoded(container, stream):
                 if frame.width * frame.height > MAX_PIXELS:
                     raise UnreadableVideo(self._path, f"frames of {frame.width} x {frame.height} pixels are too large")
-                yield clock.place(frame)
+                shown = clock.place(frame)
+                if shown.end > MAX_HOURS * 3600:
+                    self._break = f"time stamps beyond {MAX_HOURS} hours are wrong"
+                    return
+                yield shown
 
     def _decoded(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
         """Yield the frames that can be decoded, and skip damaged ones."""
@@ -236,7 +242,7 @@ class _Reader:
         """Return why frames are missing, in one line; None if none are."""
         parts = []
         if self._break is not None:
-            parts.append(f"cannot be read after {self._read_end:.1f} s: {self._break}")
+            parts.append(f"cannot be read to the end: {self._break}")
         elif self._stated is not None and self._read_end < self._stated - self._tolerance:
             parts.append(f"cut off: ends at {self._read_end:.1f} s of {self._stated:.1f} s")
         if self._damaged:
@@ -272,13 +278,16 @@ class _Clock:
     def _start_stamp(self, container: InputContainer, stream: VideoStream) -> int | None:
         """Return time 0 as a time stamp of the stream; None: that of its first frame.
 
-        It is the container's start, of any stream. Where that is negative (the priming of audio), it is the video's.
+        It is the container's start, of any stream. Where that is negative (the priming of audio) or a minute earlier,
+        it is the video's.
         """
         own, base = stream.start_time, self._base
         if container.start_time is None or container.start_time < 0:
             return own
         start = Fraction(container.start_time, 1_000_000) / base
-        return own if own is not None and abs(own - start) * base < Fraction(1, 1000) else round(start)
+        if own is not None and (abs(own - start) * base < Fraction(1, 1000) or (own - start) * base > _LATE):
+            return own
+        return round(start)
 
     def stamp(self, seconds: float) -> int:
         """Return a time as a time stamp of the stream, rounded down."""
@@ -301,5 +310,5 @@ class _Clock:
         self._last = time
         length = frame.duration * self._base if frame.duration else self.step
         if time + length > self._limit:
-            length = self.step
+            length = min(self.step, max(Fraction(self._limit) - time, 1 / FALLBACK_RATE))
         return _Shown(float(time), float(time + length), frame)

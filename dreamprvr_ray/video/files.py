@@ -124,10 +124,11 @@ def open_container(path: str | os.PathLike[str], threads: int = 1) -> Iterator[t
         if not streams:
             kind = "audio only" if container.streams.audio else "no stream of frames"
             raise UnreadableVideo(path, f"no video: {kind}")
+        streams = [each for each in streams if each.codec_context is not None]
+        if not streams:
+            raise UnreadableVideo(path, "no decoder for its codec")
         # The largest, as a second stream may be a preview.
         stream = max(streams, key=lambda each: (each.width or 0) * (each.height or 0))
-        if stream.codec_context is None:
-            raise UnreadableVideo(path, "no decoder for its codec")
         if (stream.width or 0) * (stream.height or 0) > MAX_PIXELS:
             raise UnreadableVideo(path, f"frames of {stream.width} x {stream.height} pixels are too large")
         stream.codec_context.thread_count = threads

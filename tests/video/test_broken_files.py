@@ -139,6 +139,16 @@ def test_damage_in_the_middle(tmp_path: Path) -> None:
     assert frames.warning is not None and frames.warning.startswith("damaged: ")
 
 
+def test_time_stamps_that_would_repeat_frames_for_years(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "video.avi", 60, 10, codec="mpeg4")
+    content = bytearray(path.read_bytes())
+    scale = content.index(b"strh") + 28
+    content[scale : scale + 4] = (10**9).to_bytes(4, "little")  # an AVI's rate is a fraction; this is its divisor
+    path.write_bytes(content)
+    with pytest.raises(UnreadableVideo, match="time stamps beyond 100 hours are wrong"):
+        list(decode(path, 1))
+
+
 def test_one_frame(tmp_path: Path) -> None:
     path = make_video(tmp_path / "one.mp4", 1, 10)
     frames = decode(path, 1)

@@ -130,6 +130,24 @@ def test_a_stream_without_time_stamps(tmp_path: Path) -> None:
     assert shown(path, 5, start=1) == [(place / 5, 5 * place) for place in range(5, 10)]
 
 
+def test_recordings_that_were_joined(tmp_path: Path) -> None:
+    """Where time stamps start again, time continues."""
+    path = make_video(tmp_path / "joined.ts", 30, 10)
+    path.write_bytes(path.read_bytes() * 2)
+    found = shown(path, 1)
+    assert [time for time, _ in found] == [0, 1, 2, 3, 4, 5]
+    assert [number for _, number in found][:3] == [0, 10, 20]
+    assert all(abs(number - expected) <= 1 for (_, number), expected in zip(found[3:], (0, 10, 20), strict=True))
+    assert shown(path, 1, start=4) == found[4:]
+
+
+def test_a_video_that_counts_from_its_own_start(tmp_path: Path) -> None:
+    """A damaged file may state that its frames start an hour after its sound."""
+    stamps = [36_000 + place for place in range(30)]
+    path = make_video(tmp_path / "late.mkv", stamps=stamps, per_second=10, audio=1)
+    assert shown(path, 1) == [(0, 0), (1, 10), (2, 20)]
+
+
 def test_an_unknown_duration(tmp_path: Path) -> None:
     path = make_video(tmp_path / "live.mkv", 30, 10, options={"live": "1"})
     assert examine(path).duration is None
