@@ -35,6 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 COMPONENT_OF = {
     "report.__main__": "commands",
     "data.demo": "commands",
+    "video.demo": "commands",
     "retrieval": "api",
     "config_reference": "config",
     "config_sections": "config",
