@@ -66,7 +66,9 @@ def test_a_machine_without_loopback_is_reported_at_once() -> None:
 
 
 def test_the_log_of_a_process_of_ray_that_does_not_start_is_not_printed() -> None:
-    program = "from dreamprvr_ray.runtime.session import ray_session\nwith ray_session(dashboard=False): print('started')"
+    program = (
+        "from dreamprvr_ray.runtime.session import ray_session\nwith ray_session(dashboard=False): print('started')"
+    )
     environment = os.environ | {"RAY_DASHBOARD_STARTUP_TIMEOUT_S": "0"}  # as on a machine that is too busy
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300)
     assert done.stdout == "started\n" and done.stderr == "", done.stderr
