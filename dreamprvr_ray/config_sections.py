@@ -263,8 +263,8 @@ class EvaluationConfig(Section):
     encoder_weight: AutoShare = Field(
         default=0.0,
         description="Weight of the encoder's own score; the model's gets 1 - `encoder_weight`. Only for features of one"
-        " encoder. The encoder's score of a query and a video is the mean of three cosines of the "
-        "sentence's embedding: with the video's best frame, its best clip, and the mean of its frames. 0: "
+        " encoder. The encoder's score of a query and a video is the mean of four cosines of the "
+        "sentence's embedding: with the means of the most similar 1, 5, 15 and 31 frames in a row. 0: "
         "the model alone, as in the paper; 1: the encoder alone. `auto`: chosen after each epoch on val, "
         "close to 0.3 unless val clearly prefers another weight; 0.3 with `training.with_val`.",
     )

@@ -21,10 +21,11 @@ from dreamprvr_ray.device import autocast
 from dreamprvr_ray.distributed import Workers
 from dreamprvr_ray.model.scoring import best_cosines
 
-Comparison = Literal["best frame", "best clip", "pooled video"]
+Comparison = Literal["best frame", "best clip", "pooled video", "best windows"]
 COMPARISONS = get_args(Comparison)
-# The encoder's score is the mean of all three: each alone, and any two, retrieve worse (docs/lab-notes.md, 2026-11-27).
-ENCODER: tuple[Comparison, ...] = COMPARISONS
+# Lengths, in frame rows, of the windows whose means the encoder's score compares. A moment is described by many frames;
+# windows of several lengths retrieve better than frames, clips and the whole video (docs/lab-notes.md, 2026-11-27).
+WINDOWS = (1, 5, 15, 31)
 VIDEO_BLOCK = 64  # videos compared at a time
 QUERY_BLOCK = 512  # queries compared at a time
 
@@ -33,12 +34,12 @@ QUERY_BLOCK = 512  # queries compared at a time
 def encoder_scores(split: Split, device: torch.device, workers: Workers | None = None) -> Tensor:
     """Return the encoder's score (Q, V) of all queries and videos of a split, on `device` and on every worker.
 
-    It is the mean of three cosines of the sentence: with the video's best frame row, with its best clip row, and with
-    the mean of its frame rows. The workers divide the videos among them, so that every worker gets the same numbers.
+    It is `best windows` of `compare`. The workers divide the videos among them, so that every worker gets the same
+    numbers.
     """
     workers = workers or Workers()
     parts = workers.divide(np.arange(len(split)))
-    own_columns = torch.stack(compare(split, ENCODER, device, parts[workers.rank])).mean(0)
+    (own_columns,) = compare(split, ["best windows"], device, parts[workers.rank])
     return workers.gather_for_same_loss(own_columns.T.contiguous(), [len(part) for part in parts]).T
 
 
@@ -49,7 +50,9 @@ def compare(
     """Return the cosines (Q, videos) of each comparison, in blocks that bound the memory.
 
     `best frame` and `best clip`: with the most similar of the video's frame rows and of its 32 clip rows.
-    `pooled video`: with the mean of its frame rows. `videos` are numbers in the split; all of them by default.
+    `pooled video`: with the mean of its frame rows. `best windows`: for each of `WINDOWS` with the most similar mean of
+    that many frame rows in a row, or of all of a shorter video; the mean over the lengths. `videos` are numbers in the
+    split; all of them by default.
     """
     videos = np.arange(len(split)) if videos is None else videos
     queries = np.arange(len(split.owner))
@@ -61,17 +64,55 @@ def compare(
         for block in _blocks(order, VIDEO_BLOCK):
             clips, frames, mask = (rows.to(device) for rows in collate_videos(split, videos[block], trimmed=True))
             columns = torch.from_numpy(block).to(device)
-            pooled = frames.sum(1, keepdim=True)  # has the mean's direction; rows after the last frame are zero
-            rows: dict[Comparison, tuple[Tensor, Tensor | None]] = {
-                "best frame": (frames, mask),
-                "best clip": (clips, None),
-                "pooled video": (pooled, None),
-            }
             for matrix, comparison in zip(scores, comparisons, strict=True):
-                matrix[:, columns] = torch.cat(
-                    [best_cosines(part, *rows[comparison]) for part in sentences.split(QUERY_BLOCK)]
-                )
+                rows = list(_rows(comparison, clips, frames, mask))
+                parts = [
+                    torch.stack([best_cosines(part, *each) for each in rows]).mean(0)
+                    for part in sentences.split(QUERY_BLOCK)
+                ]
+                matrix[:, columns] = torch.cat(parts)
     return scores
+
+
+def _rows(
+    comparison: Comparison, clips: Tensor, frames: Tensor, mask: Tensor
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Yield the rows of videos (B, n, D) that a comparison looks at, and which of them exist; the best of each counts.
+
+    `clips` (B, 32, D), `frames` (B, L, D) and their `mask` (B, L) are those of a block of videos.
+    """
+    if comparison == "best frame":
+        yield frames, mask
+    elif comparison == "best clip":
+        yield clips, None
+    elif comparison == "pooled video":
+        yield frames.sum(1, keepdim=True), None  # has the mean's direction; rows after the last frame are zero
+    else:
+        for length in WINDOWS:
+            yield window_sums(frames, mask.sum(1), length), None
+
+
+def window_sums(frames: Tensor, counts: Tensor, length: int) -> Tensor:
+    """Return the sums (B, n, D) of `length` frame rows in a row, which have the direction of their means.
+
+    Args:
+        frames: (B, L, D).
+        counts: (B,), the number of frames of each video, at least 1; the rows after them do not matter.
+        length: Number of rows. A shorter video has one window, all of it.
+
+    Windows begin every quarter of their length; the last one ends with the video, and fills up a shorter video's row.
+    Each is summed by itself, so that equal windows of two videos tie exactly.
+    """
+    device, (videos, rows, size) = frames.device, frames.shape
+    step = max(length // 4, 1)
+    lengths = counts.clamp(max=length)[:, None]
+    starts = torch.arange(0, max(rows - length, 0) + step, step, device=device)
+    starts = torch.minimum(starts, counts[:, None] - lengths)
+    offsets = torch.arange(length, device=device)
+    inside = offsets < lengths[:, :, None]  # (B, 1, length)
+    numbers = torch.where(inside, starts[:, :, None] + offsets, 0).reshape(videos, -1, 1).expand(-1, -1, size)
+    windows = frames.gather(1, numbers).view(videos, -1, length, size)
+    return (windows * inside[..., None]).sum(2)
 
 
 def _blocks(indices: np.ndarray, size: int) -> Iterator[np.ndarray]:

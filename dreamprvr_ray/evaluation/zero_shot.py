@@ -19,9 +19,10 @@ from dreamprvr_ray.evaluation.retrieval import rank_queries
 
 @torch.no_grad()
 def zero_shot(split: Split, device: torch.device) -> dict[str, Retrieval]:
-    """Return the retrieval of a split's queries by each of the encoder's comparisons and by means of them.
+    """Return the retrieval of a split's queries by the encoder's comparisons.
 
-    The last, `encoder`, is the encoder's score of `evaluation.encoder_weight`. The features must be of one encoder.
+    The last, `encoder`, is the encoder's score of `evaluation.encoder_weight`, `best windows`. The features must be of
+    one encoder.
     """
     return {
         name: summarise(rank_queries(scores, split), len(split), split.moment_fractions)
@@ -30,7 +31,8 @@ def zero_shot(split: Split, device: torch.device) -> dict[str, Retrieval]:
 
 
 def _scores(split: Split, device: torch.device) -> Iterator[tuple[str, Tensor]]:
-    scores = dict(zip(COMPARISONS, compare(split, COMPARISONS, device), strict=True))
+    scores: dict[str, Tensor] = dict(zip(COMPARISONS, compare(split, COMPARISONS, device), strict=True))
+    windows = scores.pop("best windows")
     yield from scores.items()
     yield "best frame + pooled video", (scores["best frame"] + scores["pooled video"]) / 2
-    yield ENCODER, torch.stack([scores[comparison] for comparison in COMPARISONS]).mean(0)
+    yield ENCODER, windows

@@ -10,7 +10,7 @@ from support import small_models
 from dreamprvr_ray.data.in_memory import FeatureSplit, Query, write_shards
 from dreamprvr_ray.data.shards import Split
 from dreamprvr_ray.evaluation import encoder
-from dreamprvr_ray.evaluation.encoder import COMPARISONS, compare, encoder_scores
+from dreamprvr_ray.evaluation.encoder import COMPARISONS, compare, encoder_scores, window_sums
 from dreamprvr_ray.evaluation.retrieval import score_split
 from dreamprvr_ray.evaluation.weights import ScoreWeights
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
@@ -37,6 +37,13 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
     return shards.split("val")
 
 
+def window_starts(frames: int, length: int) -> list[int]:
+    """The first frames of windows: every quarter of their length, and the last one ends with the video."""
+    if frames <= length:
+        return [0]
+    return [*range(0, frames - length, max(length // 4, 1)), frames - length]
+
+
 def unit(vector: np.ndarray) -> np.ndarray:
     return vector / np.linalg.norm(vector)
 
@@ -53,10 +60,28 @@ def test_scores_equal_loops(split: Split, query_block: int, video_block: int, mo
             expected["best frame"][query, video] = max(unit(frame) @ sentence for frame in frames)
             expected["best clip"][query, video] = max(unit(clip) @ sentence for clip in clips)
             expected["pooled video"][query, video] = unit(frames.mean(0)) @ sentence
+            expected["best windows"][query, video] = np.mean(
+                [
+                    max(
+                        unit(frames[start : start + length].mean(0)) @ sentence
+                        for start in window_starts(len(frames), length)
+                    )
+                    for length in (1, 5, 15, 31)
+                ]
+            )
     for comparison, scores in zip(COMPARISONS, compare(split, COMPARISONS, CPU), strict=True):
         np.testing.assert_allclose(scores, expected[comparison], atol=1e-5)
-    mean = (expected["best frame"] + expected["best clip"] + expected["pooled video"]) / 3
-    np.testing.assert_allclose(encoder_scores(split, CPU), mean, atol=1e-5)
+    np.testing.assert_allclose(encoder_scores(split, CPU), expected["best windows"], atol=1e-5)
+
+
+def test_equal_windows_of_two_videos_tie_exactly() -> None:
+    torch.manual_seed(0)
+    part = torch.nn.functional.normalize(torch.randn(31, SIZE), dim=1)
+    first = torch.cat([part, torch.randn(40, SIZE)])
+    second = torch.cat([torch.randn(42, SIZE), part[:29]])  # 42: a window of each length begins there
+    for length in (1, 5, 15):
+        sums = window_sums(torch.stack([first, second]), torch.tensor([71, 71]), length)
+        assert any(torch.equal(sums[0, 0], row) for row in sums[1]), length
 
 
 def test_sentences_are_unit_vectors_in_any_order(split: Split) -> None:
