@@ -107,8 +107,9 @@ class Frames(Iterator[Frame]):
 
     def _sample(self) -> Iterator[Frame]:
         """Yield the frames at i / fps from those that the file shows."""
-        number = math.ceil(self._start * self._fps)
-        number += number / self._fps < self._start  # of rounding
+        number = max(0, math.floor(self._start * self._fps) - 1)
+        while number / self._fps < self._start:  # as floats, the product may be on either side
+            number += 1
         orientation = Orientation()
         shown: _Shown | None = None
         image: np.ndarray | None = None

@@ -161,8 +161,7 @@ class Orientation:
 
     def image(self, frame: VideoFrame) -> np.ndarray:
         """Return a frame as it is shown, (H, W, 3) uint8 RGB."""
-        # Unlike its colour space, PyAV does not take the colour range from the frame unless it is given.
-        image = frame.to_ndarray(format="rgb24", src_color_range=frame.color_range or None)
+        image = frame.to_ndarray(format="rgb24")
         matrix = self._matrix(frame)
         if matrix is None:
             return image

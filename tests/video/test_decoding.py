@@ -57,6 +57,16 @@ def test_containers_and_windows(tmp_path: Path, ending: str) -> None:
     assert video.duration == pytest.approx(5, abs=0.11)
 
 
+def test_windows_start_exactly_where_frames_are(tmp_path: Path) -> None:
+    """i / fps is rounded, and so is its product with fps: frame i must not be lost."""
+    path = make_video(tmp_path / "video.mp4", 10, 10)
+    for fps in (29.97, 49.0, 0.3 * 11):
+        for frame in list(decode(path, fps)):
+            assert next(decode(path, fps, start=frame.time)).time == frame.time
+            after = float(np.nextafter(frame.time, 99))
+            assert all(each.time > frame.time for each in decode(path, fps, start=after))
+
+
 @pytest.mark.parametrize("fps", [0.3, 1.0, 7.0, 29.97])
 def test_avi_with_reordered_frames(tmp_path: Path, fps: float) -> None:
     """AVI has no time stamps of presentation."""
