@@ -133,7 +133,7 @@ def test_configuration_example(tmp_path: Path) -> None:
 
 def test_every_command_of_the_table_exists(call: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     rows = re.findall(r"^\| `([a-z.]+) ([A-Z]* ?(?:--|\[).*?)` \|", README, re.MULTILINE)
-    assert len(rows) == 10
+    assert len(rows) == 11
     for name, flags in rows:
         done = call(name, "--help")
         assert done.returncode == 0, done.stderr

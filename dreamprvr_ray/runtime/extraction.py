@@ -164,7 +164,8 @@ class _Run:
         root = settings.videos.resolve()
         tasks = [pipeline.VideoTask(video.id, str(root / video.file), video.bytes) for video in self._todo]
         videos = {video.id: video for video in self._todo}
-        tally = Tally(self._todo, len(self.available), len(self._found.videos), settings.fps)
+        files = len(self._found.videos) + len(self._found.left_out)
+        tally = Tally(self._todo, len(self.available), files, settings.fps)
         self._report(tally.progress(len(self.failures)))
         for event in pipeline.encode_videos(tasks, settings.encoder, settings.fps, pools):
             if isinstance(event, pipeline.StartedVideo):
