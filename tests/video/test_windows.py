@@ -44,7 +44,7 @@ WINDOWS = cut("v", 320, 1, WindowSettings(128))  # 0-128, 64-192, 128-256, 192-3
         (100, 100, ["v@64-192", "v@0-128"]),  # an instant
     ],
 )
-def test_a_moment_is_shown_by_the_windows_that_it_mostly_lies_in(
+def test_a_moment_is_shown_by_the_windows_that_hold_most_of_it(
     start: float | None, end: float | None, expected: list[str]
 ) -> None:
     right = [window.id for window in windows_of_moment(WINDOWS, start, end)]
