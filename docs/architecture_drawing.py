@@ -36,6 +36,7 @@ COMPONENT_OF = {
     "report.__main__": "commands",
     "data.demo": "commands",
     "video.demo": "commands",
+    "video.baselines": "commands",
     "retrieval": "api",
     "config_reference": "config",
     "config_sections": "config",

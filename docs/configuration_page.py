@@ -15,7 +15,7 @@ from dreamprvr_ray.config_sections import Section
 from dreamprvr_ray.search.settings import SearchSettings
 
 PAGE = Path(__file__).with_name("configuration.md")
-PRESETS = ("tvr", "activitynet", "charades", "one_encoder", "demo")
+PRESETS = ("tvr", "activitynet", "charades", "one_encoder", "videos", "demo")
 
 INTRODUCTION = """\
 # Configuration
@@ -38,8 +38,9 @@ training: {epochs: 60}
 
 `--set KEY=VALUE` overrides single keys by their dotted names, for example `--set model.registers=6 training.seed=1`.
 The presets `tvr`, `activitynet` and `charades` hold the paper's settings, `one_encoder` is for frames and queries of a
-single encoder, and `demo` is a small model for the demo's synthetic videos. The columns show the presets' values. A key
-with a default may be omitted from a file that does not start from a preset.
+single encoder, `videos` is a small model for a few hundred short videos, and `demo` one for the demo's synthetic
+features. The columns show the presets' values. A key with a default may be omitted from a file that does not start from
+a preset.
 """
 
 SEARCH_INTRODUCTION = """\

@@ -19,7 +19,7 @@ from dreamprvr_ray.config_sections import Section
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.search.settings import SearchSettings
 
-PRESETS = "activitynet, charades, demo, one_encoder, tvr"
+PRESETS = "activitynet, charades, demo, one_encoder, tvr, videos"
 # docs/model.md, section 5, column by column.
 TABLE: dict[str, tuple[Any, Any, Any]] = {
     # key                              TVR     ActivityNet  Charades

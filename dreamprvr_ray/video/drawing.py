@@ -15,7 +15,7 @@ from dreamprvr_ray.video.storyboard import COLOURS, Event, Storyboard
 
 SIZE = 256  # height and width of a frame
 FRAMES_PER_SECOND = 6
-ENTERING = 0.5  # seconds that growing, shrinking and sliding take
+ENTERING = 0.4  # seconds that growing, shrinking and sliding take
 TURNING = 0.3  # seconds in which a thing fades into another
 
 
@@ -23,7 +23,9 @@ def background(kind: str, brightness: float) -> np.ndarray:
     """Return a background, (SIZE, SIZE, 3) float32 with values up to 255."""
     y, x = np.mgrid[0:SIZE, 0:SIZE]
     light = np.full((SIZE, SIZE), 255 * brightness, np.float32)
-    if kind == "striped":
+    if kind == "hatched":
+        light[(x + y) // 12 % 2 == 0] += 30
+    elif kind == "striped":
         light[(x // 16) % 2 == 0] -= 35
     elif kind == "dotted":
         light[np.hypot(x % 32 - 16, y % 32 - 16) < 7] += 60

@@ -22,12 +22,12 @@ COLOURS: Mapping[str, tuple[int, int, int]] = {
     "black": (12, 12, 12),
 }
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross", "diamond", "heart")
-BACKGROUNDS = ("plain", "striped", "dotted", "checkered", "brick", "shaded")
+BACKGROUNDS = ("hatched", "striped", "dotted", "checkered", "brick", "shaded")
 ENTRANCES = ("appears", "grows", "slides")
 EXITS = ("vanishes", "shrinks", "slides")
 EVENTS = (2, 5)  # of a video, both included
-SHOWN = (1.7, 2.8)  # seconds for which a thing is shown
-PAUSE = (0.8, 1.6)  # seconds without a thing, around each event
+SHOWN = (1.5, 2.4)  # seconds for which a thing is shown
+PAUSE = (0.7, 1.3)  # seconds without a thing, around each event
 RADIUS = (48.0, 76.0)  # of a thing, in pixels of a frame of 256
 _TRIES = 200  # draws of an event before a pair of things may occur a second time in a split
 

@@ -77,7 +77,7 @@ def test_shapes_differ() -> None:
     for shape in SHAPES:
         thing = Thing("red", shape)
         event = Event(thing, thing, True, 0.0, 2.0, 4.0, "appears", "vanishes", 60.0, ((0, 0), (0, 0)), "")
-        image = frame(Storyboard("one", "plain", 0.5, 5.0, (event,)), 1.0)
+        image = frame(Storyboard("one", "shaded", 0.5, 5.0, (event,)), 1.0)
         covered[shape] = np.abs(image.astype(int) - COLOURS["red"]).max(axis=2) < 10
         assert 0.05 < covered[shape].mean() < 0.25, shape
     for one, pixels in covered.items():
@@ -88,7 +88,7 @@ def test_shapes_differ() -> None:
 
 def test_a_thing_turns_into_another_at_its_place() -> None:
     event = next(event for board in TEST for event in board.events if event.turns)
-    board = Storyboard("one", "plain", 0.5, event.end + 1, (event,))
+    board = Storyboard("one", "shaded", 0.5, event.end + 1, (event,))
     assert colours_in(frame(board, event.change - 0.01)) == {event.first.colour}
     assert colours_in(frame(board, event.change + TURNING + 0.01)) == {event.second.colour}
 
