@@ -11,6 +11,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -78,20 +79,33 @@ def write_random_encoder(directory: Path) -> str:
     return f"timm:{directory}"
 
 
-def timed(cores: int, encoder_name: str) -> Callable[[str], tuple[float, float, float]]:
-    """Return a function that decodes and encodes a video on some of the cores: seconds of video, of each."""
+@dataclass(frozen=True)
+class Times:
+    """How long a video took, in seconds: of the clock, and of the process's threads together."""
+
+    video: float  # the video's length
+    decoding: float
+    encoding: float
+    decoding_cpu: float
+    encoding_cpu: float
+
+
+def timed(cores: int, encoder_name: str) -> Callable[[str], Times]:
+    """Return a function that decodes and encodes a video on some of the cores."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     from dreamprvr_ray.video.encoders.registry import open_frame_encoder
 
     encoder = open_frame_encoder(encoder_name)
 
-    def measure(path: str) -> tuple[float, float, float]:
+    def measure(path: str) -> Times:
         frames = decode(path, 1, threads=cores)
-        began = time.perf_counter()
+        clock, cpu = [time.perf_counter()], [time.process_time()]
         images = [frame.image for frame in frames]
-        decoded = time.perf_counter()
+        clock, cpu = [*clock, time.perf_counter()], [*cpu, time.process_time()]
         encoder.encode_frames(images)
-        return frames.decoded_seconds, decoded - began, time.perf_counter() - decoded
+        clock, cpu = [*clock, time.perf_counter()], [*cpu, time.process_time()]
+        (decoding, encoding), (decoding_cpu, encoding_cpu) = np.diff(clock), np.diff(cpu)
+        return Times(frames.decoded_seconds, decoding, encoding, decoding_cpu, encoding_cpu)
 
     return measure
 
@@ -125,18 +139,22 @@ def main(arguments: list[str]) -> None:
             process = MeasuredProcess(cores, timed, cores, encoder)
             for title in SIZES:
                 rounds = [process(str(folder / f"{title}.mp4")) for _ in range(options.rounds + 1)][1:]
-                video = rounds[0][0]
-                decoding, encoding = (statistics.median(each[place] for each in rounds) for place in (1, 2))
+                rates = {
+                    field: statistics.median(each.video / getattr(each, field) for each in rounds)
+                    for field in ("decoding", "encoding", "decoding_cpu", "encoding_cpu")
+                }
+                share = rates["encoding_cpu"] / (rates["decoding_cpu"] + rates["encoding_cpu"])
                 load = os.getloadavg()[0]
                 print(
-                    f"{title}, {cores} cores: decoding {video / decoding:.0f} s of video per second, encoding "
-                    f"{video / encoding:.0f}, together {video / (decoding + encoding):.0f}; decoding is "
-                    f"{decoding / (decoding + encoding):.0%} of the time; load {load:.1f}"
+                    f"{title}, {cores} cores, seconds of video: decoding {rates['decoding']:.0f} per second and "
+                    f"{rates['decoding_cpu']:.0f} per CPU second, encoding {rates['encoding']:.0f} and "
+                    f"{rates['encoding_cpu']:.0f}; decoding takes {share:.0%} of the CPU time; load {load:.1f}",
+                    flush=True,
                 )
-                result[f"{title} {cores}"] = {"decoding": video / decoding, "encoding": video / encoding, "load": load}
+                result[f"{title}, {cores} cores"] = rates | {"load": load}
             process.close()
         long = folder / "long.mp4"
-        repeat_video(folder / "320x240.mp4", long, round(options.hours * 3600 / options.seconds))
+        repeat_video(folder / "320x240.mp4", long, max(1, round(options.hours * 3600 / options.seconds)))
         process = MeasuredProcess(1, memory_of, 1)
         peaks = process(str(long))
         process.close()
