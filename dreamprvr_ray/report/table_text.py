@@ -6,33 +6,26 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Literal
 
 from dreamprvr_ray.errors import PATH_ERRORS, Failure, UserError
 from dreamprvr_ray.report.formatting import format_count
+from dreamprvr_ray.report.latex_text import escape_latex, one_line, unknown_to_pdflatex
 from dreamprvr_ray.report.table_rows import COLUMNS, Group, Row
 from dreamprvr_ray.storage.files import write_text
 
 Format = Literal["markdown", "latex"]
 FORMATS: tuple[Format, ...] = ("markdown", "latex")
 _MARK = "Written by dreamprvr_ray.report --table"  # on the first line; files without it are not replaced
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "±": r"$\pm$",
-    **{character: f"\\{character}" for character in "{}$&#_%"},
-}
+_TITLE_WIDTHS = {False: 76, True: 110}  # characters, by whether there are seeds; more would widen the last column
 
 
 def to_markdown(groups: Sequence[Group]) -> str:
     """Return a table in Markdown for each group."""
     parts = [f"<!-- {_MARK} -->"]
     for group in groups:
-        heads, rows = _cells(group, groups, escape_markdown, lambda text: f"**{text}**", " ± ")
+        heads, rows = _cells(group, groups, escape_markdown, lambda text: f"**{text}**", lambda text: f" ± {text}")
         lines = [heads, [":--", *["--:"] * (len(heads) - 1)], *rows]
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         parts.append(f"{escape_markdown(describe(group))}\n\n{table}")
@@ -43,13 +36,25 @@ def to_latex(groups: Sequence[Group]) -> str:
     """Return one table in LaTeX for the package booktabs, with a part for each group."""
     lines: list[str] = []
     for group in groups:
-        heads, rows = _cells(group, groups, escape_latex, lambda text: f"\\textbf{{{text}}}", r" $\pm$ ")
+        heads, rows = _cells(
+            group,
+            groups,
+            escape_latex,
+            lambda text: f"\\textbf{{{text}}}",
+            lambda text: f" {{\\scriptsize$\\pm$ {text}}}",
+        )
         if not lines:
-            lines += [f"% {_MARK}. Needs \\usepackage{{booktabs}}."]
             lines += [f"\\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}", r"\toprule", f"{' & '.join(heads)} \\\\"]
-        title = f"\\multicolumn{{{len(heads)}}}{{l}}{{\\emph{{{escape_latex(describe(group))}}}}}"
-        lines += [r"\midrule", f"{title} \\\\", r"\midrule", *(f"{' & '.join(row)} \\\\" for row in rows)]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+        titles = [
+            f"\\multicolumn{{{len(heads)}}}{{l}}{{\\emph{{{escape_latex(line)}}}}} \\\\"
+            for line in wrap(describe(group), _TITLE_WIDTHS["seeds" in heads])
+        ]
+        lines += [r"\midrule", *titles, r"\midrule", *(f"{' & '.join(row)} \\\\" for row in rows)]
+    text = "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+    needs = f"% {_MARK}. Needs \\usepackage{{booktabs}}."
+    if unknown := unknown_to_pdflatex(text):
+        needs += f"\n% pdfLaTeX does not know {unknown}: use XeLaTeX or LuaLaTeX with a font that has them."
+    return f"{needs}\n{text}"
 
 
 def describe(group: Group) -> str:
@@ -97,19 +102,7 @@ def check_replaceable(out: Path) -> None:
 
 def escape_markdown(text: str) -> str:
     """Return plain text as Markdown that shows it, also in a cell of a table."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~&$])", r"\\\1", _one_line(text))
-
-
-def escape_latex(text: str) -> str:
-    """Return plain text as LaTeX that shows it, also in the first cell of a row."""
-    escaped = "".join(_LATEX.get(character, character) for character in _one_line(text))
-    escaped = re.sub("-(?=-)", "-{}", escaped)  # two hyphens would become a dash
-    # After the end of the row before, these would be arguments of the line break.
-    return f"{{{escaped[0]}}}{escaped[1:]}" if escaped.startswith(("[", "*")) else escaped
-
-
-def _one_line(text: str) -> str:
-    return " ".join("".join(character if character.isprintable() else " " for character in text).split())
+    return re.sub(r"([\\`*_{}\[\]<>#|~&$])", r"\\\1", one_line(text))
 
 
 def _cells(
@@ -117,7 +110,7 @@ def _cells(
     groups: Sequence[Group],
     escape: Callable[[str], str],
     bold: Callable[[str], str],
-    plus_minus: str,
+    plus_minus: Callable[[str], str],
 ) -> tuple[list[str], list[list[str]]]:
     """Return the heads and the rows of a group. All groups have the same columns."""
     has_seeds = any(len(row.recalls) > 1 for other in groups for row in other.rows)
@@ -127,7 +120,7 @@ def _cells(
     def cell(row: Row, column: str) -> str:
         mean, deviation = f"{row.mean(column):.1f}", row.deviation(column)
         shown = bold(mean) if mean == best[column] else mean
-        return shown if deviation is None else f"{shown}{plus_minus}{deviation:.1f}"
+        return shown if deviation is None else f"{shown}{plus_minus(f'{deviation:.1f}')}"
 
     rows = [
         [
