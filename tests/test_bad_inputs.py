@@ -18,7 +18,10 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from benchmarks import fuzz_inputs, simulated_search
+from benchmarks import simulated_search
+from benchmarks.fuzz_inputs.correct_files import SPACE, write_base
+from benchmarks.fuzz_inputs.kinds import command_line
+from benchmarks.fuzz_inputs.trying import MODULES, changed_names, run_command, snapshot, without_ray
 from dreamprvr_ray.config import Experiment, load_experiment
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.search.conditions import Condition
@@ -65,13 +68,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Correct inputs of all kinds."""
     folder = tmp_path_factory.mktemp("base") / "base"
     folder.mkdir()
-    fuzz_inputs.write_base(folder)
+    write_base(folder)
     return folder
 
 
 @pytest.fixture(scope="module", autouse=True)
 def no_ray() -> Iterator[None]:
-    with fuzz_inputs.without_ray():
+    with without_ray():
         yield
 
 
@@ -162,7 +165,7 @@ def test_any_condition_is_evaluated_or_refused(text: str) -> None:
     )
 )
 def test_any_search_file_is_loaded_or_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
-    search = {"config": "demo", "shards": "shards", "out": "out", "trials": 4, "space": fuzz_inputs.SPACE} | changes
+    search = {"config": "demo", "shards": "shards", "out": "out", "trials": 4, "space": SPACE} | changes
     path = tmp_path / "space.yaml"
     path.write_text(yaml.safe_dump(search), encoding="utf-8", errors="replace")
     loaded = one_line_each(load_search, path)
@@ -171,7 +174,7 @@ def test_any_search_file_is_loaded_or_refused(tmp_path: Path, changes: dict[str,
 
 @few
 @given(
-    st.sampled_from([name for name in fuzz_inputs.MODULES if name not in ("verify", "data.demo")]),
+    st.sampled_from([name for name in MODULES if name not in ("verify", "data.demo")]),
     st.lists(
         st.sampled_from(
             ["--config", "--shards", "--out", "--space", "--set", "--json", "--resume", "--dry-run", "demo", "x"]
@@ -182,13 +185,13 @@ def test_any_search_file_is_loaded_or_refused(tmp_path: Path, changes: dict[str,
 )
 def test_any_arguments_are_one_line(base: Path, command: str, words: list[str]) -> None:
     folder = Path.cwd()
-    before = fuzz_inputs.snapshot(base)
+    before = snapshot(base)
     os.chdir(base)
     try:
-        check_output(*fuzz_inputs.run_command([command, *words, "--wrong"]))
+        check_output(*run_command([command, *words, "--wrong"]))
     finally:
         os.chdir(folder)
-    assert fuzz_inputs.snapshot(base) == before
+    assert snapshot(base) == before
 
 
 @pytest.mark.parametrize("kind", ["experiment", "checkpoint", "shards", "search", "condition"])
@@ -199,13 +202,13 @@ def test_damaged_files_are_one_line_and_stay_as_they_are(base: Path, tmp_path: P
         root, canary = tmp_path / "work", tmp_path / "executed"
         shutil.copytree(base, root)
         try:
-            words = fuzz_inputs.command_line(kind, root, random.Random(seed), canary)
-            before = fuzz_inputs.snapshot(root)
+            words = command_line(kind, root, random.Random(seed), canary)
+            before = snapshot(root)
             started = time.process_time()
             with simulated_search.without_ray(simulated_search.refuse_trials):
-                check_output(*fuzz_inputs.run_command(words))
+                check_output(*run_command(words))
             assert time.process_time() - started < LIMIT_SECONDS, words
-            assert not fuzz_inputs.changed_names(kind, before, fuzz_inputs.snapshot(root)) and not canary.exists()
+            assert not changed_names(kind, before, snapshot(root)) and not canary.exists()
         finally:
             shutil.rmtree(root)
 

@@ -20,7 +20,7 @@ from dreamprvr_ray.model.dreamprvr import DreamPRVR
 ROOT = Path(__file__).parents[1]
 PROGRAM = """
 import json, sys
-from benchmarks.fuzz_inputs import run_command
+from benchmarks.fuzz_inputs.trying import run_command
 print(json.dumps([run_command(words) for words in json.loads(sys.argv[1])]))
 """
 UNPRIVILEGED = ("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all")  # for root
