@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
 from dreamprvr_ray.checkpoints.checkpoint import export_checkpoint, load_model
 from dreamprvr_ray.config import Experiment, load_experiment
@@ -138,3 +140,29 @@ def test_features_of_two_encoders_are_refused(tmp_path: Path) -> None:
     trained = Training(experiment(**{"evaluation.encoder_weight": 0.0}), shards, Workers(), CPU)
     trained.restore(None)
     assert trained.run_epoch().zero_shot_sumr is None
+
+
+def _train(experiment: Experiment, shards: ShardSet, out: Path, workers: Workers) -> None:
+    """Train an epoch with this worker, and write what was chosen."""
+    training = Training(experiment, shards, workers, CPU)
+    training.restore(None)
+    result = training.run_epoch()
+    values = {"weight": result.encoder_weight, "SumR": result.sumr}
+    (out / f"{workers.count}-{workers.rank}.json").write_text(json.dumps(values))
+
+
+def _worker(rank: int, experiment: Experiment, shards: Path, out: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{out / 'store'}", rank=rank, world_size=2)
+    _train(experiment, ShardSet.open(shards), out, Workers(rank, 2))
+    dist.destroy_process_group()
+
+
+def test_two_workers_choose_what_one_chooses(tmp_path: Path) -> None:
+    shards = collection(tmp_path / "shards", noise=2.0)
+    small = experiment(**{"model.dropout": 0.0, "model.input_dropout": 0.0})
+    _train(small, shards, tmp_path, Workers())
+    mp.spawn(_worker, (small, shards.directory, tmp_path), nprocs=2)
+    one, *two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1-0", "2-0", "2-1"))
+    assert two[0] == two[1] and 0 < one["weight"] < 1
+    assert two[0]["weight"] == one["weight"] and two[0]["SumR"] == pytest.approx(one["SumR"])
