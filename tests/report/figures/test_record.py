@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import silhouette_score
 from support.figures import EVIL, Collection
 
 from dreamprvr_ray.checkpoints.locate import load_trained_model
@@ -98,6 +99,12 @@ def test_the_map_has_the_videos_with_enough_queries(record: FigureRecord, collec
     assert record.mapped is not None
     assert dict.fromkeys(record.mapped.videos) == dict.fromkeys(["val1", "val0", "val2"])
     assert [found.points.shape for found in record.mapped.maps] == [(10, 2)] * 2
+    # The silhouette is that of the encoder's sentence vectors and of the model's queries, not of the drawn points.
+    split = collection.shards.split("val")
+    rows = np.flatnonzero(np.isin(split.owner, [0, 1, 2]))
+    expected = silhouette_score(split.sentences(rows), split.owner[rows], metric="cosine")
+    assert record.mapped.maps[1].silhouette == pytest.approx(expected, abs=1e-5)
+    assert record.mapped.maps[0].silhouette != pytest.approx(expected, abs=1e-3)
     again = compute(collection, Storage.of(record.checkpoint), queries=("val1#0",))
     assert again.mapped is not None
     assert np.array_equal(again.mapped.maps[0].points, record.mapped.maps[0].points)
