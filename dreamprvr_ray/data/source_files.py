@@ -69,13 +69,14 @@ def find_files(directory: Path, collection: str, features: str | None, queries: 
     folder = _find_collection(directory, collection, needs_features=features is None)
     text, feature_folder = folder / "TextData", folder / "FeatureData"
     listed = os.path.lexists(folder / VIDEO_TIMES)  # videos need no captions then
-    captions = find_captions(text, collection, required=not listed)
+    has_text = text.is_dir()  # an empty directory is lost in an object store
+    captions = find_captions(text, collection, required=not listed) if has_text else {}
     name, videos = _find_video_features(feature_folder, features)
     query_file = _find_query_features(text, feature_folder, collection, queries) if captions else None
     return SourceFiles(
         folder=folder,
         captions=captions,
-        labels=find_labels(text, collection, captions),
+        labels=find_labels(text, collection, captions) if has_text else {},
         queries=query_file,
         sentences=None if query_file is None else _find_sentence_features(query_file),
         videos=videos,
@@ -91,10 +92,11 @@ def _find_collection(directory: Path, collection: str, needs_features: bool) -> 
     folder = directory / collection
     if not folder.is_dir():
         folder = directory
-        if not (folder / "TextData").is_dir():
+        if not (folder / "TextData").is_dir() and not os.path.lexists(folder / VIDEO_TIMES):
             names = sorted(entry.name for entry in directory.iterdir() if (entry / "TextData").is_dir())
             raise UserError(f"{directory}: no collection '{collection}'{available(names, collection)}")
-    for part in ("TextData", "FeatureData") if needs_features else ("TextData",):
+    needed = [] if os.path.lexists(folder / VIDEO_TIMES) else ["TextData"]
+    for part in [*needed, *(["FeatureData"] if needs_features else [])]:
         if not (folder / part).is_dir():
             names = [entry.name for entry in folder.iterdir() if entry.is_dir()]
             raise UserError(f"{folder / part}: no such directory{did_you_mean(part, names)}")

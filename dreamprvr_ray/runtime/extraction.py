@@ -208,7 +208,7 @@ def _check_encoder(before: EncoderRecord, now: EncoderRecord, source: Storage) -
 
 
 def _first(run: _Run) -> str:
-    file, why = next(iter(run.failures.items()))
+    file, why = min(run.failures.items())
     return f"{file}: {why}"
 
 

@@ -317,4 +317,4 @@ def _collect(
                 yield result
         yield from (EncodedFrames(id, count) for id, count in counts.items() if id in waiting)
     for id in waiting:
-        yield FailedVideo(id, f"the process that decodes it ended {TRIES + 1} times without a reason")
+        yield FailedVideo(id, f"its processes ended {TRIES + 1} times without a reason, perhaps for lack of memory")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from conftest import Driver
 
 TESTS = Path(__file__).parents[1]
-VIDEOS, LENGTH = 18, 4
+VIDEOS, LENGTH = 18, 16  # four are encoded at once
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", f"{TESTS}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
         patch.setenv(LOG, str(tmp_path / "log"))
-        patch.setenv(SECONDS, "0.1")
+        patch.setenv(SECONDS, "0.03")
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "dashboard_port": find_free_port()})
         for _ in range(3):
             cluster.add_node(num_cpus=1)
@@ -44,7 +44,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 def test_a_node_is_killed(cluster: Cluster, tmp_path: Path, drive: Callable[..., Driver]) -> None:
     videos, out = tmp_path / "videos", tmp_path / "mine"
     for number in range(VIDEOS):
-        write_video(videos / f"{number:02d}.mp4", LENGTH, number)
+        write_video(videos / f"{number:02d}.mp4", LENGTH, number, rate=1)
     words = ["--encoder", NAME, "--videos", videos, "--out", out]
     environment = {"RAY_ADDRESS": cluster.address, "PYTHONPATH": f"{TESTS}{os.pathsep}{os.environ['PYTHONPATH']}"}
     driver = drive("extract", *words, **environment)
