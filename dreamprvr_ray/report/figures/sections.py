@@ -98,10 +98,11 @@ def _map_section(record: FigureRecord) -> Section | Omission:
 
 
 def _example_section(record: FigureRecord) -> Section:
+    has_moments = any(each.moment is not None and each.timeline.duration is not None for each in record.examples)
     text = (
         f"{_how_chosen(record.settings, len(record.examples), bool(record.localisations))} The curves are the cosines"
-        " of the query with the frames of its own video; a marker is at the peak, and the annotated moment is shaded"
-        " (figures 1 and 5 of the paper)."
+        " of the query with the frames of its own video; a marker is at the peak"
+        f"{', and the annotated moment is shaded' if has_moments else ''} (figures 1 and 5 of the paper)."
     )
     parts: list[Part] = [paragraph(text)]
     if len(record.examples[0].curves) == 1:
@@ -129,6 +130,8 @@ def _example_parts(example: QueryExample, videos: int) -> list[Part]:
     peaks = [_describe_peak(example, curve) for curve in example.curves]
     rows = [_retrieved_row(place, found) for place, found in enumerate(example.top, start=1)]
     heads = ["rank", "video", "score", "most similar frame", "what it shows"]
+    if not any(found.caption for found in example.top):
+        heads, rows = heads[:-1], [row[:-1] for row in rows]
     return [
         f"<h3>{escape(sentence)}</h3>",
         paragraph(rank, soft=True),

@@ -59,6 +59,7 @@ def test_the_page_has_every_figure(written: tuple[subprocess.CompletedProcess[st
     assert "its video val1 is at rank" in text and "3 queries chosen by hand" in text
     assert f"“{EVIL}”" in text or "“a room”" in text
     assert "val3#0" in text  # the id, for a query without a sentence
+    assert "the annotated moment is shaded" in text and "what it shows" in text
     assert re.search(r"Peak with 3 registers: \d\.\d s, (inside|outside) the moment", text)
     assert re.search(r"Peak encoder alone: frame \d+\. ", text)  # of the video without known times
 
@@ -96,6 +97,7 @@ def test_one_query_of_one_frame_and_no_registers(
     assert "0 registers" in text and "1 query drawn at random from the queries of val (seed 0)" in text
     assert "fewer than two videos of val have at least 3 queries each" in text and "no moments are known" in text
     assert "at rank 1 of 1" in text
+    assert "shaded" not in text and "what it shows" not in text  # nothing is known about times
 
 
 def _tokens(collection: Collection) -> object:
