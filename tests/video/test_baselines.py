@@ -5,31 +5,29 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from dreamprvr_ray.api import train_model
 from dreamprvr_ray.data.captions import Query
 from dreamprvr_ray.data.in_memory import FeatureSplit, write_shards
 from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.errors import UserError
-from dreamprvr_ray.storage.files import read_json
+from dreamprvr_ray.evaluation.test_record import evaluate_checkpoint
+from dreamprvr_ray.search.final_result import Candidate, FinalRecord, FinalResult, FinalRun
+from dreamprvr_ray.storage.files import read_json, write_json
+from dreamprvr_ray.storage.location import Storage
 from dreamprvr_ray.video.baselines import CHANGES, MODEL, RECORD, change_frames, run_baselines
 
-TINY = {
-    "config": "videos",
-    "trials": 1,
-    "trial": {"at_a_time": 1},
-    "final": {"seeds": 1},
-    "space": {"loss.margin": {"float": [0.3, 0.9]}, "training.epochs": 1, "model.hidden_size": 16},
-}
+TINY = {"training.epochs": 1, "model.hidden_size": 16, "training.precision": "fp32"}
 Call = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def test_what_stands_in_place_of_a_video() -> None:
+def test_each_change_of_frames() -> None:
     frames, random = np.arange(10, dtype=np.float32).reshape(5, 2), np.random.default_rng(0)
     assert change_frames(frames, "mean frame", random).tolist() == [[4.0, 5.0]]
     assert change_frames(frames, "single frame", random).tolist() == [[4.0, 5.0]]
@@ -50,16 +48,18 @@ def split(name: str, videos: int) -> FeatureSplit:
 
 
 @pytest.fixture(scope="module")
-def search(tmp_path_factory: pytest.TempPathFactory, call: Call, local_ray: None) -> Iterator[Path]:
-    """A directory with shards and a finished search of one trial on them."""
+def search(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with shards and what a finished search leaves that baselines need: one model with seed 3."""
     folder = tmp_path_factory.mktemp("baselines")
     splits = {name: split(name, count) for name, count in {"train": 6, "val": 3, "test": 3}.items()}
-    write_shards(folder / "shards", collection="few", splits=splits)
-    space = {**TINY, "shards": str(folder / "shards"), "out": str(folder / "search")}
-    (folder / "space.yaml").write_text(json.dumps(space))
-    done = call("tune", "--space", folder / "space.yaml")
-    assert done.returncode == 0, done.stderr
-    yield folder
+    shards = write_shards(folder / "shards", collection="few", splits=splits)
+    train_model("videos", shards, folder / "run", overrides={**TINY, "training.seed": 3}, log=None)
+    shutil.copytree(folder / "run" / "best", folder / "search" / "best")
+    test = evaluate_checkpoint(Storage.of(folder / "search" / "best"), shards, "test")
+    run = FinalRun(seed=3, val_sumr=100.0, best_epoch=1, checkpoint=None, test=test)
+    result = FinalResult((Candidate("trial 0", 0, {}, 1, (run,)),))
+    write_json(folder / "search" / "final.json", FinalRecord("test", "few", "dev", result).to_dict())
+    return folder
 
 
 def run(folder: Path, out: str = "baselines") -> tuple[list[Any], list[str]]:
