@@ -23,6 +23,7 @@ from dreamprvr_ray.errors import (
     NotWritableError,
     SearchInterrupted,
     UserError,
+    did_you_mean,
     first_line,
     one_line,
     redact,
@@ -39,6 +40,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=f"python -m {package}.{command}", description=description, allow_abbrev=False)
         self.add_argument("--version", action="version", version=f"dreamprvr_ray {dreamprvr_ray.__version__}")
         self.add_argument("--json", action="store_true", help="end with one line of JSON on stdout")
+        self._flags: list[str] = []  # those that were given
         self._documented_keys: tuple[tuple[str, type[Section]], ...] = ()
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -46,9 +48,17 @@ class Parser(argparse.ArgumentParser):
         wrong = [argument for argument in (args or ()) if "\0" in argument]
         if wrong:  # Python cannot pass it to the system, whether as a path or as a URI
             raise UserError(*(f"{argument!r}: an argument must not contain NUL" for argument in wrong))
+        self._flags = [argument.partition("=")[0] for argument in (args or ()) if argument.startswith("--")]
         return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
+        known = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        unknown = next((flag for flag in self._flags if flag != "--" and flag not in known), None)
+        if unknown is not None:
+            # A misspelt flag may be the one that argparse finds missing.
+            if not message.startswith("unrecognized"):
+                message = f"unrecognized arguments: {unknown}"
+            message += did_you_mean(unknown, known)
         raise UserError(f"{message} (see {self.prog} --help)")
 
     def format_help(self) -> str:

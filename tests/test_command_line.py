@@ -220,7 +220,9 @@ def test_version_and_wrong_flags() -> None:
         ([], "the following arguments are required: --config"),
         (["--config"], "argument --config: expected one argument"),
         # Abbreviations are not allowed: a new flag could change their meaning.
-        (["--conf", "x"], "the following arguments are required: --config"),
+        (["--conf", "x"], "unrecognized arguments: --conf; did you mean '--config'?"),
+        (["--config", "x", "--jsno", "y"], "unrecognized arguments: --jsno y; did you mean '--json'?"),
+        (["--config", "x", "--zzzzzzz=SECRET"], "unrecognized arguments: --zzzzzzz=SECRET"),
     ],
 )
 def test_parser_errors_are_user_errors(words: list[str], message: str) -> None:

@@ -35,8 +35,7 @@ def final_section(search: SearchRecord) -> Section | None:
     if has_seeds:
         parts.append(paragraph("Means over the seeds; ± is their standard deviation.", soft=True))
     if has_seeds or len(result.candidates) > 1:
-        caption = "A circle for each seed; the diamond is their mean."
-        parts.append(Chart(candidate_chart(result.candidates, list(names.values())), caption))
+        parts.append(Chart(candidate_chart(result.candidates, list(names.values())), describe_seeds(has_seeds)))
     if result.comparisons:
         first = result.comparisons[0]
         pairs = [
@@ -72,6 +71,11 @@ def moment_section(search: SearchRecord) -> Section | Omission | None:
     )
     chart = Chart(moment_chart(result.candidates, list(names.values())), caption)
     return Section("By moment length", (table(heads, rows, text_columns=(0, 1)), chart))
+
+
+def describe_seeds(several: bool) -> str:
+    """Return what the marks of `candidate_chart` are."""
+    return f"A circle for each seed; the diamond is their mean{', and the bar their standard deviation' * several}."
 
 
 def describe_interval(comparison: Comparison) -> str:

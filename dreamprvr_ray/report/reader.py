@@ -61,6 +61,8 @@ OPTUNA_TABLES = ("studies", "trials", "version_info", "alembic_version")
 def read_search(directory: Path) -> SearchRecord:
     """Read a search. Raises `UserError` if the directory holds no search, or one in which no trial has started."""
     path = directory / SEARCH
+    if not directory.exists():
+        raise UserError(f"{directory}: no such directory; give that of `tune --out`")
     if not path.is_file():
         raise UserError(f"{directory} is not a search: it has no {SEARCH}; give the directory of `tune --out`")
     contents = read_yaml(path)

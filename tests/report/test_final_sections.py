@@ -11,7 +11,7 @@ import pytest
 from support.experiments import add_final, make_search
 
 from dreamprvr_ray.report.content import Section
-from dreamprvr_ray.report.final_sections import final_section, moment_section
+from dreamprvr_ray.report.final_sections import describe_seeds, final_section, moment_section
 from dreamprvr_ray.report.reader import read_search
 
 
@@ -81,3 +81,8 @@ def test_zero_shot_results_are_below_the_candidates(directory: Path) -> None:
     assert frame[:4] == ["zero-shot: best frame", "", "", "100.0"] and frame[4:8] == ["10.0", "20.0", "30.0", "40.0"]
     assert encoder[0] == "zero-shot: encoder"
     assert "against<br>the encoder alone" in str(section.parts).replace("\\u003c", "<").replace("\\u003e", ">")
+
+
+def test_the_caption_explains_the_bar_only_where_there_is_one() -> None:
+    assert describe_seeds(True).endswith("the diamond is their mean, and the bar their standard deviation.")
+    assert describe_seeds(False) == "A circle for each seed; the diamond is their mean."

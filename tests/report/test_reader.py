@@ -242,3 +242,8 @@ def test_a_database_that_is_not_a_study_is_never_changed(tmp_path: Path) -> None
     (directory / "search.yaml").write_text(yaml.safe_dump(record))
     with pytest.raises(UserError, match="no such database"):
         read_search(directory)
+
+
+def test_a_missing_directory_is_called_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="absent: no such directory; give that of `tune --out`"):
+        read_search(tmp_path / "absent")
