@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,8 @@ class FigureRecord:
         for each in self.localisations:
             share = f"{100 * each.inside / each.queries:.1f}% of {each.queries} queries"
             lines.append(f"most similar frame inside the moment, {each.label}: {share}")
+            half = 100 * each.overlapping(0.5) / each.queries
+            lines.append(f"found moment with IoU of 0.5 or more, {each.label}: {half:.1f}% of {each.queries} queries")
         for found in self.mapped.maps if self.mapped else ():
             lines.append(f"mean silhouette of query embeddings by video, {found.label}: {found.silhouette:.2f}")
         return lines
@@ -92,7 +94,7 @@ class FigureRecord:
             "checkpoint": self.checkpoint,
             "split": self.settings.split,
             "SumR": self.evaluation.retrieval.recall.sumr,
-            "inside_moment": [asdict(each) for each in self.localisations],
+            "inside_moment": [each.to_dict() for each in self.localisations],
             "silhouettes": {found.label: found.silhouette for found in self.mapped.maps} if self.mapped else {},
             "examples": [{"query": example.query, "rank": example.rank} for example in self.examples],
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from html import escape
+from statistics import fmean
 
 from scipy.stats import binomtest
 
@@ -11,7 +12,7 @@ from dreamprvr_ray.report.charts.similarity import similarity_chart
 from dreamprvr_ray.report.content import Chart, ChartGrid, Omission, Part, Section, paragraph, table, tile_row
 from dreamprvr_ray.report.figures.query_map import QUERIES_NEEDED
 from dreamprvr_ray.report.figures.record import FigureRecord, FigureSettings
-from dreamprvr_ray.report.figures.similarity import Curve, QueryExample, RetrievedVideo
+from dreamprvr_ray.report.figures.similarity import OVERLAPS, Curve, QueryExample, RetrievedVideo
 from dreamprvr_ray.report.formatting import format_count, format_sumr
 
 _MAP_TITLE = "Query embeddings by video"
@@ -59,7 +60,18 @@ def _moment_section(record: FigureRecord) -> list[Section | Omission]:
         " video that is most similar to the query is inside the moment."
     )
     heads = ["most similar frame", "inside the moment", "share", "95% interval"]
-    return [Section("Finding the moment", (paragraph(text), table(heads, rows)))]
+    found_text = (
+        "The moment found in the query's own video, from the similarities of all its frames, against the annotated one:"
+        " mean IoU (intersection over union), and the share of queries with at least this IoU."
+    )
+    found_rows = [
+        [escape(each.label), f"{fmean(each.overlaps):.3f}"]
+        + [_percent(each.overlapping(least), queries) for least in OVERLAPS]
+        for each in found
+    ]
+    found_heads = ["moment found by", "mean IoU", *(f"IoU ≥ {least:g}" for least in OVERLAPS)]
+    parts = (paragraph(text), table(heads, rows), paragraph(found_text), table(found_heads, found_rows))
+    return [Section("Finding the moment", parts)]
 
 
 def _percent(count: float, queries: int) -> str:
@@ -128,6 +140,9 @@ def _example_parts(example: QueryExample, videos: int) -> list[Part]:
     sentence = example.sentence or example.query
     rank = f"Query {example.query}; its video {example.video} is at rank {example.rank} of {videos}."
     peaks = [_describe_peak(example, curve) for curve in example.curves]
+    if example.timeline.duration is not None:
+        moment = example.timeline.found(example.curves[0].cosines)
+        peaks.append(f"Moment found {example.curves[0].label}: {moment.start:.1f} s to {moment.end:.1f} s.")
     rows = [_retrieved_row(place, found) for place, found in enumerate(example.top, start=1)]
     heads = ["rank", "video", "score", "most similar frame", "what it shows"]
     if not any(found.caption for found in example.top):

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from dreamprvr_ray.data.moments import MomentFiles, Span
 from dreamprvr_ray.data.shards import Split
+from dreamprvr_ray.evaluation.moments import find_moment, overlap, to_seconds
 from dreamprvr_ray.evaluation.retrieval import VIDEO_BLOCK
 from dreamprvr_ray.model.scoring import best_cosines
 from dreamprvr_ray.report.figures.embedders import Embedder
 
 TOP = 3  # videos listed for a query
+OVERLAPS = (0.3, 0.5, 0.7)  # IoU of a found moment with the annotated one, as the field reports it
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +53,11 @@ class Timeline:
     def times(self) -> np.ndarray:
         """The times (frames,) of all frames, as `at` returns them."""
         return np.array([self.at(frame) for frame in range(self.frames)])
+
+    def found(self, similarities: np.ndarray) -> Span:
+        """Return the moment that similarities (frames,) point to; in frames from 0 if the duration is not known."""
+        length = float(self.frames) if self.duration is None else self.duration
+        return to_seconds(find_moment(similarities), self.frames, length)
 
     def inside(self, span: Span) -> np.ndarray:
         """Return which frames (frames,) have their middle in the span; none if the duration is not known."""
@@ -86,12 +95,33 @@ class QueryExample:
 
 @dataclass(frozen=True)
 class Localisation:
-    """In how many queries the most similar frame of the query's own video is inside the annotated moment."""
+    """How well the similarity along the queries' own videos shows where the annotated moments are.
 
-    label: str  # of the embedder
+    Attributes:
+        label: Of the embedder.
+        inside: In how many queries the most similar frame is inside the moment.
+        queries: Queries with a known moment.
+        chance: How many would be inside, with a frame drawn at random.
+        overlaps: (queries,) intersection over union (IoU) of the moment that `find_moment` finds and the annotated one.
+    """
+
+    label: str
     inside: int
     queries: int
-    chance: float  # how many would be, with a frame drawn at random
+    chance: float
+    overlaps: tuple[float, ...]
+
+    def overlapping(self, least: float) -> int:
+        """Return in how many queries the found moment has at least this IoU with the annotated one."""
+        return sum(each >= least for each in self.overlaps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the numbers by the names of the command's JSON output."""
+        shares = {f"IoU>={least:g}": 100 * self.overlapping(least) / self.queries for least in OVERLAPS}
+        return {
+            "label": self.label, "inside": self.inside, "queries": self.queries, "chance": self.chance,
+            "mean_IoU": fmean(self.overlaps), **shares,
+        }  # fmt: skip
 
 
 def curves_of(embedder: Embedder, split: Split, pairs: Sequence[tuple[int, int]]) -> list[Curve]:
@@ -187,17 +217,19 @@ def queries_with_moment(split: Split, files: MomentFiles) -> list[int]:
 
 
 def localisation(embedder: Embedder, split: Split, files: MomentFiles) -> Localisation | None:
-    """Count the queries whose peak is inside their moment; None if no query has a moment in a video of known length."""
+    """Compare curves with the annotated moments; None if no query has a moment in a video of known length."""
     known = queries_with_moment(split, files)
     if not known:
         return None
-    inside, chance = 0, 0.0
+    inside, chance, overlaps = 0, 0.0, []
     for query, curve in _own_curves(embedder, split, known):
         timeline = timeline_of(split, files, int(split.owner[query]))
-        is_inside = timeline.inside(files.spans[split.queries[query]])
+        moment = files.spans[split.queries[query]]
+        is_inside = timeline.inside(moment)
         inside += bool(is_inside[curve.peak])
         chance += float(is_inside.mean())
-    return Localisation(embedder.label, inside, len(known), chance)
+        overlaps.append(overlap(timeline.found(curve.cosines), moment))
+    return Localisation(embedder.label, inside, len(known), chance, tuple(overlaps))
 
 
 def _own_curves(embedder: Embedder, split: Split, queries: Sequence[int]) -> Iterator[tuple[int, Curve]]:

@@ -62,6 +62,7 @@ def test_the_page_has_every_figure(written: tuple[subprocess.CompletedProcess[st
     assert "the annotated moment is shaded" in text and "what it shows" in text
     assert re.search(r"Peak with 3 registers: \d\.\d s, (inside|outside) the moment", text)
     assert re.search(r"Peak encoder alone: frame \d+\. ", text)  # of the video without known times
+    assert re.search(r"Moment found with 3 registers: \d+\.\d s to \d+\.\d s\.", text) and "IoU ≥ 0.5" in text
 
 
 def test_words_of_the_user_are_escaped(written: tuple[subprocess.CompletedProcess[str], str]) -> None:
@@ -80,6 +81,8 @@ def test_the_command_prints_the_numbers(
     values = json.loads(done.stdout.splitlines()[-1])
     assert [example["query"] for example in values["examples"]] == ["val1#0", "val0#1", "val3#0"]
     assert [each["queries"] for each in values["inside_moment"]] == [10, 10]
+    assert all(0 <= each["IoU>=0.5"] <= 100 for each in values["inside_moment"])
+    assert "found moment with IoU of 0.5 or more, encoder alone:" in done.stdout
     assert "scoring 11 queries against 4 videos of val" in done.stderr
 
 

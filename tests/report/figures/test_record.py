@@ -16,6 +16,7 @@ from dreamprvr_ray.checkpoints.locate import load_trained_model
 from dreamprvr_ray.data.batches import collate
 from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.evaluation.moments import overlap
 from dreamprvr_ray.evaluation.test_record import evaluate_checkpoint
 from dreamprvr_ray.model.scoring import best_cosines
 from dreamprvr_ray.report.figures.record import FigureRecord, FigureSettings, compute_figures
@@ -91,6 +92,12 @@ def test_localisation_counts_the_peaks_inside_moments(record: FigureRecord) -> N
     for place, found in enumerate(record.localisations):
         inside = [bool(each.timeline.inside(each.moment)[each.curves[place].peak]) for each in known]  # type: ignore[arg-type]
         assert (found.inside, found.queries) == (sum(inside), 10)
+        overlaps = [overlap(each.timeline.found(each.curves[place].cosines), each.moment) for each in known]  # type: ignore[arg-type]
+        assert set(overlaps) <= set(found.overlaps) and len(found.overlaps) == 10
+        values = found.to_dict()
+        assert values["IoU>=0.3"] == 10 * sum(each >= 0.3 for each in found.overlaps) == 10 * found.overlapping(0.3)
+        assert values["IoU>=0.3"] >= values["IoU>=0.5"] >= values["IoU>=0.7"]
+        assert values["mean_IoU"] == pytest.approx(np.mean(found.overlaps))
         # One frame in the middle, outside the moment; a fifth of 40 frames and of 128.
         assert found.chance == pytest.approx(3 * 0 + 4 * 8 / 40 + 3 * 25 / 128)
 
