@@ -83,6 +83,6 @@ def test_zero_shot_results_are_below_the_candidates(directory: Path) -> None:
     assert "against<br>the encoder alone" in str(section.parts).replace("\\u003c", "<").replace("\\u003e", ">")
 
 
-def test_the_caption_explains_the_bar_only_where_there_is_one() -> None:
+def test_the_caption_explains_the_bar_only_for_several_seeds() -> None:
     assert describe_seeds(True).endswith("the diamond is their mean, and the bar their standard deviation.")
     assert describe_seeds(False) == "A circle for each seed; the diamond is their mean."
