@@ -1,4 +1,4 @@
-"""Running an input in a process of its own, and what it led to."""
+"""Runs an input in a separate process, and records what it led to."""
 
 from __future__ import annotations
 
