@@ -171,7 +171,7 @@ def describe(value: Any) -> str:
 
 
 def format_value(value: Any, digits: int = 6) -> str:
-    """Return a value as text that a YAML file may have: `true`, `null`, `0.3`; numbers with at most `MAX_DIGITS` digits."""
+    """Return a value as text that a YAML file may have: `true`, `null`, `0.3`; numbers with at most `digits` digits."""
     if value is None:
         return "null"
     if isinstance(value, bool):
