@@ -317,7 +317,12 @@ class Split:
         return torch.from_numpy(rows)
 
     def tokens(self, start: int, stop: int) -> list[torch.Tensor]:
-        """Return the token rows of the queries start:stop as views (rows, Dt), one for each shard that holds any."""
+        """Return the token rows of the queries start:stop as views (rows, Dt), one for each shard that holds any.
+
+        Raises `IndexError` if there are fewer queries.
+        """
+        if not 0 <= start <= stop <= self._first_query[-1]:
+            raise IndexError(f"queries {start}:{stop} of {self._first_query[-1]}")
         pieces = []
         while start < stop:
             number = bisect_right(self._query_starts, start) - 1

@@ -180,13 +180,11 @@ def _changed(split: Split, change: str, seed: int) -> FeatureSplit:
         video: change_frames(split.frames(number).float().numpy(), change, random)
         for number, video in enumerate(split.videos)
     }
-    ends = np.cumsum(split.token_counts).tolist()
     queries = [
-        Query(query, split.videos[owner], sentence, np.concatenate([part.float().numpy() for part in tokens]))
-        for query, owner, sentence, end, count in zip(
-            split.queries, split.owner.tolist(), split.captions, ends, split.token_counts.tolist(), strict=True
+        Query(query, split.videos[owner], sentence, split.tokens(number, number + 1)[0].float().numpy())
+        for number, (query, owner, sentence) in enumerate(
+            zip(split.queries, split.owner.tolist(), split.captions, strict=True)
         )
-        for tokens in [split.tokens(end - count, end)]
     ]
     return FeatureSplit(videos, queries)
 
