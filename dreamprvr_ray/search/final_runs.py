@@ -95,6 +95,8 @@ def differences(run: Storage, experiment: Experiment, manifest: Manifest) -> lis
     if not holder.exists(EXPERIMENT):
         return []
     where = f"{holder}/{EXPERIMENT}"
+    if experiment.model.hidden_size == 0:  # what was trained has a number
+        experiment = experiment.with_feature_sizes(manifest.video_size, manifest.text_size, where)
     try:
         recorded = build_experiment(parse_yaml(holder.read_text(EXPERIMENT), where), where)
     except UserError:

@@ -134,6 +134,22 @@ def test_a_finished_run_is_recognized_by_what_was_trained_and_not_by_its_name(tm
     assert names(planned(tmp_path)[1]) == names(runs)  # and back: val must not choose among models that learned from it
 
 
+def test_a_run_with_the_hidden_size_of_the_features_is_recognized(tmp_path: Path) -> None:
+    """Trials may have `model.hidden_size: 0`; what was trained has the features' size."""
+    search = make_search(tmp_path, final={"seeds": 2})
+    candidates = choose_candidates(search, [replace(TRIALS[0], values={"model.hidden_size": 0}), TRIALS[1]])
+    final, log = Storage.of(tmp_path / "out" / "final"), list[str]()
+    manifest = replace(
+        MANIFEST, video_size=search.experiment.data.video_size, text_size=search.experiment.data.text_size
+    )
+    runs = plan_runs(search, candidates, manifest, final, log.append)
+    for run in runs:
+        sizes = {"model.hidden_size": manifest.video_size}
+        size: dict[str, Any] = sizes if "model.hidden_size" in run.request.values else {}
+        train(search, run, True, **size)
+    assert names(plan_runs(search, candidates, manifest, final, log.append)) == names(runs) and not log
+
+
 @pytest.mark.parametrize("text", ["", "[1, 2]", "tvr", "model: 3", "\t"])
 def test_a_final_run_whose_configuration_cannot_be_read_is_left_as_it_is(text: str, tmp_path: Path) -> None:
     search, runs = planned(tmp_path)
