@@ -144,9 +144,8 @@ def test_a_run_with_the_hidden_size_of_the_features_is_recognized(tmp_path: Path
     )
     runs = plan_runs(search, candidates, manifest, final, log.append)
     for run in runs:
-        sizes = {"model.hidden_size": manifest.video_size}
-        size: dict[str, Any] = sizes if "model.hidden_size" in run.request.values else {}
-        train(search, run, True, **size)
+        sizes: dict[str, Any] = {"model.hidden_size": manifest.video_size}
+        train(search, run, **(sizes if "model.hidden_size" in run.request.values else {}))
     assert names(plan_runs(search, candidates, manifest, final, log.append)) == names(runs) and not log
 
 
