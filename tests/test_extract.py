@@ -228,6 +228,14 @@ def re_progress(line: str) -> bool:
     return line.startswith(("0/", "starting Ray")) or "core_worker" in line
 
 
+def test_processes_that_end_again_and_again_lose_no_video(log: Path, tmp_path: Path, call: Call) -> None:
+    write_video(tmp_path / "videos" / "a.mp4", 4, 1)
+    words = ["--encoder", "support.tiny_encoder:Crashing", "--videos", tmp_path / "videos", "--out", tmp_path / "mine"]
+    result, _ = run(call, *words)
+    assert (log / "crashes").read_text() == "00000"  # once more than Ray tries
+    assert result["videos"] == 1 and not (tmp_path / "mine" / "failures.jsonl").exists()
+
+
 def test_nothing_but_broken_files(log: Path, tmp_path: Path, call: Call) -> None:
     (tmp_path / "videos").mkdir()
     write_broken(tmp_path / "videos")

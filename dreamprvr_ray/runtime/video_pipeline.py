@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +41,7 @@ from dreamprvr_ray.video.encoders.registry import open_frame_encoder, open_sente
 
 MEMORY_PER_PROCESS = 8 * BLOCK_BYTES  # of frames under way
 TRIES = 3  # after a crash
+PASSES = 3  # over what a lost node or a crash has left: Ray may use up its tries before it notices that a node is gone
 MOST_BLOCKS = 4000  # into which the list of files is divided
 
 
@@ -158,6 +159,21 @@ def encode_videos(
     Raises:
         Failure: The encoder failed.
     """
+    missing = list(tasks)
+    for _ in range(PASSES):
+        left = yield from _encode_once(missing, encoder, fps, pools)
+        missing = [task for task in missing if task.id in left]
+        if not missing:
+            return
+    for task in missing:
+        tries = PASSES * (TRIES + 1)
+        yield FailedVideo(task.id, f"its processes ended {tries} times without a reason, perhaps for lack of memory")
+
+
+def _encode_once(
+    tasks: Sequence[VideoTask], encoder: str, fps: float, pools: Pools
+) -> Generator[StartedVideo | EncodedFrames | EncodedVideo | FailedVideo, None, Collection[str]]:
+    """Decode and encode videos, and return the ids of those of which something is missing. Raises `Failure`."""
     # The longest first, so that no single one is left at the end.
     items = [
         {"video": task.id, "path": task.path, "bytes": task.bytes}
@@ -187,7 +203,7 @@ def encode_videos(
                 max_task_retries=TRIES,
             )
         )
-        yield from _collect(_tables(frames), [task.id for task in tasks])
+        return (yield from _collect(_tables(frames), [task.id for task in tasks]))
 
 
 def encode_sentences(
@@ -292,8 +308,8 @@ class _Unfinished:
 
 def _collect(
     tables: Iterator[pa.Table], ids: Sequence[str]
-) -> Iterator[StartedVideo | EncodedFrames | EncodedVideo | FailedVideo]:
-    """Put the features of each video together."""
+) -> Generator[StartedVideo | EncodedFrames | EncodedVideo | FailedVideo, None, Collection[str]]:
+    """Put the features of each video together, and return the ids of those that did not end."""
     waiting = dict.fromkeys(ids)
     unfinished: dict[str, _Unfinished] = {}
     for table in tables:
@@ -316,5 +332,4 @@ def _collect(
                 del waiting[id], unfinished[id]
                 yield result
         yield from (EncodedFrames(id, count) for id, count in counts.items() if id in waiting)
-    for id in waiting:
-        yield FailedVideo(id, f"its processes ended {TRIES + 1} times without a reason, perhaps for lack of memory")
+    return waiting

@@ -54,6 +54,18 @@ class Failing(TinyEncoder):
         raise RuntimeError("out of luck")
 
 
+class Crashing(TinyEncoder):
+    """An encoder whose process ends at the first frames, as often as a lost node may end it and more."""
+
+    def encode_frames(self, frames: Sequence[np.ndarray]) -> np.ndarray:
+        crashes = Path(os.environ[LOG]) / "crashes"
+        if not crashes.exists() or crashes.stat().st_size < 5:
+            with open(crashes, "a") as file:
+                file.write("0")
+            os._exit(1)
+        return super().encode_frames(frames)
+
+
 def mean_colours(frame: np.ndarray) -> np.ndarray:
     """Return the mean colours (12,) of a frame's quarters."""
     height, width = frame.shape[0] // 2, frame.shape[1] // 2
