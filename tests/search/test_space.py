@@ -13,6 +13,7 @@ from dreamprvr_ray.search.space import load_search
 ROOT = Path(__file__).parents[2]
 ABLATIONS = ROOT / "search_spaces" / "ablations.yaml"  # searches nothing
 SHIPPED = sorted(path for path in (ROOT / "search_spaces").glob("*.yaml") if path != ABLATIONS)
+DRAWN = next(path for path in SHIPPED if path.stem == "videos")
 WEIGHTS = ("clip_nce", "frame_nce", "diversity", "similarity", "variational", "denoising")
 
 
@@ -30,7 +31,14 @@ def mistakes(path: Path, overrides: dict[str, object] | None = None) -> list[str
     return list(caught.value.mistakes)
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_the_space_of_the_drawn_videos_is_around_its_preset() -> None:
+    """It has few trials, so few keys, and its shards come from video files, not from a source tree of features."""
+    search = load_search(DRAWN)
+    assert search.settings.config == "videos" and "model.registers" in {each.key for each in search.parameters}
+    assert all(parameter.contains(search.paper_setting[parameter.key]) for parameter in search.parameters)
+
+
+@pytest.mark.parametrize("path", [path for path in SHIPPED if path != DRAWN], ids=lambda path: path.stem)
 def test_every_shipped_space_searches_registers_steps_and_the_six_loss_weights_around_its_preset(path: Path) -> None:
     search = load_search(path)
     keys = {parameter.key for parameter in search.parameters}
