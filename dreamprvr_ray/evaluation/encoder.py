@@ -100,7 +100,8 @@ def window_sums(frames: Tensor, counts: Tensor, length: int) -> Tensor:
         counts: (B,), the number of frames of each video, at least 1; the rows after them do not matter.
         length: Number of rows. A shorter video has one window, all of it.
 
-    Windows begin every quarter of their length; the last one ends with the video, and fills up a shorter video's row.
+    Windows begin every quarter of their length; the last one ends with the video. A video with fewer
+    windows than others of the block repeats its last one, which changes no maximum.
     Each is summed by itself, so that equal windows of two videos tie exactly.
     """
     device, (videos, rows, size) = frames.device, frames.shape

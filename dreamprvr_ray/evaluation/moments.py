@@ -1,4 +1,4 @@
-"""Where in a video a sentence takes place: the moment that its similarities along the video stand out in.
+"""Where in a video a sentence takes place: the moment in which its similarities along the video stand out.
 
 Three ways were compared on two collections before this one was chosen (docs/lab-notes.md, 2026-11-27).
 """

@@ -22,7 +22,7 @@ from dreamprvr_ray.storage.location import Storage
 from dreamprvr_ray.video.captions import CaptionRow, read_caption_table
 from dreamprvr_ray.video.directory import FoundVideos, ListedVideo, MatchedCaptions, find_videos, match_captions
 from dreamprvr_ray.video.extracted_source import SourceCounts, SourcePlan, choose_splits, write_source
-from dreamprvr_ray.video.extraction_store import ExtractionStore, VideoFeatures, video_key
+from dreamprvr_ray.video.extraction_store import ExtractionStore, VideoFeatures, WrittenTree, video_key
 from dreamprvr_ray.video.tree_files import move_files, new_tree, remove_file
 
 FAILURES = "failures.jsonl"
@@ -239,21 +239,22 @@ def _finish(
     splits = choose_splits(run.matched.rows, settings.splits)
     plan = SourcePlan(collection, encoding, videos, captions, splits, str(settings.captions))
     before, digest = store.written(), plan.digest()
-    files = tuple(before.get("files", ()))
-    up_to_date = before.get("digest") == digest and all(source.exists(file) for file in files)
+    files = before.files
+    known_summary = before.summary.keys() == vars(SourceCounts()).keys()
+    up_to_date = before.digest == digest and known_summary and all(source.exists(file) for file in files)
     if up_to_date:
-        counts = SourceCounts(**before["summary"])
+        counts = SourceCounts(**before.summary)
     else:
         with new_tree(source) as folder:
             with writing(folder):
                 counts = write_source(folder, plan, store)
             new = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-            store.record_written("", {*files, *new}, {})
+            store.record_written(WrittenTree(files=tuple({*files, *new})))
             move_files(folder, new, source)
         for file in set(files) - set(new):
             remove_file(source, file)
         files = tuple(new)
-        store.record_written(digest, files, vars(counts))
+        store.record_written(WrittenTree(digest, files, vars(counts)))
     return Extraction(
         collection=collection,
         counts=counts,

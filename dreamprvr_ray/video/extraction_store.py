@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,32 @@ class SentencePart:
     tokens: np.ndarray
     counts: np.ndarray
     embeddings: np.ndarray
+
+
+@dataclass(frozen=True)
+class WrittenTree:
+    """The source tree that an extraction has written.
+
+    Attributes:
+        digest: Of all that it was made from; empty while it is being written.
+        files: Its files, relative to the source. Only these are ever removed.
+        summary: What it holds, as `extracted_source.SourceCounts`.
+    """
+
+    digest: str = ""
+    files: tuple[str, ...] = ()
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> WrittenTree:
+        """Read a record. Raises ValueError if it is damaged, or if it names a file outside of the source."""
+        digest, files, summary = values.get("digest"), values.get("files"), values.get("summary")
+        if not isinstance(digest, str) or not isinstance(files, list) or not isinstance(summary, dict):
+            raise ValueError("not a record of written files")
+        for file in files:
+            if not isinstance(file, str) or not file or {"", ".", ".."} & set(file.split("/")):
+                raise ValueError(f"not a file of the source: {str(file)[:80]!r}")
+        return cls(digest, tuple(files), summary)
 
 
 class ExtractionStore:
@@ -142,15 +168,19 @@ class ExtractionStore:
                 raise self._damaged(name, error) from None
             yield part
 
-    def written(self) -> dict[str, Any]:
-        """Return what `record_written` recorded; empty if nothing was."""
+    def written(self) -> WrittenTree:
+        """Return what `record_written` recorded; empty if nothing was. Raises `UserError` if the record is damaged."""
         if not self._storage.exists(_WRITTEN):
-            return {}
-        return parse_json(self._storage.read_text(_WRITTEN), f"{self._storage}/{_WRITTEN}")
+            return WrittenTree()
+        path = f"{self._storage}/{_WRITTEN}"
+        try:
+            return WrittenTree.from_dict(parse_json(self._storage.read_text(_WRITTEN), path))
+        except ValueError as error:
+            raise UserError(f"{path}: damaged: {error}") from None
 
-    def record_written(self, digest: str, files: Iterable[str], summary: dict[str, Any]) -> None:
-        """Record the files of the source tree, and a digest of all that they were made from."""
-        values = {"digest": digest, "files": sorted(files), "summary": summary}
+    def record_written(self, tree: WrittenTree) -> None:
+        """Record the source tree."""
+        values = {**vars(tree), "files": sorted(tree.files)}
         self._storage.write_text(_WRITTEN, json.dumps(values, indent=1) + "\n")
 
     def _keys(self, folder: str) -> set[str]:

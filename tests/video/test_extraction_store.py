@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from dreamprvr_ray.data.encoding import EncoderRecord, EncodingRecord
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.storage.location import Storage
 from dreamprvr_ray.video.directory import ListedVideo
-from dreamprvr_ray.video.extraction_store import ExtractionStore, VideoFeatures, video_key
+from dreamprvr_ray.video.extraction_store import ExtractionStore, VideoFeatures, WrittenTree, video_key
 
 VIDEO = ListedVideo("sub/ü", "sub/ü.mp4", 10, 20)
 FRAMES = EncoderRecord("timm:lite0", 3, "fp32", {"library": "timm"})
@@ -48,9 +49,9 @@ def test_what_is_written_is_read_again(source: Storage) -> None:
     assert part.counts.tolist() == [3, 1, 1]
     np.testing.assert_array_equal(part.tokens[:3], features_of("a b c").tokens)
     np.testing.assert_array_equal(part.embeddings[1], features_of("tür").sentence)
-    assert store.written() == {}
-    store.record_written("abc", {"b", "a"}, {"videos": 1})
-    assert store.written() == {"digest": "abc", "files": ["a", "b"], "summary": {"videos": 1}}
+    assert store.written() == WrittenTree()
+    store.record_written(WrittenTree("abc", ("b", "c/a"), {"videos": 1}))
+    assert store.written() == WrittenTree("abc", ("b", "c/a"), {"videos": 1})
 
 
 def test_a_file_that_changes_has_another_key() -> None:
@@ -64,6 +65,14 @@ def test_a_directory_of_other_files_is_not_used(source: Storage) -> None:
     source.write_text("notes.txt", "mine")
     with pytest.raises(UserError, match=r"holds other files, such as notes\.txt; choose another --out"):
         ExtractionStore(source).check_is_own()
+
+
+@pytest.mark.parametrize("file", ["../mine.txt", "/mine.txt", "a/../../mine.txt", "a//b", "", 3])
+def test_a_record_names_no_file_outside_of_the_source(source: Storage, file: object) -> None:
+    """Files of the record are removed when the tree changes."""
+    source.write_text("extraction/written.json", json.dumps({"digest": "", "files": ["a", file], "summary": {}}))
+    with pytest.raises(UserError, match=r"written\.json: damaged: not a file of the source"):
+        ExtractionStore(source).written()
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 100, b"\x02\0\0\0\0\0\0\0{}"])

@@ -70,8 +70,8 @@ def open_encoder(name: str, device: torch.device | None = None) -> Any:
     Args:
         device: Where it computes; by default a GPU if there is one.
 
-    Raises `UserError` in one line: the name is malformed, a package is not installed, or the weights cannot be had. It
-    then names the command that fetches them.
+    Raises `UserError` in one line: the name is malformed, a package is not installed, or the weights are not
+    available, with the command that fetches them.
     """
     check_name(name)
     library, _, model = name.partition(":")

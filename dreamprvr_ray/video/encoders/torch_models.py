@@ -101,7 +101,7 @@ def not_loaded(name: str, library: str, error: BaseException, repository: str | 
         return UserError(f"encoder {name}: cannot be loaded: {reason}")
     folder = repository.rsplit("/", 1)[-1]
     return UserError(
-        f"encoder {name}: its weights cannot be had; on a machine with a network, run: "
+        f"encoder {name}: its weights are not available here; on a machine with a network, run: "
         f"hf download {repository} --local-dir {folder} and use {library}:./{folder} ({reason})"
     )
 
