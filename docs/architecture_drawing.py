@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("report",),
     ("search",),
     ("runtime",),
-    ("training",),
+    ("training", "index"),
     ("evaluation",),
     ("checkpoints",),
     ("video",),
@@ -34,6 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 # Files that are commands although their name says otherwise, and single files that belong to a component.
 COMPONENT_OF = {
     "report.__main__": "commands",
+    "index.__main__": "commands",
     "data.demo": "commands",
     "video.demo": "commands",
     "video.baselines": "commands",
@@ -45,7 +46,7 @@ COMPONENT_OF = {
     "user_files": "config",
     "__init__": "api",
 }
-COMMANDS = ("extract", "convert", "train", "tune", "report", "evaluate", "export", "verify")
+COMMANDS = ("extract", "convert", "train", "tune", "report", "evaluate", "export", "find", "verify")
 
 
 @dataclass(frozen=True)

@@ -32,12 +32,14 @@ if TYPE_CHECKING:  # for type checkers and editors, which cannot follow `__getat
     from dreamprvr_ray.data.in_memory import FeatureSplit, Moment, Query, write_shards
     from dreamprvr_ray.data.shards import ShardSet
     from dreamprvr_ray.errors import Failure, UserError
+    from dreamprvr_ray.index.index import Index
 
 # Where each public name is defined.
 _DEFINED_IN = {
     "Experiment": "config",
     "Failure": "errors",
     "FeatureSplit": "data.in_memory",
+    "Index": "index.index",
     "Moment": "data.in_memory",
     "Query": "data.in_memory",
     "ShardSet": "data.shards",
@@ -64,6 +66,7 @@ __all__ = [
     "Experiment",
     "Failure",
     "FeatureSplit",
+    "Index",
     "Moment",
     "Query",
     "ShardSet",

@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> None:
         workers=options.workers,
     )
     try:
-        extraction = extract(settings, command_line.print_progress, display := _Display())
+        extraction = extract(settings, command_line.print_progress, display := Display())
     except KeyboardInterrupt:
         command_line.print_progress(
             f"\nstopped; what is encoded remains in {redact_uri(options.out)}: run the same command again to resume"
@@ -130,7 +130,7 @@ def _parser() -> command_line.Parser:
     return parser
 
 
-class _Display:
+class Display:
     """Prints progress to stderr: a line that is updated in place on a terminal, else a line every few seconds."""
 
     def __init__(self) -> None:

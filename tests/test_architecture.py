@@ -18,7 +18,8 @@ WITHOUT_RAY = {"results", "final_result", "seeds", "layout", "comparison", "spac
 PRIVATE_RAY = ("runtime.ray_internals", "runtime.ray_internals.trainers")
 LONGEST = 400  # lines of a file
 # Directories of runs and searches, which docs/architecture.md names in addition to those of the package.
-IN_OUTPUT = {"checkpoints/", "tensorboard/", "ray/", "best/", "final/", "FeatureData/", "TextData/", "extraction/"}
+IN_OUTPUT = {"checkpoints/", "tensorboard/", "ray/", "best/", "final/", "FeatureData/", "TextData/", "extraction/",
+             "parts/", "source/"}  # fmt: skip
 HEAVY = {"torch", "ray", "numpy", "pyarrow", "yaml", "pydantic", "optuna"}
 
 

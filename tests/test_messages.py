@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("extract", "convert", "train", "tune", "report", "evaluate", "export", "verify", "data.demo")
+COMMANDS = (
+    "extract", "convert", "train", "tune", "report", "evaluate", "export", "index", "find", "verify", "data.demo",
+)  # fmt: skip
 POSSESSIVE = "(one's|its|our|your|their|his|ours)"
 
 # A phrase (a regular expression), and what to write instead.

@@ -1,0 +1,178 @@
+"""`python -m dreamprvr_ray.index`: encode a collection once, to find moments in it by sentences (docs/search.md).
+
+Running the same command again encodes only videos that are new or have changed, and removes those that are gone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dreamprvr_ray import command_line
+from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.storage.location import local_folder
+
+if TYPE_CHECKING:
+    from dreamprvr_ray.index.building import Progress, Update
+    from dreamprvr_ray.index.collections import Collection
+
+ZERO_SHOT = "zero-shot"
+LINE_SECONDS = 5.0  # between two lines of progress if stderr is not a terminal
+
+
+def main(arguments: list[str]) -> None:
+    """Run the command. Raises `UserError` for mistakes, and `Failure` if no video could be encoded."""
+    options = _parser().parse_args(arguments)
+    _check(options)
+    from dreamprvr_ray.index.building import check_directory, update_index
+
+    check_directory(options.out)
+    model = None if options.model == ZERO_SHOT else Path(options.model)
+    try:
+        collection = _collection(options, model)
+        update = update_index(
+            options.out,
+            collection,
+            model,
+            sentence_encoder=options.sentence_encoder,
+            videos_directory=options.videos or options.files,
+            report=_Display(),
+        )
+    except KeyboardInterrupt:
+        command_line.print_progress(f"\nstopped; run the same command again to continue {options.out}")
+        raise
+    print(_summary(options.out, update))
+    if options.json:
+        command_line.print_json(_values(options.out, update))
+
+
+def _parser() -> command_line.Parser:
+    parser = command_line.Parser("index", "Encode a collection once, to find moments in it by sentences.")
+    parser.add_argument(
+        "--model", required=True, metavar="EXPORT",
+        help="exported model or checkpoint directory; or zero-shot: the encoder of the features alone",
+    )  # fmt: skip
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--shards", metavar="SHARDS", help="output of `convert`: a directory or a URI")
+    source.add_argument("--source", type=local_folder, metavar="DIR", help="features, as `convert` reads them")
+    source.add_argument("--videos", type=local_folder, metavar="DIR", help="directory with videos to encode")
+    parser.add_argument("--out", type=local_folder, required=True, metavar="INDEX", help="directory of the index")
+    parser.add_argument("--split", nargs="+", default=[], metavar="NAME", help="splits of the shards (default: all)")
+    parser.add_argument("--collection", metavar="NAME", help="name of the collection (default: the last part of DIR)")
+    parser.add_argument("--features", metavar="NAME", help="features of --source, if it has several")
+    parser.add_argument(
+        "--encoder", metavar="ENCODER",
+        help="encoder of the frames of --videos (default: the one that the model's record names)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--sentence-encoder", metavar="ENCODER",
+        help="encoder of sentences, if the collection and the model do not know it",
+    )  # fmt: skip
+    parser.add_argument("--fps", type=float, help="frames per second of --videos (default: the model's, or 1)")
+    parser.add_argument(
+        "--window", type=float, metavar="SECONDS", help="cut longer videos into windows (default: the model's, or none)"
+    )
+    parser.add_argument(
+        "--files", type=local_folder, metavar="DIR", help="directory of the video files of --shards or --source"
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="number of processes that decode --videos (default: one per CPU)"
+    )
+    return parser
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raise `UserError` for options that do not go together."""
+    allowed = {
+        "split": "shards", "features": "source", "encoder": "videos", "fps": "videos", "window": "videos",
+        "workers": "videos",
+    }  # fmt: skip
+    for name, other in allowed.items():
+        if getattr(options, name) not in (None, []) and getattr(options, other) is None:
+            raise UserError(f"--{name}: needs --{other}")
+    if options.files is not None and options.videos is not None:
+        raise UserError("--files: the files are those of --videos")
+    if options.files is not None and not options.files.is_dir():
+        raise UserError(f"--files {options.files}: no such directory")
+    if options.model == ZERO_SHOT and options.videos is not None and options.encoder is None:
+        raise UserError("--encoder: required to index videos without a model")
+
+
+def _collection(options: argparse.Namespace, model: Path | None) -> Collection:
+    from dreamprvr_ray.index.collections import ShardCollection, SourceCollection
+
+    if options.shards is not None:
+        from dreamprvr_ray.data.cache import local_shards
+
+        return ShardCollection(local_shards(options.shards), options.split)
+    from dreamprvr_ray.data.source import Source
+
+    if options.source is not None:
+        name = options.collection or options.source.resolve().name
+        return SourceCollection(Source.open(options.source, name, options.features))
+    return SourceCollection(Source.open(*_extract(options, model)))
+
+
+def _extract(options: argparse.Namespace, model: Path | None) -> tuple[Path, str]:
+    """Encode the videos that are missing in the index's own source, and return it and its collection's name."""
+    from dreamprvr_ray import extract as command
+    from dreamprvr_ray.runtime.extraction import extract
+    from dreamprvr_ray.runtime.index_extraction import extraction_settings
+
+    settings = extraction_settings(
+        options.videos,
+        options.out,
+        model,
+        encoder=options.encoder,
+        sentence_encoder=options.sentence_encoder,
+        collection=options.collection,
+        fps=options.fps,
+        window=options.window,
+        workers=options.workers,
+    )
+    extraction = extract(settings, command_line.print_progress, command.Display())
+    for file, why in sorted(extraction.failures.items())[:3]:
+        command_line.print_progress(f"note: {file} is left out: {why}")
+    if len(extraction.failures) > 3:
+        command_line.print_progress(f"note: {len(extraction.failures) - 3:,} more videos are left out")
+    return Path(settings.out), extraction.collection
+
+
+class _Display:
+    """Prints progress to stderr: a line that is updated in place on a terminal, else a line every few seconds."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._printed = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        finished = progress.done == progress.todo
+        if not finished and time.monotonic() - self._printed < (0.2 if self._terminal else LINE_SECONDS):
+            return
+        self._printed = time.monotonic()
+        left = "" if progress.left is None else f", {progress.left:,.0f} s left"
+        line = f"{progress.done:,}/{progress.todo:,} videos encoded{left}"
+        if self._terminal:
+            print(f"\r{line:<60}", end="\n" if finished else "", file=sys.stderr, flush=True)
+        else:
+            command_line.print_progress(line)
+
+
+def _summary(out: Path, update: Update) -> str:
+    counts = {"added": update.added, "changed": update.changed, "removed": update.removed, "unchanged": update.kept}
+    parts = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count) or "no videos"
+    return f"{out}: {update.record.rows:,} videos ({parts}); to search: python -m dreamprvr_ray.find {out} SENTENCE"
+
+
+def _values(out: Path, update: Update) -> dict[str, Any]:
+    return {
+        "index": str(out), "collection": update.record.collection, "videos": update.record.rows,
+        "added": update.added, "changed": update.changed, "removed": update.removed, "unchanged": update.kept,
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    command_line.run(main)

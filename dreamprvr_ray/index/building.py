@@ -1,0 +1,326 @@
+"""Making and updating an index: only new and changed videos are encoded, and those that are gone are removed.
+
+`index.json` is replaced after every part, so that whatever is interrupted leaves an index that can be searched, and
+running the same command again continues.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dreamprvr_ray.checkpoints.checkpoint import TrainedModel, export_checkpoint, load_model, model_encoding
+from dreamprvr_ray.checkpoints.layout import METRICS, WEIGHTS
+from dreamprvr_ray.data.encoding import EncodingRecord
+from dreamprvr_ray.data.manifest import not_one_encoder
+from dreamprvr_ray.device import best_device
+from dreamprvr_ray.errors import UserError, first_few
+from dreamprvr_ray.evaluation.weights import ScoreWeights
+from dreamprvr_ray.index.collections import Collection
+from dreamprvr_ray.index.encoding import encode_videos
+from dreamprvr_ray.index.parts import PART_FILES, Part, PartContent, joined, select, write_part
+from dreamprvr_ray.index.record import MODEL, PARTS, RECORD, SCHEMA_VERSION, SOURCE, IndexRecord, PartRecord
+from dreamprvr_ray.model.dreamprvr import DreamPRVR
+from dreamprvr_ray.storage.files import remove_own_files, writing
+from dreamprvr_ray.storage.location import Storage
+from dreamprvr_ray.storage.locks import LOCK
+from dreamprvr_ray.video.extraction_store import EXTRACTION
+
+PART_ROWS = 512  # videos of a part
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the encoding is.
+
+    Attributes:
+        done: Videos and windows that are encoded.
+        todo: Those to be encoded in all.
+        elapsed: Seconds since the first was begun.
+    """
+
+    done: int
+    todo: int
+    elapsed: float
+
+    @property
+    def left(self) -> float | None:
+        """Seconds that the rest will take; None before anything is encoded."""
+        return None if not self.done else self.elapsed / self.done * (self.todo - self.done)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an update did, in videos or windows of videos.
+
+    Attributes:
+        record: The index as it is now.
+        added: Encoded for the first time.
+        changed: Encoded again, since their features differ.
+        removed: No longer in the collection.
+        kept: Unchanged.
+    """
+
+    record: IndexRecord
+    added: int
+    changed: int
+    removed: int
+    kept: int
+
+
+def update_index(
+    directory: Path,
+    collection: Collection,
+    model: Path | None,
+    *,
+    sentence_encoder: str | None = None,
+    videos_directory: Path | None = None,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> Update:
+    """Make an index of a collection, or update the one in `directory`.
+
+    Args:
+        directory: A new or empty directory, or an index.
+        collection: The videos.
+        model: Directory of a checkpoint or an exported model; None for an index of the collection's encoder alone.
+        sentence_encoder: Name of the encoder of sentences, if the collection does not know it.
+        videos_directory: The directory that the videos' files are relative to.
+        report: Called when videos have been encoded.
+
+    Raises:
+        UserError: `directory` holds something else, or an index of another model or encoder; or the model does not fit
+            the collection.
+    """
+    with Storage.of(directory).lock():
+        record = _open_or_begin(directory, collection, model, sentence_encoder, videos_directory)
+        trained = None if record.model is None else _load(directory, model)
+        _remove_leftovers(directory, record)
+        return _Update(directory, record, collection, trained, report).run()
+
+
+def check_directory(directory: Path) -> None:
+    """Raise `UserError` unless a directory is an index, or can become one."""
+    if not directory.exists() or (directory / RECORD).is_file():
+        return
+    if not directory.is_dir():
+        raise UserError(f"{directory}: is a file; choose another --out")
+    own = (LOCK, SOURCE) if (directory / SOURCE / EXTRACTION).is_dir() else (LOCK,)
+    if others := [path.name for path in directory.iterdir() if path.name not in own]:
+        raise UserError(f"{directory}: holds other files, such as {min(others)}; choose another --out")
+
+
+def _open_or_begin(
+    directory: Path,
+    collection: Collection,
+    model: Path | None,
+    sentence_encoder: str | None,
+    videos_directory: Path | None,
+) -> IndexRecord:
+    """Return the record of the index in a directory, or write one of an empty index."""
+    trained = None if model is None else load_model(model)
+    encoding = check_fits(collection, trained, model)
+    new = IndexRecord(
+        schema_version=SCHEMA_VERSION,
+        collection=collection.name,
+        model=None if model is None else weights_digest(model),
+        dtype=collection.dtype,
+        video_size=collection.video_size,
+        text_size=_text_size(collection, trained),
+        encoding=encoding,
+        sentence_encoder=sentence_encoder,
+        videos_directory=None if videos_directory is None else str(videos_directory.resolve()),
+    )
+    if not (directory / RECORD).exists():
+        check_directory(directory)
+        new.write(directory)
+        return new
+    old = IndexRecord.read(directory)
+    if old.model != new.model:
+        raise UserError(f"{directory}: is an index of another model; choose another --out")
+    differing = [name for name in ("collection", "dtype", "video_size", "text_size")
+                 if getattr(old, name) != getattr(new, name)]  # fmt: skip
+    if differing:
+        name = differing[0]
+        raise UserError(
+            f"{directory}: is an index of other features ({name} {getattr(old, name)} before, {getattr(new, name)}"
+            " now); choose another --out"
+        )
+    if old.encoding is not None and new.encoding is not None and old.encoding.frames != new.encoding.frames:
+        changes = old.encoding.frames.differences(new.encoding.frames)
+        raise UserError(
+            f"{directory}: its videos were encoded by another encoder ({'; '.join(first_few(changes))}); choose"
+            " another --out"
+        )
+    record = replace(
+        old,
+        encoding=new.encoding or old.encoding,
+        sentence_encoder=sentence_encoder or old.sentence_encoder,
+        videos_directory=new.videos_directory or old.videos_directory,
+    )
+    if record != old:
+        record.write(directory)
+    return record
+
+
+def check_fits(collection: Collection, trained: TrainedModel | None, path: Path | None) -> EncodingRecord | None:
+    """Return how a collection's videos, and the model's sentences, were encoded; None if that is not known.
+
+    Raises `UserError` if a model, or an encoder alone, cannot search the collection.
+    """
+    encoding = collection.encoding
+    if trained is None:
+        _check_one_encoder(collection)
+        return encoding
+    data = trained.experiment.data
+    for what, takes, has in (
+        ("frames", data.video_size, collection.video_size),
+        ("sentences", data.text_size, collection.text_size),
+    ):
+        if has not in (None, takes):
+            raise UserError(f"{path}: takes {what} of {takes} values, but those of {collection.origin} have {has}")
+    weights = ScoreWeights.of(trained.experiment.evaluation, trained.metrics, f"{path}/{METRICS}")
+    if weights.encoder and collection.one_encoder is False:
+        raise UserError(not_one_encoder(weights.encoder, collection.origin))
+    own = model_encoding(trained.metrics, f"{path}/{METRICS}")
+    if own is None or encoding is None:
+        return encoding or own
+    if changes := own.frames.differences(encoding.frames):
+        raise UserError(
+            f"{collection.origin}: its frames were not encoded as those that {path} was trained on"
+            f" ({'; '.join(first_few(changes))})"
+        )
+    return replace(encoding, sentences=encoding.sentences or own.sentences)
+
+
+def _check_one_encoder(collection: Collection) -> None:
+    """Raise `UserError` unless a collection's frames can be compared with sentences without a model."""
+    encoding = collection.encoding
+    if collection.one_encoder is False or collection.text_size not in (None, collection.video_size):
+        raise UserError(
+            f"{collection.origin}: frames and sentences are not of one encoder, so they cannot be searched without a"
+            " model"
+        )
+    if encoding is None or encoding.sentences is None or collection.one_encoder:
+        return
+    if encoding.sentences.name != encoding.frames.name:
+        raise UserError(
+            f"{collection.origin}: frames are encoded by {encoding.frames.name}, sentences by"
+            f" {encoding.sentences.name}, so they cannot be searched without a model"
+        )
+
+
+def _text_size(collection: Collection, trained: TrainedModel | None) -> int:
+    """Return the values of a sentence's token."""
+    if trained is not None:
+        return trained.experiment.data.text_size
+    return collection.text_size or collection.video_size
+
+
+def weights_digest(model: Path) -> str:
+    """Return the SHA-256 of a model's weights. Raises `UserError` if they cannot be read."""
+    try:
+        with (model / WEIGHTS).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{model / WEIGHTS}: cannot be read: {error.strerror}") from None
+
+
+def _load(directory: Path, model: Path | None) -> DreamPRVR:
+    """Return the index's own copy of the model, which is made unless it exists."""
+    copy = directory / MODEL
+    if not copy.exists():
+        assert model is not None
+        export_checkpoint(model, copy)
+    return load_model(copy).model.to(best_device())
+
+
+def _remove_leftovers(directory: Path, record: IndexRecord) -> None:
+    """Remove parts that no longer belong to the index: of a process that was killed, or replaced by others."""
+    folder = directory / PARTS
+    if not folder.is_dir():
+        return
+    known = {part.name for part in record.parts}
+    for path in folder.iterdir():
+        name = path.name.lstrip(".").split("-")[0]
+        if path.is_dir() and not path.is_symlink() and name.isdecimal() and len(name) == 6 and path.name not in known:
+            remove_own_files(path, lambda own: own in PART_FILES)
+
+
+class _Update:
+    """One run of `update_index`."""
+
+    def __init__(
+        self,
+        directory: Path,
+        record: IndexRecord,
+        collection: Collection,
+        model: DreamPRVR | None,
+        report: Callable[[Progress], None],
+    ) -> None:
+        self._directory, self._record, self._collection = directory, record, collection
+        self._model, self._report = model, report
+
+    def run(self) -> Update:
+        known: dict[str, str] = {}
+        for part in self._parts():
+            known |= part.fingerprints()
+        ids = self._collection.ids
+        present = set(ids)
+        changed = {id for id in ids if id in known and self._collection.read(id).fingerprint() != known[id]}
+        removed = known.keys() - present
+        self._remove(changed | removed)
+        todo = [id for id in ids if id not in known or id in changed]
+        self._add(todo)
+        return Update(
+            self._record, len(todo) - len(changed), len(changed), len(removed), len(known) - len(changed) - len(removed)
+        )
+
+    def _parts(self) -> Iterator[Part]:
+        for part in self._record.parts:
+            yield Part(self._directory / PARTS / part.name, part, self._model is not None)
+
+    def _remove(self, ids: set[str]) -> None:
+        """Write the parts that hold any of these rows again, without them."""
+        if not ids:
+            return
+        parts: list[PartRecord] = []
+        for part in self._parts():
+            kept = [number for number, id in enumerate(part.ids()) if id not in ids]
+            if len(kept) == len(part):
+                parts.append(part.record)
+            elif kept:
+                parts.append(self._write(select(part, kept)))
+        self._commit(parts)
+
+    def _add(self, ids: Sequence[str]) -> None:
+        begin, done = time.perf_counter(), 0
+        if ids:
+            self._report(Progress(0, len(ids), 0.0))
+        while done < len(ids):
+            # A part that is not full is replaced by one that also holds the next videos.
+            last = list(self._parts())[-1:] if self._record.parts else []
+            last = [part for part in last if len(part) < PART_ROWS // 2]
+            room = PART_ROWS - sum(len(part) for part in last)
+            block = ids[done : done + room]
+            content = encode_videos([(id, self._collection.read(id)) for id in block], self._model)
+            before = list(self._record.parts[: len(self._record.parts) - len(last)])
+            for part in last:
+                content = joined(select(part, range(len(part))), content)
+            self._commit([*before, self._write(content)])
+            done += len(block)
+            self._report(Progress(done, len(ids), time.perf_counter() - begin))
+
+    def _write(self, content: PartContent) -> PartRecord:
+        name = f"{self._record.next_part:06d}"
+        self._record = replace(self._record, next_part=self._record.next_part + 1)
+        with writing(self._directory / PARTS):
+            return write_part(self._directory / PARTS / name, content)
+
+    def _commit(self, parts: Sequence[PartRecord]) -> None:
+        """Make these the parts of the index, and remove those that they replace."""
+        self._record = replace(self._record, parts=tuple(parts))
+        self._record.write(self._directory)
+        _remove_leftovers(self._directory, self._record)

@@ -1,0 +1,228 @@
+"""An index that is open: its videos, and finding the moments of sentences in them.
+
+from dreamprvr_ray import Index
+
+answer = Index.open("runs/index").find("a person opens a door")
+for found in answer.results:
+    print(found.video, found.start, found.end, found.score)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dreamprvr_ray.checkpoints.checkpoint import METRICS, TrainedModel, load_model
+from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.evaluation.curves import QueryVectors, VideoRows, similarity_curves
+from dreamprvr_ray.evaluation.moments import find_moment
+from dreamprvr_ray.evaluation.weights import ScoreWeights
+from dreamprvr_ray.index.answers import Answer, Curve, Found, IndexedVideo
+from dreamprvr_ray.index.parts import IndexedRow, Part
+from dreamprvr_ray.index.record import MODEL, PARTS, IndexRecord
+from dreamprvr_ray.index.scoring import part_scores
+from dreamprvr_ray.index.sentences import check_sentence, encode, open_encoder_of
+from dreamprvr_ray.model.dreamprvr import DreamPRVR
+from dreamprvr_ray.video.encoders.protocols import SentenceEncoder
+
+MOST_RESULTS = 1000  # of a search
+
+
+class Index:
+    """An encoded collection, mapped into memory. It is read only, and can be shared by threads.
+
+    Attributes:
+        directory: Where it is.
+        record: What `index.json` says.
+    """
+
+    def __init__(
+        self, directory: Path, record: IndexRecord, model: TrainedModel | None, sentence_encoder: str | None = None
+    ) -> None:
+        self.directory, self.record = directory, record
+        self._model, self._encoder_name = model, sentence_encoder
+        self.parts = [Part(directory / PARTS / part.name, part, model is not None) for part in record.parts]
+
+    @classmethod
+    def open(cls, path: str | Path, *, sentence_encoder: str | None = None) -> Index:
+        """Open an index. Takes a fraction of a second; the encoder of sentences is loaded by the first search.
+
+        Args:
+            path: The directory that the `index` command wrote.
+            sentence_encoder: Name of the encoder of sentences, if the index does not know it or it has moved.
+
+        Raises:
+            UserError: There is no index, or it is damaged.
+        """
+        directory = Path(path)
+        record = IndexRecord.read(directory)
+        model = None if record.model is None else load_model(directory / MODEL)
+        return cls(directory, record, model, sentence_encoder)
+
+    def __len__(self) -> int:
+        """Return the number of videos."""
+        return len(self.videos)
+
+    @cached_property
+    def videos(self) -> tuple[IndexedVideo, ...]:
+        """The videos, in the order in which they were added; windows of a long video are one."""
+        videos: dict[str, IndexedVideo] = {}
+        for part in self.parts:
+            for number in range(len(part)):
+                row = part.row(number)
+                videos.setdefault(row.source, _video(row))
+        return tuple(videos.values())
+
+    @property
+    def videos_directory(self) -> Path | None:
+        """The directory that the videos' files are relative to; None if unknown."""
+        return None if self.record.videos_directory is None else Path(self.record.videos_directory)
+
+    @property
+    def weights(self) -> ScoreWeights:
+        """The weights of the score's parts: the model's own, or of the encoder alone."""
+        if self._model is None:
+            return ScoreWeights(0.0, 1.0)
+        path = self.directory / MODEL
+        return ScoreWeights.of(self._model.experiment.evaluation, self._model.metrics, f"{path}/{METRICS}")
+
+    @cached_property
+    def _sentence_encoder(self) -> SentenceEncoder:
+        return open_encoder_of(self.record, str(self.directory), self._encoder_name)
+
+    def load_encoder(self) -> None:
+        """Load the encoder of sentences, so that the first search is as fast as others.
+
+        Raises `UserError` if it is not known or cannot be loaded.
+        """
+        _ = self._sentence_encoder
+
+    def find(self, sentence: str, top: int = 10) -> Answer:
+        """Return the best moments for a sentence.
+
+        Args:
+            sentence: What happens in the moment.
+            top: How many videos to return, at most `MOST_RESULTS`; fewer if the index holds fewer.
+
+        Raises:
+            UserError: The sentence is empty, or the encoder of sentences is not known or cannot be loaded.
+        """
+        (answer,) = self.find_many([sentence], top)
+        return answer
+
+    def find_many(self, sentences: Sequence[str], top: int = 10) -> list[Answer]:
+        """Return the answers for several sentences, which are encoded and scored together; see `find`."""
+        if not 1 <= top <= MOST_RESULTS:
+            raise UserError(f"top {top}: must be from 1 to {MOST_RESULTS:,}")
+        if not sentences:
+            return []
+        begin = time.perf_counter()
+        checked = [check_sentence(sentence) for sentence in sentences]
+        features = self._sentence_encoder.encode_sentences(checked)
+        results = self.search(encode(features, self.record, self._network), top)
+        seconds = time.perf_counter() - begin
+        return [Answer(sentence, found, seconds) for sentence, found in zip(sentences, results, strict=True)]
+
+    @property
+    def _network(self) -> DreamPRVR | None:
+        return None if self._model is None else self._model.model
+
+    def scores(self, queries: QueryVectors) -> np.ndarray:
+        """Return the scores (Q, rows) float32 of queries, of length 1, against all rows of all parts."""
+        padding = self._model is not None and not self._model.model.trimmed
+        if not self.parts:
+            return np.zeros((_count(queries), 0), np.float32)
+        scores = [part_scores(part, queries, self.weights, padding) for part in self.parts]
+        return np.concatenate(scores, axis=1)
+
+    def search(self, queries: QueryVectors, top: int = 10) -> list[tuple[Found, ...]]:
+        """Return the best moments for each of some queries, whose vectors have length 1."""
+        scores = self.scores(queries)
+        results = []
+        for number, own in enumerate(scores):
+            query = _one(queries, number)
+            best = enumerate(self._best(own, top), start=1)
+            results.append(tuple(self._found(rank, row, float(own[row]), query) for rank, row in best))
+        return results
+
+    def _best(self, scores: np.ndarray, top: int) -> list[int]:
+        """Return the rows of the best videos; of the windows of one video, the best counts."""
+        best: dict[int, int] = {}
+        for row in np.argsort(-scores, kind="stable").tolist():
+            best.setdefault(int(self._sources[row]), row)
+            if len(best) == top:
+                break
+        return list(best.values())
+
+    @cached_property
+    def _sources(self) -> np.ndarray:
+        """(rows,) the number of each row's video."""
+        number_of: dict[str, int] = {}
+        numbers = [number_of.setdefault(source, len(number_of)) for part in self.parts for source in part.sources()]
+        return np.array(numbers, dtype=np.int64)
+
+    @cached_property
+    def _first_rows(self) -> np.ndarray:
+        return np.cumsum([0, *(len(part) for part in self.parts)])
+
+    def _found(self, rank: int, number: int, score: float, query: QueryVectors) -> Found:
+        place = int(np.searchsorted(self._first_rows, number, side="right")) - 1
+        part, within = self.parts[place], number - int(self._first_rows[place])
+        row = part.row(within)
+        curve = similarity_curves(query, _rows(part, within), self.weights)[0].numpy()
+        first, stop = find_moment(curve)
+        start = end = None
+        middles = [(frame + 0.5) / row.frames for frame in range(row.frames)]
+        if (times := row.times) is not None:
+            spans = [times.frame(frame) for frame in range(row.frames)]
+            start, end = spans[first].start, spans[stop - 1].end
+            if start < times.duration < end:  # the last frame may stand for less than a whole interval
+                end = times.duration
+            middles = [(span.start + span.end) / 2 for span in spans]
+        shares = (first / row.frames, stop / row.frames)
+        if times is not None and times.duration > 0 and start is not None and end is not None:
+            shares = (min(start / times.duration, 1.0), min(end / times.duration, 1.0))
+        return Found(
+            rank=rank,
+            video=row.source,
+            file=_video(row).file,
+            start=start,
+            end=end,
+            shares=shares,
+            score=score,
+            curve=Curve(tuple(round(time, 3) for time in middles), tuple(round(float(each), 5) for each in curve)),
+            window=row.id,
+            duration=_video(row).duration,
+        )
+
+
+def _count(queries: QueryVectors) -> int:
+    vectors = queries.model if queries.model is not None else queries.encoder
+    return 0 if vectors is None else len(vectors)
+
+
+def _one(queries: QueryVectors, number: int) -> QueryVectors:
+    """Return the vectors (1, ...) of one of some queries."""
+    vectors = (queries.model, queries.encoder)
+    return QueryVectors(*(None if each is None else each[number : number + 1] for each in vectors))
+
+
+def _rows(part: Part, number: int) -> VideoRows:
+    begin, end = int(part.offsets[number]), int(part.offsets[number + 1])
+
+    def tensor(array: np.ndarray | None) -> torch.Tensor | None:
+        return None if array is None else torch.from_numpy(array[begin:end].astype(np.float32))
+
+    return VideoRows(frames=tensor(part.frames), features=tensor(part.features))
+
+
+def _video(row: IndexedRow) -> IndexedVideo:
+    times = row.times
+    if times is None:
+        return IndexedVideo(row.source, None, None, None)
+    return IndexedVideo(row.source, times.file or None, times.duration, times.fps)
