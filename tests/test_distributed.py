@@ -29,6 +29,7 @@ from dreamprvr_ray.evaluation.weights import ScoreWeights
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.runtime.ray_internals.trainers import Trainer
 from dreamprvr_ray.runtime.resources import WorkerGroup
+from dreamprvr_ray.runtime.session import API_SERVER
 from dreamprvr_ray.runtime.train_run import scaling_config
 from dreamprvr_ray.runtime.worker import process_group
 from dreamprvr_ray.training.loop import fit
@@ -202,6 +203,9 @@ def computed(tmp_path_factory: pytest.TempPathFactory, demo_shards: Path) -> Pat
     variables = {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])]),
+        # Ray Train must not ask the dashboard of another test's Ray for its controller: it would take the controller
+        # for dead and remove the workers.
+        API_SERVER: "http://127.0.0.1:1",
     }  # the workers import this file
     directory = tmp_path_factory.mktemp("workers")
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": variables})
