@@ -12,7 +12,7 @@ from dreamprvr_ray.storage.location import Storage, local_folder
 def main(arguments: list[str]) -> None:
     parser = Parser(
         "export",
-        "Copy a checkpoint without the files that only training needs, and add a script that retrieves with it.",
+        "Copy a checkpoint without the files that only training needs, and add a README and a script that retrieves.",
     )
     parser.add_argument(
         "--checkpoint", required=True, help="checkpoint directory or URI, such as OUT/best of train and tune"
@@ -24,7 +24,8 @@ def main(arguments: list[str]) -> None:
         metrics = export_checkpoint(checkpoint, options.out)
     script = options.out / "retrieve.py"
     print(
-        f"{options.out}: epoch {metrics['epoch']}, val SumR {metrics['SumR']:.1f}; to retrieve: python {script} SHARDS"
+        f"{options.out}: epoch {metrics['epoch']}, val SumR {metrics['SumR']:.1f}; to find moments:"
+        f" python -m dreamprvr_ray.index --model {options.out} ..., then python {script} INDEX SENTENCE"
     )
     encoding = model_encoding(metrics, METRICS)
     if encoding is not None:

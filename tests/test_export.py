@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,10 +11,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.indexes import small_checkpoint, small_experiment, small_shards
 from support.object_store import S3
+from support.tiny_encoder import NAME
 
+from dreamprvr_ray.checkpoints.export_page import export_page
 from dreamprvr_ray.config import load_experiment
+from dreamprvr_ray.data.encoding import EncoderRecord, EncodingRecord
 from dreamprvr_ray.data.shards import ShardSet
+from dreamprvr_ray.index.index import Index
 from dreamprvr_ray.storage.location import Storage
 from dreamprvr_ray.training.loop import fit
 from dreamprvr_ray.training.reporter import DirectoryReporter
@@ -30,7 +36,7 @@ def checkpoint(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return run / "best"
 
 
-def test_an_exported_model_evaluates_like_its_checkpoint_and_its_script_retrieves(
+def test_an_exported_model_evaluates_like_its_checkpoint(
     checkpoint: Path, call: Call, demo_shards: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "model"
@@ -42,6 +48,7 @@ def test_an_exported_model_evaluates_like_its_checkpoint_and_its_script_retrieve
         "checksums.json",
         "metrics.json",
         "retrieve.py",
+        "README.md",
     }
     results = []
     for model in (checkpoint, out):
@@ -49,38 +56,47 @@ def test_an_exported_model_evaluates_like_its_checkpoint_and_its_script_retrieve
         results.append(json.loads(evaluated.stdout.splitlines()[-1]))
     assert results[0] == results[1]
 
-    script = out / "retrieve.py"
-    code = script.read_text().split('"""')[2]
-    assert len([line for line in code.splitlines() if line]) <= 15
-    for arguments, name in (((), "val"), (("--split", "val"), "val"), (("--split", "test"), "test")):
-        ran = retrieve(script, demo_shards, *arguments)
-        assert (ran.returncode, ran.stderr) == (0, "")
-        split = ShardSet.open(demo_shards).split(name)
-        lines = ran.stdout.splitlines()
-        assert [line.split(" -> ")[0] for line in lines] == list(split.captions[:10])
-        for line in lines:
-            found = line.split(" -> ")[1].split(", ")
-            assert len(set(found)) == 5 and set(found) <= set(split.videos)
     assert not (out / "test.json").exists()  # nothing was measured
 
     again = call("export", "--checkpoint", checkpoint, "--out", out)
     assert again.returncode == 2 and "already exists; choose another --out" in again.stderr
 
 
+def test_its_script_takes_a_sentence(tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])]))
+    checkpoint, shards = small_checkpoint(tmp_path / "best"), small_shards(tmp_path / "shards")
+    model, index = tmp_path / "model", tmp_path / "index"
+    assert call("export", "--checkpoint", checkpoint, "--out", model).returncode == 0
+    words = ("--model", model, "--shards", shards.directory, "--out", index, "--sentence-encoder", NAME)
+    assert call("index", *words).returncode == 0
+    script = model / "retrieve.py"
+    code = script.read_text().split('"""')[2]
+    assert len([line for line in code.splitlines() if line]) <= 15
+    sentence = shards.split("val").captions[3]
+    ran = retrieve(script, index, sentence)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    answer = Index.open(index).find(sentence, top=5)
+    assert [line.split()[1] for line in ran.stdout.splitlines()] == [found.video for found in answer.results]
+    for arguments, reason in (
+        ((shards.directory, sentence), f"error: {shards.directory}: not an index: it has no index.json\n"),
+        ((index, " "), "error: the sentence is empty\n"),
+    ):
+        refused = retrieve(script, *arguments)
+        assert (refused.returncode, refused.stdout, refused.stderr) == (2, "", reason)
+
+
+def test_the_readme_of_a_model_names_its_encoders(tmp_path: Path) -> None:
+    experiment, metrics = small_experiment(), {"epoch": 3, "SumR": 201.25}
+    page = export_page(experiment, metrics, None, "1.0")
+    assert "without a record of their encoders: frames of 12 values" in page and "epoch 3, SumR 201.2 on val" in page
+    frames, sentences = (EncoderRecord(name, 12, "fp32", {}) for name in ("timm:lite0", "own:Sentences"))
+    page = export_page(experiment, metrics, EncodingRecord(frames, sentences, 2.0, 64.0, 32.0), "1.0")
+    assert "- Frames: 2 per second, by `timm:lite0` (12 values)" in page and "`own:Sentences`" in page
+    assert "longer than 64 s" in page
+
+
 def retrieve(script: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, script, *map(str, arguments)], capture_output=True, text=True)
-
-
-def test_the_script_refuses_what_it_cannot_do(checkpoint: Path, call: Call, demo_shards: Path, tmp_path: Path) -> None:
-    assert call("export", "--checkpoint", checkpoint, "--out", tmp_path / "model").returncode == 0
-    script = tmp_path / "model" / "retrieve.py"
-    sentence = retrieve(script, demo_shards, "a man opens a door")
-    assert sentence.returncode == 2 and sentence.stdout == ""
-    assert sentence.stderr.startswith("usage: retrieve.py [-h] [--split {val,test}] SHARDS\n")
-    assert sentence.stderr.endswith("error: unrecognized arguments: a man opens a door\n")
-    missing = retrieve(script, tmp_path / "none")
-    assert missing.returncode == 2 and missing.stderr.startswith(f"error: {tmp_path}/none: ")
-    assert missing.stderr.count("\n") == 1
 
 
 @pytest.fixture

@@ -21,7 +21,9 @@ import safetensors
 import safetensors.torch
 import torch
 
+from dreamprvr_ray import __version__
 from dreamprvr_ray.checkpoints.checksums import check_file, format_checksums
+from dreamprvr_ray.checkpoints.export_page import README, export_page
 from dreamprvr_ray.checkpoints.layout import CHECKSUMS, STATE, WEIGHTS, is_checkpoint_file
 from dreamprvr_ray.checkpoints.layout import EXPERIMENT as EXPERIMENT
 from dreamprvr_ray.checkpoints.layout import METRICS as METRICS
@@ -167,7 +169,8 @@ def _check_finite(weights: Mapping[str, torch.Tensor], path: Path) -> None:
 
 
 def export_checkpoint(source: Path, target: Path) -> dict[str, Any]:
-    """Copy what evaluation needs of a checkpoint into a new directory, add a retrieval script, and return the metrics.
+    """Copy what evaluation needs of a checkpoint into a new directory, add a README and a retrieval script, and return
+    the metrics.
 
     Raises `UserError` if `source` is not a checkpoint that can be loaded, or if `target` exists, and `Failure` if the
     disk is full; `target` is then not created.
@@ -178,16 +181,19 @@ def export_checkpoint(source: Path, target: Path) -> dict[str, Any]:
         raise UserError(f"{source}: is a file; export needs the directory of a checkpoint")
     if not source.is_dir():
         raise UserError(f"{source}: checkpoint does not exist")
-    metrics = load_model(source).metrics
+    trained = load_model(source)
+    metrics = trained.metrics
     check_metrics(metrics, f"{source / METRICS}", {"epoch": int, "SumR": float})
     script = (resources.files("dreamprvr_ray") / "retrieve.py.txt").read_bytes()
     encoding = model_encoding(metrics, str(source / METRICS))
+    page = export_page(trained.experiment, metrics, encoding, __version__)
     try:
         with replacing(target) as directory:
             for path in source.iterdir():
                 if path.is_file() and path.name not in (STATE, LOCK):
                     _copy(path, directory / path.name)
             _write(directory / "retrieve.py", script)
+            _write(directory / README, page.encode())
             if encoding is not None:
                 write_json(directory / ENCODING, encoding.to_dict())
     except NotWritableError:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,20 +29,12 @@ def main(arguments: list[str]) -> None:
     """Run the command. Raises `UserError` for mistakes, and `Failure` if no video could be encoded."""
     options = _parser().parse_args(arguments)
     _check(options)
-    from dreamprvr_ray.index.building import check_directory, update_index
+    from dreamprvr_ray.index.building import check_directory
 
     check_directory(options.out)
-    model = None if options.model == ZERO_SHOT else Path(options.model)
     try:
-        collection = _collection(options, model)
-        update = update_index(
-            options.out,
-            collection,
-            model,
-            sentence_encoder=options.sentence_encoder,
-            videos_directory=options.videos or options.files,
-            report=_Display(),
-        )
+        with _model(options.model) as model:
+            update = _update(options, model)
     except KeyboardInterrupt:
         command_line.print_progress(f"\nstopped; run the same command again to continue {options.out}")
         raise
@@ -99,6 +93,35 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError(f"--files {options.files}: no such directory")
     if options.model == ZERO_SHOT and options.videos is not None and options.encoder is None:
         raise UserError("--encoder: required to index videos without a model")
+
+
+@contextmanager
+def _model(location: str) -> Iterator[Path | None]:
+    """Yield the directory of a checkpoint, or a copy of one in an object store; None for an encoder alone."""
+    if location == ZERO_SHOT:
+        yield None
+        return
+    from dreamprvr_ray.checkpoints.locate import check_checkpoint
+    from dreamprvr_ray.storage.location import Storage
+
+    check_checkpoint(storage := Storage.of(location))
+    if storage.directory is not None and storage.directory.is_file():
+        raise UserError(f"{location}: is a file; an index needs the directory of a checkpoint or an exported model")
+    with storage.local_directory() as path:
+        yield path
+
+
+def _update(options: argparse.Namespace, model: Path | None) -> Update:
+    from dreamprvr_ray.index.building import update_index
+
+    return update_index(
+        options.out,
+        _collection(options, model),
+        model,
+        sentence_encoder=options.sentence_encoder,
+        videos_directory=options.videos or options.files,
+        report=_Display(),
+    )
 
 
 def _collection(options: argparse.Namespace, model: Path | None) -> Collection:

@@ -42,19 +42,23 @@ class Index:
     """
 
     def __init__(
-        self, directory: Path, record: IndexRecord, model: TrainedModel | None, sentence_encoder: str | None = None
+        self,
+        directory: Path,
+        record: IndexRecord,
+        model: TrainedModel | None,
+        sentence_encoder: str | SentenceEncoder | None = None,
     ) -> None:
         self.directory, self.record = directory, record
-        self._model, self._encoder_name = model, sentence_encoder
+        self._model, self._chosen_encoder = model, sentence_encoder
         self.parts = [Part(directory / PARTS / part.name, part, model is not None) for part in record.parts]
 
     @classmethod
-    def open(cls, path: str | Path, *, sentence_encoder: str | None = None) -> Index:
+    def open(cls, path: str | Path, *, sentence_encoder: str | SentenceEncoder | None = None) -> Index:
         """Open an index. Takes a fraction of a second; the encoder of sentences is loaded by the first search.
 
         Args:
             path: The directory that the `index` command wrote.
-            sentence_encoder: Name of the encoder of sentences, if the index does not know it or it has moved.
+            sentence_encoder: The encoder of sentences or its name, if the index does not know it or it has moved.
 
         Raises:
             UserError: There is no index, or it is damaged.
@@ -93,7 +97,7 @@ class Index:
 
     @cached_property
     def _sentence_encoder(self) -> SentenceEncoder:
-        return open_encoder_of(self.record, str(self.directory), self._encoder_name)
+        return open_encoder_of(self.record, str(self.directory), self._chosen_encoder)
 
     def load_encoder(self) -> None:
         """Load the encoder of sentences, so that the first search is as fast as others.

@@ -41,23 +41,26 @@ def check_sentence(sentence: str) -> str:
     return stripped
 
 
-def open_encoder_of(record: IndexRecord, index: str, name: str | None = None) -> SentenceEncoder:
-    """Load the encoder of an index's sentences, or the one of this name.
+def open_encoder_of(record: IndexRecord, index: str, chosen: str | SentenceEncoder | None = None) -> SentenceEncoder:
+    """Return the encoder of an index's sentences, or the chosen one, which is loaded by its name.
 
     Raises `UserError` if it is not known, cannot be loaded, or is not the one that the model was trained with.
     """
     recorded = None if record.encoding is None else record.encoding.sentences
-    chosen = name or record.sentence_encoder or (None if recorded is None else recorded.name)
-    if chosen is None:
+    name = chosen or record.sentence_encoder or (None if recorded is None else recorded.name)
+    if name is None:
         raise UserError(f"{index}: its features came without a record of their encoder; name it: --sentence-encoder")
-    try:
-        encoder = open_sentence_encoder(chosen)
-    except UserError as error:
-        hint = "" if name else "; if it is at another place, name it: --sentence-encoder"
-        raise UserError(*error.mistakes[:-1], f"{error.mistakes[-1]}{hint}") from None
+    if isinstance(name, str):
+        try:
+            encoder = open_sentence_encoder(name)
+        except UserError as error:
+            hint = "" if chosen else "; if it has moved, name it: --sentence-encoder"
+            raise UserError(*error.mistakes[:-1], f"{error.mistakes[-1]}{hint}") from None
+    else:
+        encoder = name
     if encoder.size != record.text_size:
         raise UserError(
-            f"encoder {chosen}: its tokens have {encoder.size} values, but those of {index} have {record.text_size}"
+            f"encoder {encoder.name}: its tokens have {encoder.size} values, but those of {index} {record.text_size}"
         )
     if recorded is not None:
         _check_weights(encoder, recorded, index)
