@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # for type checkers and editors, which cannot follow `__getattr__`
     from dreamprvr_ray.api import (
+        build_index,
         convert_features,
         evaluate_model,
         export_model,
@@ -45,6 +46,7 @@ _DEFINED_IN = {
     "ShardSet": "data.shards",
     "TrainedModel": "checkpoints.checkpoint",
     "UserError": "errors",
+    "build_index": "api",
     "convert_features": "api",
     "evaluate_model": "api",
     "export_model": "api",
@@ -73,6 +75,7 @@ __all__ = [
     "TrainedModel",
     "UserError",
     "__version__",
+    "build_index",
     "convert_features",
     "evaluate_model",
     "export_model",

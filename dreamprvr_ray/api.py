@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dreamprvr_ray.checkpoints.checkpoint import TrainedModel
     from dreamprvr_ray.data.manifest import FeatureType
     from dreamprvr_ray.data.shards import ShardSet, Split
+    from dreamprvr_ray.index.index import Index
     from dreamprvr_ray.search.publication import SearchOutcome
 
 Log = Callable[[str], None]
@@ -234,6 +235,46 @@ def export_model(checkpoint: str | Path, out: str | Path) -> Path:
     with storage.local_directory() as path:
         export_checkpoint(path, Path(out))
     return Path(out)
+
+
+def build_index(
+    model: str | Path | None,
+    out: str | Path,
+    *,
+    shards: str | Path | ShardSet | None = None,
+    source: str | Path | None = None,
+    collection: str | None = None,
+    splits: Sequence[str] = (),
+    sentence_encoder: str | None = None,
+    files: str | Path | None = None,
+) -> Index:
+    """Encode a collection into the directory `out`, or update the index there, as the `index` command does; open it.
+
+    `model` is a local checkpoint or exported model; None for the encoder of the features alone. The collection is
+    `shards`, of which `splits` are indexed (all by default), or the features of a `source` tree. `files` is the
+    directory of the videos' files. To index videos, use the command, or `runtime.extraction.extract` and `source`.
+    """
+    from dreamprvr_ray.data.source import Source
+    from dreamprvr_ray.index.building import update_index
+    from dreamprvr_ray.index.collections import Collection, ShardCollection, SourceCollection
+    from dreamprvr_ray.index.index import Index
+
+    videos: Collection
+    if (shards is None) == (source is None):
+        raise UserError("build_index: give either shards or source")
+    if shards is not None:
+        videos = ShardCollection(_shard_set(shards), splits)
+    else:
+        root = Path(source or "")
+        videos = SourceCollection(Source.open(root, collection or root.resolve().name))
+    update_index(
+        Path(out),
+        videos,
+        None if model is None else Path(model),
+        sentence_encoder=sentence_encoder,
+        videos_directory=None if files is None else Path(files),
+    )
+    return Index.open(out)
 
 
 def write_search_report(experiment: str | Path, out: str | Path | None = None) -> Path:

@@ -65,7 +65,7 @@ def run_script(script: Path) -> subprocess.CompletedProcess[str]:
 
 def test_the_pages_examples_run(tmp_path: Path) -> None:
     """All blocks of docs/api.md, one after the other, in a new interpreter and an empty directory."""
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 6
     script = tmp_path / "example.py"
     script.write_text("\n".join(BLOCKS), encoding="utf-8")
     done = run_script(script)

@@ -89,7 +89,7 @@ def test_windows_of_a_long_video_are_one_result(log: Path, tmp_path: Path, call:
 
 def test_a_killed_index_continues(tmp_path: Path, drive: Callable[..., Driver], call: Call) -> None:
     checkpoint, out = small_checkpoint(tmp_path / "best"), tmp_path / "index"
-    shards = small_shards(tmp_path / "shards", [("train", 1200), ("val", 10)])
+    shards = small_shards(tmp_path / "shards", [("train", 1200), ("val", 5), ("test", 5)])
     words = ("--model", checkpoint, "--shards", shards.directory, "--out", out)
     driver = drive("index", *words)
     driver.wait_for_output("0/1,210 videos encoded")

@@ -21,7 +21,7 @@ from dreamprvr_ray.errors import UserError, first_few
 from dreamprvr_ray.evaluation.weights import ScoreWeights
 from dreamprvr_ray.index.collections import Collection
 from dreamprvr_ray.index.encoding import encode_videos
-from dreamprvr_ray.index.parts import PART_FILES, Part, PartContent, joined, select, write_part
+from dreamprvr_ray.index.parts import PART_FILES, Part, PartContent, write_part
 from dreamprvr_ray.index.record import MODEL, PARTS, RECORD, SCHEMA_VERSION, SOURCE, IndexRecord, PartRecord
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.storage.files import remove_own_files, writing
@@ -292,7 +292,7 @@ class _Update:
             if len(kept) == len(part):
                 parts.append(part.record)
             elif kept:
-                parts.append(self._write(select(part, kept)))
+                parts.append(self._write(part.content(kept)))
         self._commit(parts)
 
     def _add(self, ids: Sequence[str]) -> None:
@@ -308,7 +308,7 @@ class _Update:
             content = encode_videos([(id, self._collection.read(id)) for id in block], self._model)
             before = list(self._record.parts[: len(self._record.parts) - len(last)])
             for part in last:
-                content = joined(select(part, range(len(part))), content)
+                content = PartContent.joined(part.content(range(len(part))), content)
             self._commit([*before, self._write(content)])
             done += len(block)
             self._report(Progress(done, len(ids), time.perf_counter() - begin))

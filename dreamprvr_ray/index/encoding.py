@@ -13,8 +13,9 @@ import torch
 from dreamprvr_ray.config_sections import CLIPS, FRAMES
 from dreamprvr_ray.device import autocast
 from dreamprvr_ray.index.collections import PooledVideo
-from dreamprvr_ray.index.parts import IndexedRow, PartContent
+from dreamprvr_ray.index.parts import Block, IndexedRow, PartContent
 from dreamprvr_ray.index.scoring import unit_rows
+from dreamprvr_ray.index.windows import window_norms
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 
 BLOCK = 64  # videos encoded at a time, as evaluation does
@@ -24,12 +25,14 @@ def encode_videos(videos: Sequence[tuple[str, PooledVideo]], model: DreamPRVR | 
     """Return what a part holds of these videos, by their ids; `model` is None for an index of an encoder alone."""
     pooled = [video for _, video in videos]
     features = np.concatenate([video.frames for video in pooled])
+    counts = np.array([len(video.frames) for video in pooled])
+    norms = window_norms(features, counts)
     rows = [IndexedRow(id, video.fingerprint(), len(video.frames), video.times) for id, video in videos]
     if model is None:
-        return PartContent(rows, features)
+        return PartContent(rows, Block(counts, features, norms))
     blocks = [_encode(model, pooled[start : start + BLOCK]) for start in range(0, len(pooled), BLOCK)]
     clips, frames = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
-    return PartContent(rows, features, clips, frames)
+    return PartContent(rows, Block(counts, features, norms, clips, frames))
 
 
 @torch.no_grad()

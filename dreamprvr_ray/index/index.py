@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from dreamprvr_ray.checkpoints.checkpoint import METRICS, TrainedModel, load_model
@@ -23,9 +24,9 @@ from dreamprvr_ray.evaluation.curves import QueryVectors, VideoRows, similarity_
 from dreamprvr_ray.evaluation.moments import find_moment
 from dreamprvr_ray.evaluation.weights import ScoreWeights
 from dreamprvr_ray.index.answers import Answer, Curve, Found, IndexedVideo
-from dreamprvr_ray.index.parts import IndexedRow, Part
+from dreamprvr_ray.index.parts import Block, IndexedRow, Part
 from dreamprvr_ray.index.record import MODEL, PARTS, IndexRecord
-from dreamprvr_ray.index.scoring import part_scores
+from dreamprvr_ray.index.scoring import block_scores
 from dreamprvr_ray.index.sentences import check_sentence, encode, open_encoder_of
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.video.encoders.protocols import SentenceEncoder
@@ -77,8 +78,7 @@ class Index:
         """The videos, in the order in which they were added; windows of a long video are one."""
         videos: dict[str, IndexedVideo] = {}
         for part in self.parts:
-            for number in range(len(part)):
-                row = part.row(number)
+            for row in part.rows():
                 videos.setdefault(row.source, _video(row))
         return tuple(videos.values())
 
@@ -141,7 +141,7 @@ class Index:
         padding = self._model is not None and not self._model.model.trimmed
         if not self.parts:
             return np.zeros((_count(queries), 0), np.float32)
-        scores = [part_scores(part, queries, self.weights, padding) for part in self.parts]
+        scores = [block_scores(part.block, queries, self.weights, padding) for part in self.parts]
         return np.concatenate(scores, axis=1)
 
     def search(self, queries: QueryVectors, top: int = 10) -> list[tuple[Found, ...]]:
@@ -166,9 +166,12 @@ class Index:
     @cached_property
     def _sources(self) -> np.ndarray:
         """(rows,) the number of each row's video."""
-        number_of: dict[str, int] = {}
-        numbers = [number_of.setdefault(source, len(number_of)) for part in self.parts for source in part.sources()]
-        return np.array(numbers, dtype=np.int64)
+        if not self.parts:
+            return np.zeros(0, np.int64)
+        chunks = [chunk for part in self.parts for chunk in part.sources.chunks]
+        codes = pa.chunked_array(chunks).combine_chunks().dictionary_encode().indices
+        numbers: np.ndarray = codes.to_numpy().astype(np.int64)
+        return numbers
 
     @cached_property
     def _first_rows(self) -> np.ndarray:
@@ -177,8 +180,8 @@ class Index:
     def _found(self, rank: int, number: int, score: float, query: QueryVectors) -> Found:
         place = int(np.searchsorted(self._first_rows, number, side="right")) - 1
         part, within = self.parts[place], number - int(self._first_rows[place])
-        row = part.row(within)
-        curve = similarity_curves(query, _rows(part, within), self.weights)[0].numpy()
+        (row,) = part.rows(within, 1)
+        curve = similarity_curves(query, _rows(part.block, within), self.weights)[0].numpy()
         first, stop = find_moment(curve)
         start = end = None
         middles = [(frame + 0.5) / row.frames for frame in range(row.frames)]
@@ -216,13 +219,13 @@ def _one(queries: QueryVectors, number: int) -> QueryVectors:
     return QueryVectors(*(None if each is None else each[number : number + 1] for each in vectors))
 
 
-def _rows(part: Part, number: int) -> VideoRows:
-    begin, end = int(part.offsets[number]), int(part.offsets[number + 1])
+def _rows(block: Block, number: int) -> VideoRows:
+    begin, end = int(block.offsets[number]), int(block.offsets[number + 1])
 
     def tensor(array: np.ndarray | None) -> torch.Tensor | None:
         return None if array is None else torch.from_numpy(array[begin:end].astype(np.float32))
 
-    return VideoRows(frames=tensor(part.frames), features=tensor(part.features))
+    return VideoRows(frames=tensor(block.frames), features=tensor(block.features))
 
 
 def _video(row: IndexedRow) -> IndexedVideo:

@@ -4,33 +4,35 @@
     <part>/clips.npy        (V, 32, D)  clip tokens of the model, of length 1
     <part>/frames.npy       (N, D)      its frame tokens, of length 1
     <part>/features.npy     (N, Dv)     the encoder's frame rows, as in shards
-    <part>/norms.npy        (W,)        norms of the sums of the encoder's windows, in the order of `windows_of`
+    <part>/norms.npy        (W,)        norms of the sums of the encoder's windows (`windows`)
+    <part>/coarse.npy       (V, K, B)   codes of the coarse stage, if the index has one (`coarse`)
 
-Files of the model are absent from an index of an encoder alone. A part is written once and never changes.
+Files of the model are absent from an index of an encoder alone. In a compact index, rows are int8 in a space of fewer
+dimensions (`compression`). A part is written once and never changes.
 
 Shapes: V rows, N frames of all of them, W windows of all of them; D hidden size of the model, Dv values of a feature.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dreamprvr_ray.data.encoding import VideoTimes
 from dreamprvr_ray.errors import UserError, first_line
 from dreamprvr_ray.index.record import PartRecord
-from dreamprvr_ray.index.windows import window_norms
+from dreamprvr_ray.index.windows import Windows, windows_of
 from dreamprvr_ray.storage.files import replacing
 
-ROWS, CLIP_TOKENS, FRAME_TOKENS, FEATURES, NORMS = (
-    "videos.arrow", "clips.npy", "frames.npy", "features.npy", "norms.npy",
-)  # fmt: skip
-PART_FILES = (ROWS, CLIP_TOKENS, FRAME_TOKENS, FEATURES, NORMS)
+ROWS = "videos.arrow"
+PART_FILES = (ROWS, "clips.npy", "frames.npy", "features.npy", "norms.npy", "coarse.npy")
 _COLUMNS = pa.schema(
     {
         "id": pa.string(), "fingerprint": pa.string(), "frames": pa.int32(), "source": pa.string(), "file": pa.string(),
@@ -62,13 +64,76 @@ class IndexedRow:
 
 
 @dataclass(frozen=True, eq=False)
-class PartContent:
-    """What a part holds; arrays as in the files."""
+class Block:
+    """Some encoded videos; arrays as in the files of a part."""
 
-    rows: Sequence[IndexedRow]
+    counts: np.ndarray  # (V,) frame rows of each video
     features: np.ndarray
+    norms: np.ndarray
     clips: np.ndarray | None = None
     frames: np.ndarray | None = None
+    coarse: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """(V + 1,) int64: the frame rows of video v are offsets[v]:offsets[v + 1]."""
+        return np.concatenate([[0], np.cumsum(self.counts)])
+
+    @cached_property
+    def windows(self) -> Windows:
+        """The encoder's windows."""
+        return windows_of(self.counts)
+
+    @cached_property
+    def _window_offsets(self) -> np.ndarray:
+        return np.concatenate([[0], np.cumsum(self.windows.numbers)])
+
+    def take(self, rows: Iterable[int]) -> Block:
+        """Return some of the videos, in this order."""
+        rows = list(rows)
+
+        def pieces(array: np.ndarray | None, offsets: np.ndarray) -> np.ndarray | None:
+            if array is None:
+                return None
+            return np.concatenate([array[offsets[row] : offsets[row + 1]] for row in rows])
+
+        features, norms = pieces(self.features, self.offsets), pieces(self.norms, self._window_offsets)
+        assert features is not None and norms is not None
+        return Block(
+            self.counts[rows],
+            features,
+            norms,
+            None if self.clips is None else self.clips[rows],
+            pieces(self.frames, self.offsets),
+            None if self.coarse is None else self.coarse[rows],
+        )
+
+    @staticmethod
+    def joined(blocks: Sequence[Block]) -> Block:
+        """Return the videos of several blocks of one form, in this order."""
+        if len(blocks) == 1:
+            return blocks[0]
+        arrays: dict[str, Any] = {}
+        for field in fields(Block):
+            parts = [getattr(block, field.name) for block in blocks]
+            arrays[field.name] = None if any(part is None for part in parts) else np.concatenate(parts)
+        return Block(**arrays)
+
+
+@dataclass(frozen=True, eq=False)
+class PartContent:
+    """What a part holds."""
+
+    rows: Sequence[IndexedRow]
+    block: Block
+
+    @staticmethod
+    def joined(first: PartContent, second: PartContent) -> PartContent:
+        """Return the videos of two contents, in this order."""
+        return PartContent([*first.rows, *second.rows], Block.joined([first.block, second.block]))
 
 
 def write_part(directory: Path, content: PartContent) -> PartRecord:
@@ -77,14 +142,11 @@ def write_part(directory: Path, content: PartContent) -> PartRecord:
         batch = pa.RecordBatch.from_pylist([_values(row) for row in content.rows], _COLUMNS)
         with pa.OSFile(str(partial / ROWS), "wb") as sink, pa.ipc.new_file(sink, _COLUMNS) as writer:
             writer.write_batch(batch)
-        norms = window_norms(content.features, np.array([row.frames for row in content.rows]))
-        arrays = {
-            FEATURES: content.features, NORMS: norms, CLIP_TOKENS: content.clips, FRAME_TOKENS: content.frames,
-        }  # fmt: skip
-        for name, array in arrays.items():
+        for name in PART_FILES[1:]:
+            array = getattr(content.block, name.removesuffix(".npy"))
             if array is not None:
                 np.save(partial / name, array, allow_pickle=False)
-    return PartRecord(directory.name, len(content.rows), len(content.features))
+    return PartRecord(directory.name, len(content.rows), len(content.block.features))
 
 
 def _values(row: IndexedRow) -> dict[str, object]:
@@ -99,61 +161,52 @@ def _values(row: IndexedRow) -> dict[str, object]:
 
 
 class Part:
-    """A part, mapped into memory. Opening one reads no more than its sizes."""
+    """A part, mapped into memory. Opening one reads little more than its sizes."""
 
-    def __init__(self, directory: Path, record: PartRecord, has_model: bool) -> None:
+    def __init__(self, directory: Path, record: PartRecord, has_model: bool, has_coarse: bool = False) -> None:
         self.directory, self.record = directory, record
-        self.features = self._map(FEATURES)
-        self.norms = self._map(NORMS)
-        self.clips = self._map(CLIP_TOKENS) if has_model else None
-        self.frames = self._map(FRAME_TOKENS) if has_model else None
-        lengths = [len(self.features)] + ([] if self.frames is None else [len(self.frames)])
-        if any(length != record.frames for length in lengths) or len(self._table) != record.rows:
+        counts = self._table["frames"].to_numpy(zero_copy_only=False)
+        fits = len(counts) == record.rows and counts.dtype == np.int32 and counts.sum() == record.frames
+        if not fits or (counts < 1).any():
             raise self._damaged("its files do not have the recorded numbers of videos and frames")
-        if int(self.counts.sum()) != record.frames or (self.counts < 1).any():
-            raise self._damaged("the videos' numbers of frames do not match its files")
+        self.block = Block(
+            counts.astype(np.int64),
+            self._map("features.npy", record.frames),
+            self._map("norms.npy"),
+            self._map("clips.npy", record.rows) if has_model else None,
+            self._map("frames.npy", record.frames) if has_model else None,
+            self._map("coarse.npy", record.rows) if has_coarse else None,
+        )
 
     def __len__(self) -> int:
         return self.record.rows
-
-    @cached_property
-    def counts(self) -> np.ndarray:
-        """(V,) int64: the number of frame rows of each video."""
-        counts: np.ndarray = self._table["frames"].to_numpy(zero_copy_only=False).astype(np.int64)
-        return counts
-
-    @cached_property
-    def offsets(self) -> np.ndarray:
-        """(V + 1,) int64: the frame rows of video v are offsets[v]:offsets[v + 1]."""
-        return np.concatenate([[0], np.cumsum(self.counts)])
 
     def ids(self) -> list[str]:
         """Return the ids of all rows."""
         ids: list[str] = self._table["id"].to_pylist()
         return ids
 
-    def sources(self) -> list[str]:
-        """Return the ids of the videos that the rows are, or are windows of."""
-        sources = self._table["source"].to_pylist()
-        return [id if source is None else source for source, id in zip(sources, self.ids(), strict=True)]
+    @property
+    def sources(self) -> pa.ChunkedArray:
+        """The ids of the videos that the rows are, or are windows of."""
+        return pc.coalesce(self._table["source"], self._table["id"])
 
     def fingerprints(self) -> dict[str, str]:
         """Return the rows' fingerprints by id."""
         return dict(zip(self.ids(), self._table["fingerprint"].to_pylist(), strict=True))
 
-    def row(self, number: int) -> IndexedRow:
-        """Return what is known of a row."""
-        (values,) = self._table.slice(number, 1).to_pylist()
+    def rows(self, start: int = 0, count: int | None = None) -> list[IndexedRow]:
+        """Return what is known of some rows: of all by default."""
+        table = self._table.slice(start, count)
         try:
-            times = None
-            if values["source"] is not None:
-                times = VideoTimes(
-                    values["source"], values["file"], values["start"], values["fps"], values["raw_frames"],
-                    values["duration"],
-                )  # fmt: skip
-            return IndexedRow(values["id"], values["fingerprint"], values["frames"], times)
+            return [_row(values) for values in table.to_pylist()]
         except (TypeError, ValueError) as error:
             raise self._damaged(first_line(error)) from None
+
+    def content(self, rows: Sequence[int]) -> PartContent:
+        """Return some of the videos, in this order."""
+        known = self.rows()
+        return PartContent([known[row] for row in rows], self.block.take(rows))
 
     @cached_property
     def _table(self) -> pa.Table:
@@ -163,40 +216,26 @@ class Part:
         except (OSError, pa.ArrowException) as error:
             raise self._damaged(f"{ROWS}: {first_line(error)}") from None
         if table.schema != _COLUMNS:
-            raise self._damaged(f"{ROWS}: other columns")
+            raise self._damaged(f"{ROWS}: has other columns")
         return table
 
-    def _map(self, name: str) -> np.ndarray:
+    def _map(self, name: str, length: int | None = None) -> np.ndarray:
         try:
             array: np.ndarray = np.load(self.directory / name, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise self._damaged(f"{name}: {first_line(error)}") from None
-        return array
+        if length is not None and len(array) != length:
+            raise self._damaged(f"{name}: has {len(array):,} rows, not {length:,}")
+        return array.view(np.ndarray)  # slices of a memmap take several times as long
 
     def _damaged(self, why: str) -> UserError:
         return UserError(f"{self.directory}: damaged: {why}; remove the index and build it again")
 
 
-def select(part: Part, rows: Sequence[int]) -> PartContent:
-    """Return what a part holds of some of its rows, in this order."""
-    frames = np.concatenate([np.arange(part.offsets[row], part.offsets[row + 1]) for row in rows])
-    return PartContent(
-        [part.row(row) for row in rows],
-        part.features[frames],
-        None if part.clips is None else part.clips[list(rows)],
-        None if part.frames is None else part.frames[frames],
-    )
-
-
-def joined(first: PartContent, second: PartContent) -> PartContent:
-    """Return the rows of two contents of parts, in this order."""
-
-    def concatenate(one: np.ndarray | None, other: np.ndarray | None) -> np.ndarray | None:
-        return None if one is None or other is None else np.concatenate([one, other])
-
-    return PartContent(
-        [*first.rows, *second.rows],
-        np.concatenate([first.features, second.features]),
-        concatenate(first.clips, second.clips),
-        concatenate(first.frames, second.frames),
-    )
+def _row(values: dict[str, object]) -> IndexedRow:
+    id, fingerprint, frames = values.pop("id"), values.pop("fingerprint"), values.pop("frames")
+    times = None
+    if values["source"] is not None:
+        values["frames"] = values.pop("raw_frames")
+        times = VideoTimes(**values)  # type: ignore[arg-type]
+    return IndexedRow(str(id), str(fingerprint), int(frames), times)  # type: ignore[call-overload]

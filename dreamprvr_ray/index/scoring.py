@@ -1,6 +1,6 @@
-"""The model's own score of queries against the videos of a part: that of `evaluation.retrieval.score_split`.
+"""The model's own score of queries against encoded videos: that of `evaluation.retrieval.score_split`.
 
-Shapes: Q queries; V videos and N frame rows of a part; D hidden size of the model, Dv values of a feature.
+Shapes: Q queries; V videos and N frame rows of a block; D hidden size of the model, Dv values of a feature.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 from dreamprvr_ray.config_sections import CLIPS, FRAMES
 from dreamprvr_ray.evaluation.curves import QueryVectors
 from dreamprvr_ray.evaluation.weights import ScoreWeights
-from dreamprvr_ray.index.parts import Part
+from dreamprvr_ray.index.parts import Block
 from dreamprvr_ray.index.windows import window_scores
 from dreamprvr_ray.model.scoring import MIN_NORM
 
@@ -23,36 +23,36 @@ def unit_rows(rows: Tensor) -> Tensor:
     return units
 
 
-def part_scores(part: Part, queries: QueryVectors, weights: ScoreWeights, padding_counts: bool) -> np.ndarray:
-    """Return the scores (Q, V) float32 of queries against the videos of a part.
+def block_scores(block: Block, queries: QueryVectors, weights: ScoreWeights, padding_counts: bool) -> np.ndarray:
+    """Return the scores (Q, V) float32 of queries against the videos of a block.
 
     Args:
-        part: The videos.
-        queries: Vectors of length 1.
+        block: The videos.
+        queries: Vectors of length 1, in the space of the block's rows.
         weights: Of the parts of the score.
         padding_counts: Whether the zero rows that fill short videos up to 128 frames count as frames, as they do for
             models that do not trim frames.
     """
     scores: np.ndarray = np.zeros(1, np.float32)
     if weights.encoder < 1:
-        assert queries.model is not None and part.clips is not None and part.frames is not None
-        clips = _products(queries.model, part.clips.reshape(-1, part.clips.shape[-1]))
+        assert queries.model is not None and block.clips is not None and block.frames is not None
+        clips = _products(queries.model, block.clips.reshape(-1, block.clips.shape[-1]))
         best_clip = clips.reshape(len(clips), -1, CLIPS).max(2)
-        best_frame = np.maximum.reduceat(_products(queries.model, part.frames), part.offsets[:-1], axis=1)
+        best_frame = np.maximum.reduceat(_products(queries.model, block.frames), block.offsets[:-1], axis=1)
         if padding_counts:
-            best_frame = np.where(part.counts < FRAMES, np.maximum(best_frame, 0), best_frame)
+            best_frame = np.where(block.counts < FRAMES, np.maximum(best_frame, 0), best_frame)
         model = weights.clip * best_clip + (1 - weights.clip) * best_frame
         scores = (1 - weights.encoder) * model
     if weights.encoder > 0:
         assert queries.encoder is not None
-        products = _products(queries.encoder, part.features)
-        scores = scores + weights.encoder * window_scores(products, part.counts, part.norms)
+        products = _products(queries.encoder, block.features)
+        scores = scores + weights.encoder * window_scores(products, block.windows, block.norms)
     result: np.ndarray = scores.astype(np.float32)
     return result
 
 
 def _products(queries: Tensor, rows: np.ndarray) -> np.ndarray:
-    """Return the dot products (Q, n) of queries (Q, D) with mapped rows (n, D), in float32."""
+    """Return the dot products (Q, n) of queries (Q, D) with rows (n, D), in float32."""
     values = torch.from_numpy(np.asarray(rows, dtype=np.float32))
     products: np.ndarray = (queries @ values.T).numpy()
     return products

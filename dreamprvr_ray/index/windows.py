@@ -8,7 +8,7 @@ Shapes: Q queries; V videos, N frame rows of all of them, W windows of all of th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,60 +16,61 @@ from dreamprvr_ray.evaluation.encoder import WINDOWS
 from dreamprvr_ray.model.scoring import MIN_NORM
 
 
-def windows_of(counts: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the windows of `length` frame rows in a row, of videos with these numbers of frames (V,).
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """The windows of some videos, video by video and, of a video, length by length.
 
-    They are `evaluation.encoder.window_sums`: a window begins every quarter of its length, the last one ends with the
-    video, and a shorter video is one window.
-
-    Returns:
-        The first frame row (W,) of each window among those of all videos, the row after its last one (W,), and the
-        number of the first window of each video (V,).
+    Attributes:
+        starts: (W,) the first frame row of each window, among those of all videos.
+        stops: (W,) the row after its last one.
+        groups: (V * 4,) the first window of each length of each video.
+        numbers: (V,) how many windows each video has.
     """
-    step = max(length // 4, 1)
-    lengths = np.minimum(counts, length)
-    last = counts - lengths
-    numbers = -(-last // step) + 1
-    firsts = np.cumsum(numbers) - numbers
-    video = np.repeat(np.arange(len(counts)), numbers)
-    place = np.arange(len(video)) - firsts[video]
-    begins = np.cumsum(counts) - counts
-    starts = begins[video] + np.minimum(place * step, last[video])
-    return starts, starts + lengths[video], firsts
+
+    starts: np.ndarray
+    stops: np.ndarray
+    groups: np.ndarray
+    numbers: np.ndarray
+
+
+def windows_of(counts: np.ndarray) -> Windows:
+    """Return the windows of videos with these numbers of frame rows (V,): those of `evaluation.encoder.window_sums`.
+
+    A window begins every quarter of its length, the last one ends with the video, and a shorter video is one window.
+    """
+    lengths = np.minimum(counts[:, None], WINDOWS)  # (V, 4)
+    last = counts[:, None] - lengths
+    steps = np.maximum(np.array(WINDOWS) // 4, 1)
+    numbers = -(-last // steps) + 1
+    groups = np.cumsum(numbers.ravel()) - numbers.ravel()
+    group = np.repeat(np.arange(numbers.size), numbers.ravel())
+    places = (np.arange(len(group)) - groups[group]) * np.broadcast_to(steps, numbers.shape).ravel()[group]
+    begins = np.repeat(np.cumsum(counts) - counts, len(WINDOWS))
+    starts = begins[group] + np.minimum(places, last.ravel()[group])
+    return Windows(starts, starts + lengths.ravel()[group], groups, numbers.sum(1))
 
 
 def window_norms(features: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return the norms (W,) float32 of the windows' sums, those of the shortest windows first: features (N, D)."""
-    sums = np.concatenate([np.zeros((1, features.shape[1])), np.cumsum(features, axis=0, dtype=np.float64)])
-    norms = []
-    for length in WINDOWS:
-        starts, stops, _ = windows_of(counts, length)
-        norms.append(np.linalg.norm(sums[stops] - sums[starts], axis=1))
-    result: np.ndarray = np.maximum(np.concatenate(norms), MIN_NORM).astype(np.float32)
+    """Return the norms (W,) float32 of the sums of the windows' frame rows: features (N, D), counts (V,)."""
+    windows, sums = windows_of(counts), np.zeros((1 + len(features), features.shape[1]))
+    np.cumsum(features, axis=0, dtype=np.float64, out=sums[1:])
+    norms = np.linalg.norm(sums[windows.stops] - sums[windows.starts], axis=1)
+    result: np.ndarray = np.maximum(norms, MIN_NORM).astype(np.float32)
     return result
 
 
-def window_scores(products: np.ndarray, counts: np.ndarray, norms: np.ndarray) -> np.ndarray:
+def window_scores(products: np.ndarray, windows: Windows, norms: np.ndarray) -> np.ndarray:
     """Return the encoder's score (Q, V) float32.
 
     Args:
         products: (Q, N) dot products of sentences of length 1 with the videos' frame rows.
-        counts: (V,) frame rows of each video.
+        windows: Of the videos.
         norms: (W,) of `window_norms`.
     """
-    sums = np.concatenate([np.zeros((len(products), 1)), np.cumsum(products, axis=1, dtype=np.float64)], axis=1)
-    scores = np.zeros((len(products), len(counts)))
-    for (starts, stops, firsts), part in zip(_windows(counts), _split(norms, counts), strict=True):
-        cosines = (sums[:, stops] - sums[:, starts]) / part
-        scores += np.maximum.reduceat(cosines, firsts, axis=1)
-    result: np.ndarray = (scores / len(WINDOWS)).astype(np.float32)
-    return result
-
-
-def _windows(counts: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    return (windows_of(counts, length) for length in WINDOWS)
-
-
-def _split(norms: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:
-    sizes = [len(windows_of(counts, length)[0]) for length in WINDOWS]
-    return np.split(norms, np.cumsum(sizes)[:-1])
+    sums = np.zeros((len(products), 1 + products.shape[1]))
+    # In float64: the windows of two equal videos must tie.
+    np.cumsum(products, axis=1, dtype=np.float64, out=sums[:, 1:])
+    cosines = (sums[:, windows.stops] - sums[:, windows.starts]) / norms
+    best = np.maximum.reduceat(cosines, windows.groups, axis=1).reshape(len(products), -1, len(WINDOWS))
+    scores: np.ndarray = best.mean(2).astype(np.float32)
+    return scores

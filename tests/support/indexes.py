@@ -32,7 +32,8 @@ def small_checkpoint(directory: Path, seed: int = 0, **values: object) -> Path:
     """Write a checkpoint of an untrained model."""
     experiment = small_experiment(**values)
     torch.manual_seed(seed)
-    model = DreamPRVR(experiment.model, SIZE, SIZE, experiment.data.trim_frames)
+    data = experiment.data
+    model = DreamPRVR(experiment.model, data.video_size, data.text_size, data.trim_frames)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
@@ -56,7 +57,7 @@ def small_split(name: str, videos: int, seed: int) -> FeatureSplit:
     return FeatureSplit(frames, queries)
 
 
-def small_shards(directory: Path, videos: Iterable[tuple[str, int]] = (("train", 10), ("val", 20))) -> ShardSet:
+def small_shards(directory: Path, videos: Iterable[tuple[str, int]] = (("train", 10), ("val", 20), ("test", 2))) -> ShardSet:
     """Write shards of one encoder, of the tiny encoder's sentences."""
     splits = {name: small_split(name, count, seed) for seed, (name, count) in enumerate(videos)}
     return write_shards(directory, collection="small", splits=splits, one_encoder=True)
