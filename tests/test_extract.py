@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -306,3 +307,28 @@ def test_a_killed_extraction_continues_where_it_was(tmp_path: Path, drive: Calla
     with h5py.File(out / FEATURES) as features:
         assert sorted(features) == [f"{number:02d}" for number in range(12)]
     print(f"killed with {len(kept)} of 12 videos; {before - 16 * len(kept)} frames were encoded again")
+
+
+def test_an_interrupted_extraction_says_how_to_resume(tmp_path: Path, drive: Callable[..., Driver], call: Call) -> None:
+    videos, out, log = tmp_path / "videos", tmp_path / "mine", tmp_path / "log"
+    log.mkdir()
+    for number in range(12):
+        write_video(videos / f"{number:02d}.mp4", 16, number, rate=1)
+    environment = {"PYTHONPATH": PYTHONPATH, LOG: str(log), SECONDS: "0.05"}
+    parts, kept = out / "extraction" / "videos", 0
+    for interruption in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C, and `ray job stop`
+        driver = drive("extract", "--encoder", NAME, "--videos", videos, "--out", out, "--workers", 1, **environment)
+        deadline = time.monotonic() + 600
+        while not parts.is_dir() or len(list(parts.glob("*.safetensors"))) <= kept:
+            assert driver.process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        driver.process.send_signal(interruption)
+        lines = driver.end().splitlines()
+        assert driver.process.returncode == 130
+        assert lines[-2:] == [
+            f"stopped; what is encoded remains in {out}: run the same command again to resume",
+            "interrupted",
+        ]
+        assert "Traceback" not in "".join(lines)
+        kept, before = len(list(parts.glob("*.safetensors"))), kept
+        assert before < kept < 12
