@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from dreamprvr_ray.checkpoints.checkpoint import TrainedModel, export_checkpoint, load_model, model_encoding
 from dreamprvr_ray.checkpoints.layout import METRICS, WEIGHTS
 from dreamprvr_ray.data.encoding import EncodingRecord
@@ -19,17 +21,21 @@ from dreamprvr_ray.data.manifest import not_one_encoder
 from dreamprvr_ray.device import best_device
 from dreamprvr_ray.errors import UserError, first_few
 from dreamprvr_ray.evaluation.weights import ScoreWeights
+from dreamprvr_ray.index.coarse import COARSE, require_faiss
 from dreamprvr_ray.index.collections import Collection
+from dreamprvr_ray.index.compression import Compressor
 from dreamprvr_ray.index.encoding import encode_videos
 from dreamprvr_ray.index.parts import PART_FILES, Part, PartContent, write_part
 from dreamprvr_ray.index.record import MODEL, PARTS, RECORD, SCHEMA_VERSION, SOURCE, IndexRecord, PartRecord
-from dreamprvr_ray.model.dreamprvr import DreamPRVR
+from dreamprvr_ray.index.scoring import score_weights
 from dreamprvr_ray.storage.files import remove_own_files, writing
 from dreamprvr_ray.storage.location import Storage
 from dreamprvr_ray.storage.locks import LOCK
 from dreamprvr_ray.video.extraction_store import EXTRACTION
 
 PART_ROWS = 512  # videos of a part
+COMPACT_PART_ROWS = 4096  # of a compact index
+SAMPLE = 1024  # videos to which compression is fitted
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,7 @@ def update_index(
     *,
     sentence_encoder: str | None = None,
     videos_directory: Path | None = None,
+    compact: bool = False,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> Update:
     """Make an index of a collection, or update the one in `directory`.
@@ -88,6 +95,7 @@ def update_index(
         model: Directory of a checkpoint or an exported model; None for an index of the collection's encoder alone.
         sentence_encoder: Name of the encoder of sentences, if the collection does not know it.
         videos_directory: The directory that the videos' files are relative to.
+        compact: Whether a new index takes at most 16 KB a video, for large collections.
         report: Called when videos have been encoded.
 
     Raises:
@@ -95,7 +103,7 @@ def update_index(
             the collection.
     """
     with Storage.of(directory).lock():
-        record = _open_or_begin(directory, collection, model, sentence_encoder, videos_directory)
+        record = _open_or_begin(directory, collection, model, sentence_encoder, videos_directory, compact)
         trained = None if record.model is None else _load(directory, model)
         _remove_leftovers(directory, record)
         return _Update(directory, record, collection, trained, report).run()
@@ -118,6 +126,7 @@ def _open_or_begin(
     model: Path | None,
     sentence_encoder: str | None,
     videos_directory: Path | None,
+    compact: bool,
 ) -> IndexRecord:
     """Return the record of the index in a directory, or write one of an empty index."""
     trained = None if model is None else load_model(model)
@@ -132,7 +141,10 @@ def _open_or_begin(
         encoding=encoding,
         sentence_encoder=sentence_encoder,
         videos_directory=None if videos_directory is None else str(videos_directory.resolve()),
+        compact=compact,
     )
+    if compact:
+        require_faiss()
     if not (directory / RECORD).exists():
         check_directory(directory)
         new.write(directory)
@@ -140,6 +152,8 @@ def _open_or_begin(
     old = IndexRecord.read(directory)
     if old.model != new.model:
         raise UserError(f"{directory}: is an index of another model; choose another --out")
+    if compact and not old.compact:
+        raise UserError(f"{directory}: is not a compact index; choose another --out")
     differing = [name for name in ("collection", "dtype", "video_size", "text_size")
                  if getattr(old, name) != getattr(new, name)]  # fmt: skip
     if differing:
@@ -228,13 +242,13 @@ def weights_digest(model: Path) -> str:
         raise UserError(f"{model / WEIGHTS}: cannot be read: {error.strerror}") from None
 
 
-def _load(directory: Path, model: Path | None) -> DreamPRVR:
+def _load(directory: Path, model: Path | None) -> TrainedModel:
     """Return the index's own copy of the model, which is made unless it exists."""
     copy = directory / MODEL
     if not copy.exists():
         assert model is not None
         export_checkpoint(model, copy)
-    return load_model(copy).model.to(best_device())
+    return load_model(copy)
 
 
 def _remove_leftovers(directory: Path, record: IndexRecord) -> None:
@@ -257,11 +271,13 @@ class _Update:
         directory: Path,
         record: IndexRecord,
         collection: Collection,
-        model: DreamPRVR | None,
+        trained: TrainedModel | None,
         report: Callable[[Progress], None],
     ) -> None:
         self._directory, self._record, self._collection = directory, record, collection
-        self._model, self._report = model, report
+        self._model = None if trained is None else trained.model.to(best_device())
+        self._weights, self._report = score_weights(trained, directory / MODEL), report
+        self._part_rows = COMPACT_PART_ROWS if record.compact else PART_ROWS
 
     def run(self) -> Update:
         known: dict[str, str] = {}
@@ -280,7 +296,7 @@ class _Update:
 
     def _parts(self) -> Iterator[Part]:
         for part in self._record.parts:
-            yield Part(self._directory / PARTS / part.name, part, self._model is not None)
+            yield Part(self._directory / PARTS / part.name, part, self._model is not None, self._record.compact)
 
     def _remove(self, ids: set[str]) -> None:
         """Write the parts that hold any of these rows again, without them."""
@@ -297,21 +313,39 @@ class _Update:
 
     def _add(self, ids: Sequence[str]) -> None:
         begin, done = time.perf_counter(), 0
-        if ids:
-            self._report(Progress(0, len(ids), 0.0))
+        if not ids:
+            return
+        self._report(Progress(0, len(ids), 0.0))
+        compressor = self._compressor(ids) if self._record.compact else None
         while done < len(ids):
             # A part that is not full is replaced by one that also holds the next videos.
             last = list(self._parts())[-1:] if self._record.parts else []
-            last = [part for part in last if len(part) < PART_ROWS // 2]
-            room = PART_ROWS - sum(len(part) for part in last)
+            last = [part for part in last if len(part) < self._part_rows // 2]
+            room = self._part_rows - sum(len(part) for part in last)
             block = ids[done : done + room]
-            content = encode_videos([(id, self._collection.read(id)) for id in block], self._model)
+            content = self._encode(block, compressor)
             before = list(self._record.parts[: len(self._record.parts) - len(last)])
             for part in last:
-                content = PartContent.joined(part.content(range(len(part))), content)
+                content = PartContent.joined([part.content(range(len(part))), content])
             self._commit([*before, self._write(content)])
             done += len(block)
             self._report(Progress(done, len(ids), time.perf_counter() - begin))
+
+    def _encode(self, ids: Sequence[str], compressor: Compressor | None) -> PartContent:
+        contents = []
+        for start in range(0, len(ids), PART_ROWS):
+            videos = [(id, self._collection.read(id)) for id in ids[start : start + PART_ROWS]]
+            content = encode_videos(videos, self._model)
+            contents.append(content if compressor is None else compressor.compress(content))
+        return PartContent.joined(contents)
+
+    def _compressor(self, ids: Sequence[str]) -> Compressor:
+        """Return what compresses the index's rows; it is fitted to a sample of the first videos."""
+        if not (self._directory / COARSE).exists():
+            numbers = np.random.default_rng(0).permutation(len(ids))[:SAMPLE]
+            sample = [(ids[number], self._collection.read(ids[number])) for number in np.sort(numbers).tolist()]
+            Compressor.fit(encode_videos(sample, self._model).block, self._weights).write(self._directory)
+        return Compressor.read(self._directory, self._weights)
 
     def _write(self, content: PartContent) -> PartRecord:
         name = f"{self._record.next_part:06d}"

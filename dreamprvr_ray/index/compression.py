@@ -11,7 +11,7 @@ Shapes: n rows; D values of a row before, d after.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,10 @@ from torch import Tensor
 from dreamprvr_ray.config_sections import CLIPS
 from dreamprvr_ray.errors import UserError, first_line
 from dreamprvr_ray.evaluation.curves import QueryVectors
-from dreamprvr_ray.index.parts import Block
-from dreamprvr_ray.index.windows import windows_of
+from dreamprvr_ray.evaluation.weights import ScoreWeights
+from dreamprvr_ray.index.coarse import CODE_BYTES, MOMENTS, Quantizer
+from dreamprvr_ray.index.parts import Block, PartContent
+from dreamprvr_ray.index.windows import window_numbers
 from dreamprvr_ray.storage.files import write_bytes
 
 COMPRESSION = "compression.safetensors"
@@ -64,9 +66,10 @@ class Space:
         restored: np.ndarray = rows.astype(np.float32) * self.scales
         return restored
 
-    def project(self, queries: Tensor) -> Tensor:
-        """Return queries (Q, D) in the space: (Q, d)."""
-        return queries @ torch.from_numpy(self.basis).T
+    def project(self, queries: Tensor, per_step: bool) -> Tensor:
+        """Return queries (Q, D) in the space: (Q, d); `per_step` to compare them with int8 rows."""
+        projected: Tensor = queries @ torch.from_numpy(self.basis).T
+        return projected * torch.from_numpy(self.scales) if per_step else projected
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +89,7 @@ class Compression:
         """
         longest = np.array([block.counts.max()])
         rows = int(longest[0]) * (2 if block.frames is not None else 1) + (CLIPS if block.clips is not None else 0)
-        norms = 2 * int(windows_of(longest).numbers[0])
+        norms = 2 * int(window_numbers(longest).sum())
         size = max((BYTES - coarse_bytes - norms) // rows // 8 * 8, LEAST_SIZE)
         model = None
         if block.clips is not None and block.frames is not None:
@@ -110,11 +113,11 @@ class Compression:
             clips, frames = self.model.restore(clips), self.model.restore(frames)
         return Block(block.counts, self.encoder.restore(block.features), block.norms, clips, frames)
 
-    def project(self, queries: QueryVectors) -> QueryVectors:
-        """Return queries in the spaces."""
+    def project(self, queries: QueryVectors, per_step: bool = False) -> QueryVectors:
+        """Return queries in the spaces; `per_step` to compare them with int8 rows, else with restored ones."""
         return QueryVectors(
-            None if self.model is None or queries.model is None else self.model.project(queries.model),
-            None if queries.encoder is None else self.encoder.project(queries.encoder),
+            None if self.model is None or queries.model is None else self.model.project(queries.model, per_step),
+            None if queries.encoder is None else self.encoder.project(queries.encoder, per_step),
         )
 
     def write(self, directory: Path) -> None:
@@ -134,6 +137,35 @@ class Compression:
             return Compression(encoder, _space(tensors, "model") if "model.basis" in tensors else None)
         except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
             raise UserError(f"{path}: damaged: {first_line(error)}; remove the index and build it again") from None
+
+
+@dataclass(frozen=True, eq=False)
+class Compressor:
+    """Brings videos into the form of a compact index."""
+
+    compression: Compression
+    quantizer: Quantizer
+
+    @staticmethod
+    def fit(block: Block, weights: ScoreWeights) -> Compressor:
+        """Return what compresses videos like those of a block. Raises `UserError` if faiss is not installed."""
+        compression = Compression.fit(block, MOMENTS * CODE_BYTES)
+        return Compressor(compression, Quantizer.train(compression.restore(compression.encode(block)), weights))
+
+    def compress(self, content: PartContent) -> PartContent:
+        """Return encoded videos in the form of a compact index."""
+        block = self.compression.encode(content.block)
+        return PartContent(content.rows, replace(block, coarse=self.quantizer.encode(self.compression.restore(block))))
+
+    def write(self, directory: Path) -> None:
+        """Write it into the directory of an index; the quantizer last, so that both exist if it does."""
+        self.compression.write(directory)
+        self.quantizer.write(directory)
+
+    @staticmethod
+    def read(directory: Path, weights: ScoreWeights) -> Compressor:
+        """Read what `write` wrote. Raises `UserError` if it is missing or damaged."""
+        return Compressor(Compression.read(directory), Quantizer.read(directory, weights))
 
 
 def _space(tensors: dict[str, np.ndarray], name: str) -> Space:

@@ -18,20 +18,24 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from dreamprvr_ray.checkpoints.checkpoint import METRICS, TrainedModel, load_model
+from dreamprvr_ray.checkpoints.checkpoint import TrainedModel, load_model
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.evaluation.curves import QueryVectors, VideoRows, similarity_curves
 from dreamprvr_ray.evaluation.moments import find_moment
 from dreamprvr_ray.evaluation.weights import ScoreWeights
 from dreamprvr_ray.index.answers import Answer, Curve, Found, IndexedVideo
+from dreamprvr_ray.index.coarse import CoarseStage
+from dreamprvr_ray.index.compression import Compressor
 from dreamprvr_ray.index.parts import Block, IndexedRow, Part
 from dreamprvr_ray.index.record import MODEL, PARTS, IndexRecord
-from dreamprvr_ray.index.scoring import block_scores
+from dreamprvr_ray.index.scoring import block_scores, score_weights
 from dreamprvr_ray.index.sentences import check_sentence, encode, open_encoder_of
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.video.encoders.protocols import SentenceEncoder
 
 MOST_RESULTS = 1000  # of a search
+EXACT_ROWS = 20_000  # up to which all videos of a compact index are scored
+CANDIDATES = 1000  # videos that the coarse stage leaves
 
 
 class Index:
@@ -51,7 +55,12 @@ class Index:
     ) -> None:
         self.directory, self.record = directory, record
         self._model, self._chosen_encoder = model, sentence_encoder
-        self.parts = [Part(directory / PARTS / part.name, part, model is not None) for part in record.parts]
+        self.parts = [
+            Part(directory / PARTS / part.name, part, model is not None, record.compact) for part in record.parts
+        ]
+        self._compressor = None
+        if record.compact and record.parts:
+            self._compressor = Compressor.read(directory, self.weights)
 
     @classmethod
     def open(cls, path: str | Path, *, sentence_encoder: str | SentenceEncoder | None = None) -> Index:
@@ -87,13 +96,10 @@ class Index:
         """The directory that the videos' files are relative to; None if unknown."""
         return None if self.record.videos_directory is None else Path(self.record.videos_directory)
 
-    @property
+    @cached_property
     def weights(self) -> ScoreWeights:
         """The weights of the score's parts: the model's own, or of the encoder alone."""
-        if self._model is None:
-            return ScoreWeights(0.0, 1.0)
-        path = self.directory / MODEL
-        return ScoreWeights.of(self._model.experiment.evaluation, self._model.metrics, f"{path}/{METRICS}")
+        return score_weights(self._model, self.directory / MODEL)
 
     @cached_property
     def _sentence_encoder(self) -> SentenceEncoder:
@@ -138,30 +144,62 @@ class Index:
 
     def scores(self, queries: QueryVectors) -> np.ndarray:
         """Return the scores (Q, rows) float32 of queries, of length 1, against all rows of all parts."""
-        padding = self._model is not None and not self._model.model.trimmed
         if not self.parts:
             return np.zeros((_count(queries), 0), np.float32)
-        scores = [block_scores(part.block, queries, self.weights, padding) for part in self.parts]
-        return np.concatenate(scores, axis=1)
+        return np.concatenate([self._block_scores(part.block, queries) for part in self.parts], axis=1)
 
-    def search(self, queries: QueryVectors, top: int = 10) -> list[tuple[Found, ...]]:
-        """Return the best moments for each of some queries, whose vectors have length 1."""
-        scores = self.scores(queries)
+    def _block_scores(self, block: Block, queries: QueryVectors) -> np.ndarray:
+        padding = self._model is not None and not self._model.model.trimmed
+        if self._compressor is not None:
+            queries = self._compressor.compression.project(queries, per_step=True)
+        return block_scores(block, queries, self.weights, padding)
+
+    def search(self, queries: QueryVectors, top: int = 10, exact: bool = False) -> list[tuple[Found, ...]]:
+        """Return the best moments for each of some queries, whose vectors have length 1.
+
+        In a large compact index, the coarse stage chooses the videos that are scored, unless `exact`.
+        """
         results = []
-        for number, own in enumerate(scores):
+        for number, (rows, scores) in enumerate(self._scored(queries, top, exact)):
             query = _one(queries, number)
-            best = enumerate(self._best(own, top), start=1)
-            results.append(tuple(self._found(rank, row, float(own[row]), query) for rank, row in best))
+            best = enumerate(self._best(rows, scores, top), start=1)
+            results.append(tuple(self._found(rank, row, score, query) for rank, (row, score) in best))
         return results
 
-    def _best(self, scores: np.ndarray, top: int) -> list[int]:
-        """Return the rows of the best videos; of the windows of one video, the best counts."""
-        best: dict[int, int] = {}
-        for row in np.argsort(-scores, kind="stable").tolist():
-            best.setdefault(int(self._sources[row]), row)
+    def _scored(self, queries: QueryVectors, top: int, exact: bool) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return the rows (n,) that are scored for each query, and their scores (n,)."""
+        if self._compressor is None or exact or self.record.rows <= EXACT_ROWS:
+            every = np.arange(self.record.rows)
+            return [(every, own) for own in self.scores(queries)]
+        projected = self._compressor.compression.project(queries)
+        chosen = self._coarse.candidates(projected, max(CANDIDATES, 10 * top))
+        return [(rows, self._scores_of(rows, _one(queries, number))) for number, rows in enumerate(chosen)]
+
+    def _scores_of(self, rows: np.ndarray, query: QueryVectors) -> np.ndarray:
+        """Return the scores (n,) of a query against some rows, given in ascending order."""
+        places = np.searchsorted(self._first_rows, rows, side="right") - 1
+        blocks = [
+            self.parts[place].block.take((rows[places == place] - self._first_rows[place]).tolist())
+            for place in np.unique(places).tolist()
+        ]
+        scores: np.ndarray = self._block_scores(Block.joined(blocks), query)[0]
+        return scores
+
+    def _best(self, rows: np.ndarray, scores: np.ndarray, top: int) -> list[tuple[int, float]]:
+        """Return the rows of the best videos with their scores; of the windows of one video, the best counts."""
+        best: dict[int, tuple[int, float]] = {}
+        for place in np.argsort(-scores, kind="stable").tolist():
+            row = int(rows[place])
+            best.setdefault(int(self._sources[row]), (row, float(scores[place])))
             if len(best) == top:
                 break
         return list(best.values())
+
+    @cached_property
+    def _coarse(self) -> CoarseStage:
+        assert self._compressor is not None
+        codes = [part.block.coarse for part in self.parts]
+        return CoarseStage(self._compressor.quantizer, [each for each in codes if each is not None])
 
     @cached_property
     def _sources(self) -> np.ndarray:
@@ -181,7 +219,11 @@ class Index:
         place = int(np.searchsorted(self._first_rows, number, side="right")) - 1
         part, within = self.parts[place], number - int(self._first_rows[place])
         (row,) = part.rows(within, 1)
-        curve = similarity_curves(query, _rows(part.block, within), self.weights)[0].numpy()
+        block = part.block.take([within])
+        if self._compressor is not None:
+            block = self._compressor.compression.restore(block)
+            query = self._compressor.compression.project(query)
+        curve = similarity_curves(query, _rows(block), self.weights)[0].numpy()
         first, stop = find_moment(curve)
         start = end = None
         middles = [(frame + 0.5) / row.frames for frame in range(row.frames)]
@@ -219,11 +261,11 @@ def _one(queries: QueryVectors, number: int) -> QueryVectors:
     return QueryVectors(*(None if each is None else each[number : number + 1] for each in vectors))
 
 
-def _rows(block: Block, number: int) -> VideoRows:
-    begin, end = int(block.offsets[number]), int(block.offsets[number + 1])
+def _rows(block: Block) -> VideoRows:
+    """Return the rows of a block's one video."""
 
     def tensor(array: np.ndarray | None) -> torch.Tensor | None:
-        return None if array is None else torch.from_numpy(array[begin:end].astype(np.float32))
+        return None if array is None else torch.from_numpy(array.astype(np.float32))
 
     return VideoRows(frames=tensor(block.frames), features=tensor(block.features))
 

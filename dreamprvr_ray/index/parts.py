@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 from dreamprvr_ray.data.encoding import VideoTimes
 from dreamprvr_ray.errors import UserError, first_line
 from dreamprvr_ray.index.record import PartRecord
-from dreamprvr_ray.index.windows import Windows, windows_of
+from dreamprvr_ray.index.windows import Windows, window_numbers, windows_of
 from dreamprvr_ray.storage.files import replacing
 
 ROWS = "videos.arrow"
@@ -89,7 +89,7 @@ class Block:
 
     @cached_property
     def _window_offsets(self) -> np.ndarray:
-        return np.concatenate([[0], np.cumsum(self.windows.numbers)])
+        return np.concatenate([[0], np.cumsum(window_numbers(self.counts).sum(1))])
 
     def take(self, rows: Iterable[int]) -> Block:
         """Return some of the videos, in this order."""
@@ -131,9 +131,10 @@ class PartContent:
     block: Block
 
     @staticmethod
-    def joined(first: PartContent, second: PartContent) -> PartContent:
-        """Return the videos of two contents, in this order."""
-        return PartContent([*first.rows, *second.rows], Block.joined([first.block, second.block]))
+    def joined(contents: Sequence[PartContent]) -> PartContent:
+        """Return the videos of several contents, in this order."""
+        rows = [row for content in contents for row in content.rows]
+        return PartContent(rows, Block.joined([content.block for content in contents]))
 
 
 def write_part(directory: Path, content: PartContent) -> PartRecord:
@@ -169,10 +170,11 @@ class Part:
         fits = len(counts) == record.rows and counts.dtype == np.int32 and counts.sum() == record.frames
         if not fits or (counts < 1).any():
             raise self._damaged("its files do not have the recorded numbers of videos and frames")
+        counts = counts.astype(np.int64)
         self.block = Block(
-            counts.astype(np.int64),
+            counts,
             self._map("features.npy", record.frames),
-            self._map("norms.npy"),
+            self._map("norms.npy", int(window_numbers(counts).sum())),
             self._map("clips.npy", record.rows) if has_model else None,
             self._map("frames.npy", record.frames) if has_model else None,
             self._map("coarse.npy", record.rows) if has_coarse else None,

@@ -60,6 +60,7 @@ class IndexRecord:
         videos_directory: Absolute path of the directory that the videos' files are relative to; None if unknown.
         parts: The parts, in order.
         next_part: Number of the next part; names are never used twice.
+        compact: Whether rows are compressed (`compression`) and there is a coarse stage (`coarse`).
     """
 
     schema_version: int
@@ -73,6 +74,7 @@ class IndexRecord:
     videos_directory: str | None
     parts: tuple[PartRecord, ...] = ()
     next_part: int = 0
+    compact: bool = False
 
     @classmethod
     def read(cls, directory: Path) -> IndexRecord:
@@ -94,10 +96,10 @@ class IndexRecord:
 
     @classmethod
     def _from_dict(cls, values: Mapping[str, Any]) -> IndexRecord:
-        known = {field.name for field in fields(cls)}
-        if missing := known - values.keys():
+        required = {field.name for field in fields(cls) if field.name != "compact"}
+        if missing := required - values.keys():
             raise ValueError(f"'{min(missing)}' is missing")
-        record = cls(**{name: values[name] for name in known})
+        record = cls(compact=values.get("compact", False), **{name: values[name] for name in required})
         for name, kind in (
             ("schema_version", int), ("collection", str), ("video_size", int), ("text_size", int), ("next_part", int),
         ):  # fmt: skip
@@ -106,6 +108,8 @@ class IndexRecord:
         for name in ("model", "sentence_encoder", "videos_directory"):
             if not isinstance(getattr(record, name), str | None):
                 raise ValueError(f"'{name}' must be a string or null")
+        if not isinstance(record.compact, bool):
+            raise ValueError("'compact' must be true or false")
         if record.dtype not in ("float16", "float32"):
             raise ValueError("'dtype' must be float16 or float32")
         if record.video_size < 1 or record.text_size < 1 or record.next_part < 0:

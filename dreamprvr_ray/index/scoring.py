@@ -5,16 +5,26 @@ Shapes: Q queries; V videos and N frame rows of a block; D hidden size of the mo
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from dreamprvr_ray.checkpoints.checkpoint import METRICS, TrainedModel
 from dreamprvr_ray.config_sections import CLIPS, FRAMES
 from dreamprvr_ray.evaluation.curves import QueryVectors
 from dreamprvr_ray.evaluation.weights import ScoreWeights
 from dreamprvr_ray.index.parts import Block
 from dreamprvr_ray.index.windows import window_scores
 from dreamprvr_ray.model.scoring import MIN_NORM
+
+
+def score_weights(trained: TrainedModel | None, path: Path) -> ScoreWeights:
+    """Return the weights of the score's parts: those of the model at `path`, or of the encoder alone."""
+    if trained is None:
+        return ScoreWeights(0.0, 1.0)
+    return ScoreWeights.of(trained.experiment.evaluation, trained.metrics, f"{path}/{METRICS}")
 
 
 def unit_rows(rows: Tensor) -> Tensor:

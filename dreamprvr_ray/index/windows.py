@@ -15,6 +15,8 @@ import numpy as np
 from dreamprvr_ray.evaluation.encoder import WINDOWS
 from dreamprvr_ray.model.scoring import MIN_NORM
 
+_STEPS = np.maximum(np.array(WINDOWS) // 4, 1)  # from one window to the next
+
 
 @dataclass(frozen=True, eq=False)
 class Windows:
@@ -24,13 +26,11 @@ class Windows:
         starts: (W,) the first frame row of each window, among those of all videos.
         stops: (W,) the row after its last one.
         groups: (V * 4,) the first window of each length of each video.
-        numbers: (V,) how many windows each video has.
     """
 
     starts: np.ndarray
     stops: np.ndarray
     groups: np.ndarray
-    numbers: np.ndarray
 
 
 def windows_of(counts: np.ndarray) -> Windows:
@@ -40,14 +40,21 @@ def windows_of(counts: np.ndarray) -> Windows:
     """
     lengths = np.minimum(counts[:, None], WINDOWS)  # (V, 4)
     last = counts[:, None] - lengths
-    steps = np.maximum(np.array(WINDOWS) // 4, 1)
-    numbers = -(-last // steps) + 1
+    numbers = window_numbers(counts)
     groups = np.cumsum(numbers.ravel()) - numbers.ravel()
     group = np.repeat(np.arange(numbers.size), numbers.ravel())
-    places = (np.arange(len(group)) - groups[group]) * np.broadcast_to(steps, numbers.shape).ravel()[group]
+    places = (np.arange(len(group)) - groups[group]) * np.broadcast_to(_STEPS, numbers.shape).ravel()[group]
     begins = np.repeat(np.cumsum(counts) - counts, len(WINDOWS))
     starts = begins[group] + np.minimum(places, last.ravel()[group])
-    return Windows(starts, starts + lengths.ravel()[group], groups, numbers.sum(1))
+    stops = starts + lengths.ravel()[group]
+    return Windows(starts.astype(np.int32), stops.astype(np.int32), groups)
+
+
+def window_numbers(counts: np.ndarray) -> np.ndarray:
+    """Return how many windows of each length (V, 4) videos with these numbers of frame rows (V,) have."""
+    last = counts[:, None] - np.minimum(counts[:, None], WINDOWS)
+    numbers: np.ndarray = -(-last // _STEPS) + 1
+    return numbers
 
 
 def window_norms(features: np.ndarray, counts: np.ndarray) -> np.ndarray:

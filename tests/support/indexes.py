@@ -57,7 +57,9 @@ def small_split(name: str, videos: int, seed: int) -> FeatureSplit:
     return FeatureSplit(frames, queries)
 
 
-def small_shards(directory: Path, videos: Iterable[tuple[str, int]] = (("train", 10), ("val", 20), ("test", 2))) -> ShardSet:
+def small_shards(
+    directory: Path, videos: Iterable[tuple[str, int]] = (("train", 10), ("val", 20), ("test", 2))
+) -> ShardSet:
     """Write shards of one encoder, of the tiny encoder's sentences."""
     splits = {name: small_split(name, count, seed) for seed, (name, count) in enumerate(videos)}
     return write_shards(directory, collection="small", splits=splits, one_encoder=True)
