@@ -22,6 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("report",),
     ("search",),
     ("runtime",),
+    ("web",),
     ("training", "index"),
     ("evaluation",),
     ("checkpoints",),
@@ -46,7 +47,7 @@ COMPONENT_OF = {
     "user_files": "config",
     "__init__": "api",
 }
-COMMANDS = ("extract", "convert", "train", "tune", "report", "evaluate", "export", "find", "verify")
+COMMANDS = ("extract", "convert", "train", "tune", "report", "evaluate", "export", "find", "serve", "verify")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = (
-    "extract", "convert", "train", "tune", "report", "evaluate", "export", "index", "find", "verify", "data.demo",
+    "extract", "convert", "train", "tune", "report", "evaluate", "export", "index", "find", "serve", "verify",
+    "data.demo",
 )  # fmt: skip
 POSSESSIVE = "(one's|its|our|your|their|his|ours)"
 

@@ -73,9 +73,14 @@ def _no_log(line: str) -> None:
 
 @contextmanager
 def ray_session(
-    dashboard: bool, log: Callable[[str], None] = _no_log, resume: str = "add --resume to the same command"
+    dashboard: bool,
+    log: Callable[[str], None] = _no_log,
+    resume: str = "add --resume to the same command",
+    local: bool = False,
 ) -> Iterator[str | None]:
     """Connect to the cluster of RAY_ADDRESS, or else of `ray start` on this machine, or else start a local Ray.
+
+    With `local`, a local Ray is started even if there is a cluster.
 
     Disconnects, or ends the local Ray, when the block ends. A Ray to which this process is already connected is used
     and left running. Yields the URL of the dashboard, or None if there is none. `log` receives a line when Ray starts.
@@ -91,7 +96,7 @@ def ray_session(
         return
     ray_internals.silence_token_notice()
     with ExitStack() as stack:
-        context = connect_to_cluster()
+        context = None if local else connect_to_cluster()
         if context is None:  # not `or`: it would call the context's `__len__`, for which Ray prints a warning
             context = _start_local(dashboard, log, stack)
             stack.callback(ray.shutdown)

@@ -38,6 +38,7 @@ MAX_HOURS = 100  # beyond, time stamps are wrong; at a wrong rate, each frame wo
 _BACKWARDS = 1  # seconds by which a time stamp may be too early before it counts as a new start
 # Containers whose time stamps are of one timeline. Those of others may start again, as where recordings were joined.
 _INDEXED = {"mov", "mp4", "matroska", "webm", "avi"}
+_MICROSECOND = Fraction(1, 1_000_000)
 _SEEK_MARGINS = (0.0, 10.0, 60.0)  # seconds before a window where decoding starts, each tried if the last was too late
 
 
@@ -251,6 +252,21 @@ class _Reader:
         return "; ".join(parts) or None
 
 
+def start_stamp(container: InputContainer, stream: VideoStream) -> int | None:
+    """Return time 0 as a time stamp of the stream; None: that of its first frame.
+
+    It is the container's start, of any stream. Where that is negative (the priming of audio) or a minute earlier, it is
+    the video's.
+    """
+    own, base = stream.start_time, stream.time_base or _MICROSECOND
+    if container.start_time is None or container.start_time < 0:
+        return own
+    start = container.start_time * _MICROSECOND / base
+    if own is not None and (abs(own - start) * base < Fraction(1, 1000) or (own - start) * base > _LATE):
+        return own
+    return round(start)
+
+
 class _Clock:
     """Turns time stamps into seconds from the start of the video; times never fall.
 
@@ -262,12 +278,12 @@ class _Clock:
     """
 
     def __init__(self, container: InputContainer, stream: VideoStream) -> None:
-        self._base = stream.time_base or Fraction(1, 1_000_000)
+        self._base = stream.time_base or _MICROSECOND
         rate = stream.average_rate or stream.guessed_rate or FALLBACK_RATE
         self.step = 1 / rate if 0 < rate <= MAX_RATE else 1 / FALLBACK_RATE  # seconds from frame to frame
         stated = container.duration / 1_000_000 if container.duration else stated_duration(container, stream)
         self._limit = math.inf if stated is None else stated + _LONGER
-        self._origin = self._start_stamp(container, stream)
+        self._origin = start_stamp(container, stream)
         self._shift = Fraction()  # seconds added after time stamps that jumped
         self._last: Fraction | None = None
         self._by_decoding = container.format.name == "avi" and stream.codec_context.has_b_frames
@@ -275,20 +291,6 @@ class _Clock:
     def knows(self, frame: VideoFrame) -> bool:
         """Whether the frame's time does not depend on the frames before it."""
         return frame.pts is not None and not self._by_decoding
-
-    def _start_stamp(self, container: InputContainer, stream: VideoStream) -> int | None:
-        """Return time 0 as a time stamp of the stream; None: that of its first frame.
-
-        It is the container's start, of any stream. Where that is negative (the priming of audio) or a minute earlier,
-        it is the video's.
-        """
-        own, base = stream.start_time, self._base
-        if container.start_time is None or container.start_time < 0:
-            return own
-        start = Fraction(container.start_time, 1_000_000) / base
-        if own is not None and (abs(own - start) * base < Fraction(1, 1000) or (own - start) * base > _LATE):
-            return own
-        return round(start)
 
     def stamp(self, seconds: float) -> int:
         """Return a time as a time stamp of the stream, rounded down."""

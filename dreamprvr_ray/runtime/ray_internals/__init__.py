@@ -19,7 +19,7 @@ from dreamprvr_ray.runtime.ray_version import unsupported_ray
 
 try:
     from ray._common.utils import get_default_system_temp_dir
-    from ray._private import ray_constants
+    from ray._private import ray_constants, worker
     from ray._private.services import canonicalize_bootstrap_address
     from ray._private.utils import read_ray_address
     from ray._private.worker import global_worker
@@ -38,6 +38,7 @@ PRIVATE_NAMES = (
     "ray._private.services:logger",
     "ray._private.utils:read_ray_address",
     "ray._private.worker:global_worker",
+    "ray._private.worker:print_to_stdstream",
     _SCALING_POLICY,
     f"{_SCALING_POLICY}.after_controller_start",
     f"{_SCALING_POLICY}._maybe_send_resource_request",
@@ -125,6 +126,20 @@ def quiet_start() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
+
+
+@contextmanager
+def quiet_losses() -> Iterator[None]:
+    """Keep Ray from printing on stdout, inside the block, that it has lost one of its workers.
+
+    Why: Ray Serve replaces a lost replica, and stdout is for results. Without it: four lines for each, in yellow.
+    """
+    before = worker.print_to_stdstream
+    worker.print_to_stdstream = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = before
 
 
 def temporary_folder() -> str:
