@@ -37,7 +37,7 @@ def write(directory: Path, videos: int, queries_per_video: int, videos_per_shard
             owner=np.repeat(np.arange(count), queries_per_video),
             tokens=np.zeros((tokens.sum(), SIZE), np.float16),
             token_counts=tokens,
-            moment_fractions=None,
+            moments=None,
         )
         stems.append(f"train-{len(stems):05}")
         files |= write_shard(directory, stems[-1], content)

@@ -8,12 +8,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from dreamprvr_ray.errors import UserError, first_few, first_line
@@ -41,6 +40,43 @@ class Moment(NamedTuple):
     start: float
     end: float
     duration: float  # of the whole video
+
+
+@dataclass(frozen=True)
+class KnownMoment:
+    """Where in its video a query takes place, in one window of time or several.
+
+    Attributes:
+        fraction: Length of the windows / length of the video, in [0, 1]; NaN if the video's length is not known. What
+            two windows share counts once.
+        windows: Start and end of each window as shares of the video's length, 0 <= start < end <= 1, by time; empty if
+            the video's length is not known.
+    """
+
+    fraction: float
+    windows: tuple[tuple[float, float], ...] = ()
+
+    @classmethod
+    def of(cls, spans: Iterable[tuple[float, float]], duration: float, where: str) -> KnownMoment:
+        """Return the moment of windows (start, end) in a video of length `duration`, NaN if unknown; all in seconds.
+
+        What is outside the video is cut off; a window without length is left out of `windows`.
+
+        Raises:
+            UserError: A time is not finite or `duration` is not positive. The message starts with `where`.
+        """
+        ordered = sorted((min(span), max(span)) for span in spans)  # annotators sometimes swap start and end
+        length, reached = 0.0, -math.inf
+        for start, end in ordered:
+            length += max(0.0, end - max(start, reached))
+            reached = max(reached, end)
+        if duration <= 0 or math.isinf(duration) or not all(math.isfinite(time) for span in ordered for time in span):
+            raise UserError(f"{where}: invalid moment of {length:g} s in a video of {duration:g} s")
+        if math.isnan(duration):
+            return cls(math.nan)
+        shares = [(max(start / duration, 0.0), min(end / duration, 1.0)) for start, end in ordered]
+        windows = tuple(dict.fromkeys((start, end) for start, end in shares if start < end))
+        return cls(min(length / duration, 1.0), windows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,12 +163,16 @@ def _video_of(query: str, videos: Container[str]) -> str:
     return next((id for id in ids if id in videos), ids[0] if ids else "")
 
 
-def read_moment_fractions(moments: Path, frame_captions: Path | None = None) -> dict[str, float]:
-    """Return moment length / video length in [0, 1] by query id; NaN if the video's length is not known.
+def read_moments(
+    moments: Path, frame_captions: Path | None = None, other_videos: Mapping[str, Collection[str]] | None = None
+) -> dict[str, KnownMoment]:
+    """Return the moment of each query in its own video, by query id.
 
     Args:
         moments: JSON lines `{"query", "video", "start", "end"}` in seconds, optionally with the video's "duration".
+            Several lines of a query are several windows of its moment.
         frame_captions: JSON lines `[video, duration in seconds, ...]`, for durations that `moments` does not have.
+        other_videos: By query id, the right videos besides its own. Lines about these are left out.
 
     Raises:
         UserError: A file is missing or malformed, or a duration is not positive.
@@ -143,30 +183,23 @@ def read_moment_fractions(moments: Path, frame_captions: Path | None = None) -> 
             durations[entry[0]] = float(entry[1])
         except (KeyError, IndexError, TypeError, ValueError, OverflowError):
             raise UserError(f"{where}: must be [video, duration in seconds, ...]") from None
-    fractions: dict[str, float] = {}
+    others = other_videos or {}
+    spans: dict[str, list[tuple[float, float]]] = {}
+    known: dict[str, KnownMoment] = {}
     for where, entry in json_lines(moments):
         try:
-            start, end = float(entry["start"]), float(entry["end"])
-            duration = float(entry.get("duration") or durations.get(entry["video"], np.nan))
-            query = str(entry["query"])
+            span = float(entry["start"]), float(entry["end"])
+            duration = float(entry.get("duration") or durations.get(entry["video"], math.nan))
+            query, video = str(entry["query"]), str(entry["video"])
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
             raise UserError(
                 f'{where}: must be {{"query", "video", "start", "end"}} with times in seconds, and "duration" if known'
             ) from None
-        fractions[query] = moment_fraction(start, end, duration, where)
-    return fractions
-
-
-def moment_fraction(start: float, end: float, duration: float, where: str) -> float:
-    """Return a moment's length / its video's length, clipped to [0, 1]; NaN if `duration` is NaN. All times in seconds.
-
-    Raises:
-        UserError: A time is not finite or `duration` is not positive. The message starts with `where`.
-    """
-    length = abs(end - start)  # annotators sometimes swap start and end, and some moments end after the video
-    if duration <= 0 or not math.isfinite(length) or math.isinf(duration):
-        raise UserError(f"{where}: invalid moment of {length:g} s in a video of {duration:g} s")
-    return float(np.clip(length / duration, 0, 1))
+        if video in others.get(query, ()):
+            continue
+        spans.setdefault(query, []).append(span)
+        known[query] = KnownMoment.of(spans[query], duration, where)
+    return known
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, Any]]:

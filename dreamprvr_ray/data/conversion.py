@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dreamprvr_ray.data import pooling
-from dreamprvr_ray.data.captions import Caption
+from dreamprvr_ray.data.captions import Caption, KnownMoment
 from dreamprvr_ray.data.checked_files import remember_files
 from dreamprvr_ray.data.conversion_records import (
     ShardRecord,
@@ -109,7 +109,7 @@ def convert(
     with reading(out):
         finished = (out / MANIFEST).is_file()
     if finished:
-        return _already_converted(out, conversion, settings)
+        return _already_converted(out, conversion, settings, source)
     uncaptioned = source.uncaptioned
     plans, stems = plan_shards(splits, source.raw, settings.dtype, uncaptioned)
     created = [parent for parent in out.absolute().parents if not parent.exists()]
@@ -177,7 +177,9 @@ def _encoder_area(out: Path, manifest: Manifest) -> float | None:
     return encoder_area([MappedShard(out, stem, *sizes) for stem in manifest.splits[split].shards])
 
 
-def _already_converted(out: Path, conversion: Mapping[str, Any], settings: ConversionSettings) -> Conversion:
+def _already_converted(
+    out: Path, conversion: Mapping[str, Any], settings: ConversionSettings, source: Source
+) -> Conversion:
     manifest = Manifest.open(out)
     differences = describe_differences(manifest.conversion, conversion)
     if differences:
@@ -189,17 +191,32 @@ def _already_converted(out: Path, conversion: Mapping[str, Any], settings: Conve
         manifest.write(out)
     shards = sorted({stem for record in manifest.splits.values() for stem in record.shards})
     remove_records(out, shards)  # of a run killed just after it wrote the manifest
-    return Conversion(manifest, True, len(shards), Progress(0, 0, 0, 0, 0.0), ())
+    notes: tuple[str, ...] = ()
+    if _lacks_windows(out, manifest, source):
+        notes = (
+            f"{out}: written by an earlier version, without the annotated windows of moments, so `evaluate` cannot say"
+            " how well moments are found; to measure it, convert into another directory",
+        )
+    return Conversion(manifest, True, len(shards), Progress(0, 0, 0, 0, 0.0), notes)
+
+
+def _lacks_windows(out: Path, manifest: Manifest, source: Source) -> bool:
+    """Return whether the source knows windows of moments, but the shards do not."""
+    if not any(moment.windows for moment in (source.moments or {}).values()):
+        return False
+    sizes = (manifest.dtype, manifest.video_size, manifest.text_size)
+    stems = [stem for record in manifest.splits.values() for stem in record.shards]
+    return any(MappedShard(out, stem, *sizes).moment_windows is None for stem in stems)
 
 
 def _task(plan: ShardPlan, source: Source, dtype: FeatureType, out: Path) -> ShardTask:
-    fractions = None
-    if source.moment_fractions is not None:
-        known = source.moment_fractions
-        fractions = np.array([known.get(caption.query, np.nan) for _, own in plan.captions for caption in own])
+    moments = None
+    if source.moments is not None:
+        unknown, known = KnownMoment(np.nan), source.moments
+        moments = [known.get(caption.query, unknown) for _, own in plan.captions for caption in own]
     videos = [video for video, _ in plan.captions]
     times = None if source.times is None else [source.times[video] for video in videos]
-    return ShardTask(plan, source.raw.subset(videos), fractions, dtype, out, times)
+    return ShardTask(plan, source.raw.subset(videos), moments, dtype, out, times)
 
 
 def _notes(source: Source, plans: Sequence[ShardPlan], records: Mapping[str, ShardRecord]) -> Iterator[str]:

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dreamprvr_ray.data.captions import Caption, Moment, Query, moment_fraction
+from dreamprvr_ray.data.captions import Caption, KnownMoment, Moment, Query
 from dreamprvr_ray.data.conversion import convert
 from dreamprvr_ray.data.feature_files import RawFeatures
 from dreamprvr_ray.data.manifest import FeatureType
@@ -124,7 +124,7 @@ class _InMemorySource(Source):
         _check_splits(collection, splits)
         videos: dict[str, ArrayLike] = {}
         queries: dict[str, Query] = {}
-        fractions: dict[str, float] = {}
+        moments: dict[str, KnownMoment] = {}
         mistakes = []
         for name in SPLITS:
             for query in splits[name].queries if name in splits else ():
@@ -144,7 +144,7 @@ class _InMemorySource(Source):
                     if video not in splits[name].videos
                 ]
                 if query.moment is not None:
-                    fractions[query.id] = _fraction(query.moment, where)
+                    moments[query.id] = _moment(query.moment, where)
         if mistakes:
             raise UserError(*first_few(mistakes))
         captions = {name: [_caption(query) for query in splits[name].queries] for name in SPLITS if name in splits}
@@ -164,9 +164,9 @@ class _InMemorySource(Source):
                 sentences,
             ),
             splits=captions,
-            moment_fractions=fractions or None,
+            moments=moments or None,
             files=(),
-            digest=_digest(captions, fractions, arrays, tokens, *([sentences] if sentences else [])),
+            digest=_digest(captions, moments, arrays, tokens, *([sentences] if sentences else [])),
         )
 
     def fingerprint(self) -> dict[str, dict[str, Any]]:
@@ -207,14 +207,14 @@ def _caption(query: Query) -> Caption:
     return Caption(query.id, query.video, query.sentence, also)
 
 
-def _fraction(moment: Moment | tuple[float, float, float], where: str) -> float:
+def _moment(moment: Moment | tuple[float, float, float], where: str) -> KnownMoment:
     try:
         start, end, duration = map(float, moment)
     except (TypeError, ValueError):
         raise UserError(
             f"{where}: moment must be (start, end, duration of the video) in seconds, not {moment}"
         ) from None
-    return moment_fraction(start, end, duration, where)
+    return KnownMoment.of([(start, end)], duration, where)
 
 
 def _same(one: ArrayLike, other: ArrayLike) -> bool:
@@ -239,14 +239,19 @@ def _embeddings(collection: str, queries: Mapping[str, Query]) -> _ArrayFeatures
     return _ArrayFeatures(collection, "embedding of query", given)
 
 
-def _digest(captions: Mapping[str, Sequence[Caption]], fractions: Mapping[str, float], *readers: _ArrayFeatures) -> str:
+def _digest(
+    captions: Mapping[str, Sequence[Caption]], moments: Mapping[str, KnownMoment], *readers: _ArrayFeatures
+) -> str:
     """Return the SHA-256 of everything on which the shards depend, in hexadecimal."""
     texts = {
         # As in earlier versions where no query has other right videos.
         name: [(caption.query, caption.video, caption.text, *caption.also) for caption in own]
         for name, own in captions.items()
     }
-    digest = hashlib.sha256(json.dumps([texts, fractions]).encode())
+    fractions = {query: moment.fraction for query, moment in moments.items()}
+    windows = {query: moment.windows for query, moment in moments.items()}
+    # Without moments as in earlier versions.
+    digest = hashlib.sha256(json.dumps([texts, fractions, *([windows] if windows else [])]).encode())
     for reader in readers:
         for id in reader.arrays:
             rows = reader.read(id)

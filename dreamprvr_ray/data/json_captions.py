@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dreamprvr_ray.data.captions import Caption, json_lines, moment_fraction
+from dreamprvr_ray.data.captions import Caption, KnownMoment, json_lines
 from dreamprvr_ray.data.near_misses import Ids, quoted
 from dreamprvr_ray.errors import UserError, first_few
 
@@ -30,10 +30,10 @@ _DURATIONS = ("duration", "video_duration")
 
 @dataclass(frozen=True)
 class JsonCaptions:
-    """The captions of a file, and moment length / video length by query id for those with times."""
+    """The captions of a file, and the moments by query id of those with times."""
 
     captions: list[Caption]
-    moment_fractions: Mapping[str, float]
+    moments: Mapping[str, KnownMoment]
 
 
 class _Malformed(Exception):
@@ -50,11 +50,11 @@ def read_json_captions(path: Path, queries: Container[str] = ()) -> JsonCaptions
     """
     captions: dict[str, Caption] = {}
     line_of: dict[str, str] = {}
-    fractions: dict[str, float] = {}
+    moments: dict[str, KnownMoment] = {}
     mistakes = []
     for where, entry in _entries(path):
         try:
-            caption, fraction = _caption(entry, queries, where)
+            caption, moment = _caption(entry, queries, where)
             known = captions.get(caption.query)
             if known is not None and known.text != caption.text:
                 raise _Malformed(f"query id {quoted(caption.query)} has another sentence in {line_of[caption.query]}")
@@ -67,13 +67,13 @@ def read_json_captions(path: Path, queries: Container[str] = ()) -> JsonCaptions
             captions[caption.query], line_of[caption.query] = caption, where.rpartition(", ")[2]
         else:
             captions[caption.query] = _with_videos(known, [caption.video, *caption.also])
-        if fraction is not None:
-            fractions.setdefault(caption.query, fraction)
+        if moment is not None and captions[caption.query].video == caption.video:
+            moments[caption.query] = moment
     if mistakes:
         raise UserError(*first_few(mistakes))
     if not captions:
         raise UserError(f"{path}: no captions: the split is empty")
-    return JsonCaptions(list(captions.values()), fractions)
+    return JsonCaptions(list(captions.values()), moments)
 
 
 def with_labels(captions: Sequence[Caption], path: Path) -> list[Caption]:
@@ -107,7 +107,7 @@ def _entries(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield where, entry
 
 
-def _caption(entry: Mapping[str, Any], queries: Container[str], where: str) -> tuple[Caption, float | None]:
+def _caption(entry: Mapping[str, Any], queries: Container[str], where: str) -> tuple[Caption, KnownMoment | None]:
     sentence_key = next((key for key in _SENTENCES if entry.get(key) is not None), None)
     id_key = next((key for key in _IDS if entry.get(key) is not None), None)
     if id_key is None or (sentence_key is not None and entry.get(_QUERY) is not None):
@@ -122,7 +122,7 @@ def _caption(entry: Mapping[str, Any], queries: Container[str], where: str) -> t
         raise _Malformed(f"{sentence_key} must be a string")
     video, *others = _videos(entry)
     caption = _with_videos(Caption(query, video, _encodable(sentence or "", "the sentence")), others)
-    return caption, _fraction(entry, where)
+    return caption, _moment(entry, where)
 
 
 def _videos(entry: Mapping[str, Any]) -> list[str]:
@@ -164,8 +164,8 @@ def _with_videos(caption: Caption, videos: Sequence[str]) -> Caption:
     return replace(caption, also=tuple(also))
 
 
-def _fraction(entry: Mapping[str, Any], where: str) -> float | None:
-    """Return the length of a line's moments / that of its video; NaN if that is not known; None without moments."""
+def _moment(entry: Mapping[str, Any], where: str) -> KnownMoment | None:
+    """Return the moment of a line in its first video; None without times."""
     windows = next((entry[key] for key in _WINDOWS if entry.get(key)), None)
     if windows is None and entry.get("start") is not None and entry.get("end") is not None:
         windows = [entry["start"], entry["end"]]
@@ -175,8 +175,7 @@ def _fraction(entry: Mapping[str, Any], where: str) -> float | None:
     try:
         if not isinstance(windows[0], list):
             windows = [windows]
-        length = sum(abs(float(end) - float(start)) for start, end in windows)
-        return moment_fraction(0.0, length, float(duration), where)
+        return KnownMoment.of([(float(start), float(end)) for start, end in windows], float(duration), where)
     except UserError as error:
         raise _Malformed(error.mistakes[0].removeprefix(f"{where}: ")) from None
     except (KeyError, TypeError, ValueError, OverflowError):

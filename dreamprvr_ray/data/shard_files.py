@@ -14,6 +14,9 @@
         tokens           list<fixed_size_list<T>[Dt]>   its 1 to 30 token rows
         moment_fraction  float64                    moment length / video length, NaN if unknown; absent if the
                                                     collection has no moments
+        moment_windows   list<float64>              start and end of each annotated window, one after the other, as
+                                                    shares of the video's length; empty if unknown; absent with
+                                                    `moment_fraction`, and in shards of earlier versions
         sentence         fixed_size_list<T>[Dt]     embedding of the whole sentence; absent if Dv is not Dt, and in
                                                     shards of earlier versions
         right_videos     list<string>               ids of all videos of the split that are right for the query, its
@@ -39,6 +42,7 @@ import numpy as np
 import pyarrow as pa
 
 from dreamprvr_ray.config_sections import CLIPS, FRAMES, QUERY_TOKENS
+from dreamprvr_ray.data.captions import KnownMoment
 from dreamprvr_ray.data.encoding import VideoTimes
 from dreamprvr_ray.data.manifest import FeatureType, FileRecord
 from dreamprvr_ray.errors import UserError, first_line
@@ -54,6 +58,7 @@ _DTYPES: Mapping[pa.DataType, np.dtype[Any]] = {
 
 _OPTIONAL: Mapping[str, pa.DataType] = {  # columns of queries that not all shards have
     "moment_fraction": pa.float64(),
+    "moment_windows": pa.list_(pa.float64()),
     "right_videos": pa.list_(pa.string()),
 }
 _TIMES: Mapping[str, pa.DataType] = {  # columns of videos that not all shards have: all of them or none
@@ -80,7 +85,7 @@ class ShardContent:
     owner: np.ndarray  # (Q,) int, ascending: row of the query's video
     tokens: np.ndarray  # (T, Dt), the queries' token rows concatenated
     token_counts: np.ndarray  # (Q,) int, sum T
-    moment_fractions: np.ndarray | None  # (Q,) float64 in [0, 1], NaN if unknown; None if the collection has no moments
+    moments: Sequence[KnownMoment] | None  # (Q,); None if the collection has no moments
     sentences: np.ndarray | None = None  # (Q, Dt), of length 1; None if they are of no use
     right_videos: Sequence[Sequence[str]] | None = None  # (Q,) ids, each query's own video first; None if it is all
     times: Sequence[VideoTimes] | None = None  # (V,)
@@ -108,8 +113,10 @@ def write_shard(directory: Path, stem: str, content: ShardContent) -> dict[str, 
         "video": _to_arrow(content.owner.astype(np.int32)),
         "tokens": _lists(content.tokens, content.token_counts),
     }
-    if content.moment_fractions is not None:
-        queries["moment_fraction"] = _to_arrow(content.moment_fractions.astype(np.float64))
+    if content.moments is not None:
+        queries["moment_fraction"] = _to_arrow(np.array([moment.fraction for moment in content.moments], np.float64))
+        times_of = [[time for window in moment.windows for time in window] for moment in content.moments]
+        queries["moment_windows"] = pa.array(times_of, _OPTIONAL["moment_windows"])
     if content.sentences is not None:
         queries["sentence"] = _fixed_size_lists(content.sentences)
     if content.right_videos is not None:
@@ -178,6 +185,16 @@ class MappedShard:
         if len(owner) and (owner[0] < 0 or owner[-1] >= self.video_count or (np.diff(owner) < 0).any()):
             raise _damaged(self._queries_path, "column 'video' must ascend within the shard's videos")
         self._check_right_videos()
+        self._check_moment_windows()
+
+    def _check_moment_windows(self) -> None:
+        if self.moment_windows is None:
+            return
+        offsets, times = self.moment_windows
+        is_paired = not (offsets % 2).any() and offsets[0] == 0 and offsets[-1] == len(times)
+        windows = times.reshape(-1, 2) if is_paired else np.full((1, 2), np.nan)
+        if not ((windows[:, 0] >= 0) & (windows[:, 0] < windows[:, 1]) & (windows[:, 1] <= 1)).all():
+            raise _damaged(self._queries_path, "column 'moment_windows' must hold starts and ends from 0 to 1")
 
     def _check_right_videos(self) -> None:
         right = self.right_videos
@@ -233,6 +250,15 @@ class MappedShard:
         """(Q,) float64, NaN if unknown; None if the collection has no moments."""
         names = self._queries.schema.names
         return _to_numpy(self._queries.column("moment_fraction")) if "moment_fraction" in names else None
+
+    @property
+    def moment_windows(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Offsets (Q + 1,) and times (W,): start and end of each annotated window of query q, as shares of its video's
+        length, are times[offsets[q]:offsets[q + 1]]. None if the shard has none."""
+        if "moment_windows" not in self._queries.schema.names:
+            return None
+        column = self._queries.column("moment_windows")
+        return _to_numpy(column.offsets).astype(np.int64), _to_numpy(column.values)
 
     @cached_property
     def times(self) -> list[VideoTimes] | None:

@@ -22,6 +22,7 @@ import numpy as np
 
 from dreamprvr_ray.config_sections import CLIPS, FRAMES, QUERY_TOKENS
 from dreamprvr_ray.data import pooling
+from dreamprvr_ray.data.captions import KnownMoment
 from dreamprvr_ray.data.conversion_records import PooledRows, ShardRecord, write_record
 from dreamprvr_ray.data.encoding import VIDEO_TIMES, VideoTimes
 from dreamprvr_ray.data.feature_files import RawFeatures
@@ -41,7 +42,7 @@ class ShardTask:
 
     plan: ShardPlan
     raw: RawFeatures
-    moment_fractions: np.ndarray | None  # (Q,) float64, in the order of the plan's captions
+    moments: Sequence[KnownMoment] | None  # (Q,), in the order of the plan's captions
     dtype: FeatureType
     out: Path
     times: Sequence[VideoTimes] | None = None  # (V,), in the order of the plan's videos
@@ -180,7 +181,7 @@ def _pool(task: ShardTask) -> tuple[ShardContent, PooledRows, int]:
         owner=np.repeat(np.arange(len(videos)), [len(own) for _, own in task.plan.captions]),
         tokens=tokens[:end],
         token_counts=np.array(token_counts, dtype=np.int64),
-        moment_fractions=task.moment_fractions,
+        moments=task.moments,
         sentences=sentences,
         right_videos=right_videos(captions),
         times=task.times,

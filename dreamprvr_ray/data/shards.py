@@ -256,6 +256,19 @@ class Split:
         )
 
     @cached_property
+    def moment_windows(self) -> list[np.ndarray] | None:
+        """(Q,) the annotated windows of each query in its own video: (windows, 2) float64, start and end as shares of
+        the video's length; without rows if unknown. None if no query has any, as in shards of earlier versions."""
+        windows: list[np.ndarray] = []
+        for shard in self._shards:
+            if shard.moment_windows is None:
+                windows += [np.empty((0, 2))] * shard.query_count
+            else:
+                offsets, times = shard.moment_windows
+                windows += [own.reshape(-1, 2) for own in np.split(times, offsets[1:-1])]
+        return windows if any(map(len, windows)) else None
+
+    @cached_property
     def right_videos(self) -> tuple[np.ndarray, np.ndarray] | None:
         """The videos that are right for each query, if some query has several; None if each has its own only.
 

@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from dreamprvr_ray.data.caption_files import SPLITS, unused_captions
-from dreamprvr_ray.data.captions import Caption, read_captions, read_moment_fractions
+from dreamprvr_ray.data.captions import Caption, KnownMoment, read_captions, read_moments
 from dreamprvr_ray.data.encoding import (
     ENCODING,
     VIDEO_TIMES,
@@ -71,8 +71,7 @@ class Source:
         features: Name of the video features.
         raw: The features, read and checked on demand.
         splits: The captions of train, val and test, as far as they exist, in file order.
-        moment_fractions: Moment length / video length by query id, NaN if unknown; None if the collection has no
-            moments.
+        moments: The moments of queries in their own videos, by query id; None if the collection has no moments.
         files: Every file that was or will be read.
         found: Which files were chosen, in a line; empty if there are no files.
         remarks: What is odd in the files and no error, a line each.
@@ -85,7 +84,7 @@ class Source:
     features: str
     raw: RawFeatures
     splits: Mapping[str, list[Caption]]
-    moment_fractions: Mapping[str, float] | None
+    moments: Mapping[str, KnownMoment] | None
     files: tuple[Path, ...]
     found: str = ""
     remarks: tuple[str, ...] = ()
@@ -114,7 +113,7 @@ class Source:
         query_reader = HDF5Features(found.queries, "query") if found.queries else None
         matrix = found.videos.suffix == ".bin"
         video_reader = MatrixFeatures(found.videos) if matrix else HDF5Features(found.videos, "video")
-        splits, fractions = _read_captions(found, query_reader, video_reader)
+        splits, moments = _read_captions(found, query_reader, video_reader)
         own, right, queries_in = _named_in(splits, found.captions)
         encoding, times = _read_encoding(found.folder, own)
         mistakes = []
@@ -135,7 +134,7 @@ class Source:
         moment_files = [found.folder / name for name in ("moments.jsonl", "frame_captions.jsonl")]
         moment_files = [path for path in moment_files if os.path.lexists(path)]
         if os.path.lexists(found.folder / "moments.jsonl"):
-            fractions |= _read_moments(moment_files, queries_in)
+            moments |= _read_moments(moment_files, splits, queries_in)
         else:
             moment_files = []
         first = next(iter(splits.values()), [])
@@ -152,7 +151,7 @@ class Source:
                 encoding.sentences.size if encoding and encoding.sentences else 0,
             ),
             splits=splits,
-            moment_fractions=fractions if fractions or moment_files else None,
+            moments=moments if moments or moment_files else None,
             files=(
                 *found.captions.values(), *([found.queries] if found.queries else []),
                 *([found.sentences] if found.sentences else []), *video_reader.files, *moment_files,
@@ -199,20 +198,20 @@ class Source:
 
 def _read_captions(
     found: SourceFiles, queries: HDF5Features | None, videos: HDF5Features | MatrixFeatures
-) -> tuple[dict[str, list[Caption]], dict[str, float]]:
-    """Return the captions of each split, with their labels, and the moment fractions that caption files hold."""
+) -> tuple[dict[str, list[Caption]], dict[str, KnownMoment]]:
+    """Return the captions of each split, with their labels, and the moments that caption files hold."""
     splits: dict[str, list[Caption]] = {}
-    fractions: dict[str, float] = {}
+    moments: dict[str, KnownMoment] = {}
     for split, path in found.captions.items():
         if path.suffix == ".jsonl":
             captions = read_json_captions(path, queries or ())
             splits[split] = captions.captions
-            fractions |= captions.moment_fractions
+            moments |= captions.moments
         else:
             splits[split] = read_captions(path, queries or (), videos)
         if split in found.labels:
             splits[split] = with_labels(splits[split], found.labels[split])
-    return splits, fractions
+    return splits, moments
 
 
 def _read_encoding(
@@ -245,14 +244,17 @@ def _named_in(
     return own, {video: path for video, path in right.items() if video not in own}, queries
 
 
-def _read_moments(files: Sequence[Path], queries: Mapping[str, Path]) -> dict[str, float]:
-    fractions = read_moment_fractions(*files)
-    if fractions and not fractions.keys() & queries.keys():
+def _read_moments(
+    files: Sequence[Path], splits: Mapping[str, Sequence[Caption]], queries: Mapping[str, Path]
+) -> dict[str, KnownMoment]:
+    also = {caption.query: caption.also for captions in splits.values() for caption in captions if caption.also}
+    moments = read_moments(files[0], files[1] if len(files) > 1 else None, also)
+    if moments and not moments.keys() & queries.keys():
         raise UserError(
-            f"{files[0]}: none of its queries has a caption: its ids look like '{next(iter(fractions))}',"
+            f"{files[0]}: none of its queries has a caption: its ids look like '{next(iter(moments))}',"
             f" the captions' like '{next(iter(queries))}'"
         )
-    return fractions
+    return moments
 
 
 def _remarks(found: SourceFiles, collection: str) -> list[str]:

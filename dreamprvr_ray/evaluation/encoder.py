@@ -45,22 +45,28 @@ def encoder_scores(split: Split, device: torch.device, workers: Workers | None =
 
 @torch.no_grad()
 def compare(
-    split: Split, comparisons: Sequence[Comparison], device: torch.device, videos: np.ndarray | None = None
+    split: Split,
+    comparisons: Sequence[Comparison],
+    device: torch.device,
+    videos: np.ndarray | None = None,
+    sentences: Tensor | None = None,
 ) -> list[Tensor]:
     """Return the cosines (Q, videos) of each comparison, in blocks that bound the memory.
 
     `best frame` and `best clip`: with the most similar of the video's frame rows and of its 32 clip rows.
     `pooled video`: with the mean of its frame rows. `best windows`: for each of `WINDOWS` with the most similar mean of
     that many frame rows in a row, or of all of a shorter video; the mean over the lengths. `videos` are numbers in the
-    split; all of them by default.
+    split; all of them by default. `sentences` (Q, Dt) are the embeddings of other queries, to compare in the place of
+    the split's own.
     """
     videos = np.arange(len(split)) if videos is None else videos
-    queries = np.arange(len(split.owner))
-    scores = [torch.zeros(len(queries), len(videos), device=device) for _ in comparisons]
+    if sentences is None:
+        sentences = split.sentences(np.arange(len(split.owner)))
+    scores = [torch.zeros(len(sentences), len(videos), device=device) for _ in comparisons]
     # A block is as long as its longest video: put videos of similar length into the same block.
     order = np.argsort(split.frame_counts[videos], kind="stable")
     with autocast(device, "fp32"):
-        sentences = torch.cat([split.sentences(block).to(device) for block in _blocks(queries, QUERY_BLOCK)])
+        sentences = sentences.to(device)
         for block in _blocks(order, VIDEO_BLOCK):
             clips, frames, mask = (rows.to(device) for rows in collate_videos(split, videos[block], trimmed=True))
             columns = torch.from_numpy(block).to(device)

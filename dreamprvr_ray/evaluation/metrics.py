@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dreamprvr_ray.data.overlaps import SharedCaptions
+from dreamprvr_ray.evaluation.moment_metrics import MomentRecall
 
 RECALL_RANKS = (1, 5, 10, 100)
 ENCODER = "encoder"  # the zero-shot result by the encoder's whole score
@@ -76,6 +77,7 @@ class Retrieval:
     mean_rank: float | None = None  # None without queries, and for results of earlier versions
     list_recall: Recall | None = None  # share of a query's right videos in the top K; None if each query has one
     right_videos: int | None = None  # of all queries together; None if each query has one
+    moments: MomentRecall | None = None  # None if no query has annotated windows, and in records of earlier versions
 
     def to_dict(self) -> dict[str, Any]:
         """Return the metrics by the names of the commands' JSON output."""
@@ -92,6 +94,7 @@ class Retrieval:
             "by_moment": groups,
             **({} if self.right_videos is None else {"right_videos": self.right_videos}),
             **({} if self.list_recall is None else {"list_recall": self.list_recall.to_dict()}),
+            **({} if self.moments is None else {"moments": self.moments.to_dict()}),
         }
 
     @classmethod
@@ -108,7 +111,12 @@ class Retrieval:
             mean_rank=values.get("mean_rank"),
             list_recall=lists and Recall.from_dict(lists, queries),
             right_videos=values.get("right_videos"),
+            moments=_moments(values.get("moments")),
         )
+
+
+def _moments(values: Any) -> MomentRecall | None:
+    return None if values is None else MomentRecall.from_dict(values)
 
 
 def mean_retrieval(results: Sequence[Retrieval]) -> Retrieval:
@@ -130,6 +138,7 @@ def mean_retrieval(results: Sequence[Retrieval]) -> Retrieval:
         ties=sum(result.ties for result in results),
         by_moment=None,
         mean_rank=float(np.mean(ranks)) if len(ranks) == len(results) else None,
+        moments=MomentRecall.mean([result.moments for result in results]),
     )
 
 
@@ -168,6 +177,7 @@ class Evaluation:
     reading: Reading | None = None  # of test; None for other splits and for files of the authors' release
     zero_shot: Mapping[str, Recall] | None = None  # by the encoder without a model; None if there is not one encoder
     shared_with_training: tuple[TrainingOverlap, ...] | None = None  # None if it was not compared
+    zero_shot_moments: MomentRecall | None = None  # by the encoder's whole score
 
     @property
     def best_zero_shot(self) -> tuple[str, Recall] | None:
@@ -180,6 +190,8 @@ class Evaluation:
         result |= self.retrieval.to_dict()
         if self.zero_shot is not None:
             result["zero_shot"] = {name: recall.to_dict() for name, recall in self.zero_shot.items()}
+        if self.zero_shot_moments is not None:
+            result["zero_shot_moments"] = self.zero_shot_moments.to_dict()
         if self.shared_with_training is not None:
             result["shared_with_training"] = [asdict(overlap) for overlap in self.shared_with_training]
         if self.reading is None:
@@ -199,7 +211,8 @@ class Evaluation:
         shared = values.get("shared_with_training")
         if shared is not None:
             shared = tuple(TrainingOverlap(**overlap) for overlap in shared)
-        return cls(split, collection, protocol, retrieval, reading, encoder, shared)
+        moments = _moments(values.get("zero_shot_moments"))
+        return cls(split, collection, protocol, retrieval, reading, encoder, shared, moments)
 
     def lines(self) -> list[str]:
         """Return a summary for people."""
@@ -216,6 +229,10 @@ class Evaluation:
         for name, group in (retrieval.by_moment or {}).items():
             if group.queries:
                 lines.append(f"  moment/video {name}: {group.line()} ({group.queries} queries)")
+        if retrieval.moments is not None:
+            lines += [f"  {line}" for line in retrieval.moments.lines()]
+        if self.zero_shot_moments is not None:
+            lines += [f"  zero-shot, {line}" for line in self.zero_shot_moments.lines()]
         if retrieval.ties > recall.queries / 100:
             lines.append(
                 f"  warning: {retrieval.ties} queries score a wrong video exactly as high as a right one;"
@@ -248,6 +265,7 @@ def mean_evaluation(evaluations: Sequence[Evaluation]) -> Evaluation:
         ),
         retrieval=mean_retrieval([each.retrieval for each in evaluations]),
         zero_shot=mean_zero_shot([each.zero_shot for each in evaluations]),
+        zero_shot_moments=MomentRecall.mean([each.zero_shot_moments for each in evaluations]),
     )
 
 

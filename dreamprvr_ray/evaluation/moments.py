@@ -48,6 +48,16 @@ def to_seconds(frames: tuple[int, int], count: int, duration: float) -> Span:
     return Span(frames[0] * duration / count, frames[1] * duration / count)
 
 
+def to_shares(frames: tuple[int, int], count: int) -> Span:
+    """Return frames [start, end) of a video of `count` frame rows as shares of its length, from 0 to 1."""
+    return to_seconds(frames, count, 1.0)
+
+
+def best_overlap(found: Span, windows: np.ndarray) -> float:
+    """Return the IoU of a found moment with the annotated window (windows, 2) that it fits best, at least one."""
+    return max(overlap(found, Span(*window)) for window in windows.tolist())
+
+
 def overlap(first: Span, second: Span) -> float:
     """Return the intersection of two spans / their union (IoU), in [0, 1]; 0 if both are empty."""
     common = max(0.0, min(first.end, second.end) - max(first.start, second.start))

@@ -36,7 +36,9 @@ from dreamprvr_ray.data.shards import ShardSet, Split
 from dreamprvr_ray.data.shards_record import PROTOCOLS
 from dreamprvr_ray.device import best_device
 from dreamprvr_ray.errors import UserError, first_line
-from dreamprvr_ray.evaluation.metrics import Evaluation, Reading, TrainingOverlap
+from dreamprvr_ray.evaluation.metrics import ENCODER, Evaluation, Reading, TrainingOverlap
+from dreamprvr_ray.evaluation.moment_metrics import MomentRecall
+from dreamprvr_ray.evaluation.own_moments import OwnMoments
 from dreamprvr_ray.evaluation.query_results import QueryResult, query_results
 from dreamprvr_ray.evaluation.ranks import summarise
 from dreamprvr_ray.evaluation.retrieval import ScoresNotFinite, rank_queries, score_split
@@ -77,15 +79,18 @@ def evaluate_checkpoint(
     # Without room for the record, whoever needs it would have to read test again.
     needs_room = is_recorded and on_unrecorded is None
     with _room_for_record(storage, len(data.queries)) if needs_room else nullcontext():
-        scores = score_checkpoint(trained, data, storage, shards)
+        scores, moments = score_with_moments(trained, data, storage, shards)
     ranks = rank_queries(scores, data)
-    retrieval = summarise(ranks, len(data), data.moment_fractions)
-    encoder = None
+    retrieval = replace(summarise(ranks, len(data), data.moment_fractions), moments=moments)
+    encoder, encoder_moments = None, None
     if shards.one_encoder:
-        encoder = {name: result.recall for name, result in zero_shot(data, scores.device).items()}
+        results = zero_shot(data, scores.device)
+        encoder, encoder_moments = {name: each.recall for name, each in results.items()}, results[ENCODER].moments
     protocol = _protocol(trained, manifest, shared or ())
     counted = None if shared is None else tuple(map(TrainingOverlap.of, shared))
-    evaluation = Evaluation(split, manifest.collection, protocol, retrieval, None, encoder, counted)
+    evaluation = Evaluation(
+        split, manifest.collection, protocol, retrieval, None, encoder, counted, zero_shot_moments=encoder_moments
+    )
     if is_recorded:
         try:
             evaluation = _record(evaluation, storage, str(shards.directory), trained.metrics)
@@ -141,9 +146,21 @@ def score_checkpoint(trained: TrainedModel, split: Split, storage: Storage, shar
 
     Nothing is recorded, so it is not for test. Raises `UserError` naming what is damaged if scores are not finite.
     """
+    return score_with_moments(trained, split, storage, shards)[0]
+
+
+def score_with_moments(
+    trained: TrainedModel, split: Split, storage: Storage, shards: ShardSet
+) -> tuple[Tensor, MomentRecall | None]:
+    """Return what `score_checkpoint` does, and how often moments are found; None if no query has annotated windows."""
     try:
         weights = ScoreWeights.of(trained.experiment.evaluation, trained.metrics, f"{storage}/{METRICS}")
-        return score_split(trained.model.to(best_device()), split, weights)
+        model = trained.model.to(best_device())
+        if split.moment_windows is None:
+            return score_split(model, split, weights), None
+        moments = OwnMoments(split, weights)
+        scores = score_split(model, split, weights, on_encoded=moments.add)
+        return scores, moments.result(scores)
     except ScoresNotFinite as error:
         if owner := find_not_finite(split):
             raise UserError(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from html import escape
 from statistics import fmean, stdev
 
-from dreamprvr_ray.evaluation.metrics import RECALL_RANKS, Recall
+from dreamprvr_ray.evaluation.metrics import ENCODER, RECALL_RANKS, Recall
+from dreamprvr_ray.evaluation.moment_metrics import OVERLAPS, MomentRecall
 from dreamprvr_ray.report.charts.finals import candidate_chart, difference_chart, moment_chart
 from dreamprvr_ray.report.content import Chart, Omission, Part, Section, paragraph, table
 from dreamprvr_ray.report.formatting import format_count, format_difference, format_sumr
@@ -22,7 +23,8 @@ def final_section(search: SearchRecord) -> Section | None:
     if final is None or not final.result.candidates:
         return None
     result, names = final.result, _names(search, final.result)
-    parts: list[Part] = [paragraph(describe_split(final)), _result_table(result, names), *_list_parts(result, names)]
+    parts: list[Part] = [paragraph(describe_split(final)), _result_table(result, names)]
+    parts += [*_list_parts(result, names), *_moment_parts(result, names)]
     if result.candidates[0].by_collection():
         parts.append(_collection_table(result, names))
         parts += [paragraph(_describe_on(comparison, names)) for comparison in result.by_collection]
@@ -173,6 +175,33 @@ def _list_parts(result: FinalResult, names: dict[str, str]) -> list[Part]:
         if (recall := candidate.list_recall()) is not None
     ]
     return [paragraph(text), table(["", *_RECALL_HEADS], rows)]
+
+
+def _moment_parts(result: FinalResult, names: dict[str, str]) -> list[Part]:
+    """Return how often moments are found, where annotated windows are known."""
+    rows = [
+        [names[candidate.name], *_moment_cells(moments)]
+        for candidate in result.candidates
+        if (moments := candidate.moments) is not None
+    ]
+    if not rows:
+        return []
+    encoder, known = result.candidates[0].zero_shot_moments, result.candidates[0].moments
+    if encoder is not None:
+        rows.append([f"zero-shot: {ENCODER}", *_moment_cells(encoder)])
+    size = "" if known is None else f" of {format_count(known.queries, 'query')} with annotated windows"
+    text = (
+        f"Moments{size}: the moment found in the query's own video against the annotated window that it fits best. IoU"
+        " is intersection over union; R@1 counts a query if its video is at rank 1 as well."
+    )
+    levels = [f"IoU ≥ {least:g}" for least in OVERLAPS]
+    heads = ["", *levels, "mean IoU", *(f"R@1, {level}" for level in levels)]
+    return [paragraph(text), table(heads, [[escape(cell) for cell in row] for row in rows])]
+
+
+def _moment_cells(moments: MomentRecall) -> list[str]:
+    found, first = ([format_sumr(values[least]) for least in OVERLAPS] for values in (moments.found, moments.first))
+    return [*found, f"{moments.mean_iou:.2f}", *first]
 
 
 def _recall_cells(recall: Recall) -> list[str]:

@@ -97,6 +97,17 @@ class _Group(_Recall):
     queries: Count
 
 
+class _Moments(_Record):
+    queries: Count
+    mean_IoU: Number
+    found_0_3: Number = Field(alias="IoU>=0.3")
+    found_0_5: Number = Field(alias="IoU>=0.5")
+    found_0_7: Number = Field(alias="IoU>=0.7")
+    first_0_3: Number = Field(alias="R@1, IoU>=0.3")
+    first_0_5: Number = Field(alias="R@1, IoU>=0.5")
+    first_0_7: Number = Field(alias="R@1, IoU>=0.7")
+
+
 class TestResult(_Recall):
     """The result of an evaluation on test: a reading in `test.json`, or part of `final.json`."""
 
@@ -110,6 +121,8 @@ class TestResult(_Recall):
     list_recall: _Recall | None = None
     ties: Count = 0
     by_moment: dict[str, _Group] | None = None
+    moments: _Moments | None = None
+    zero_shot_moments: _Moments | None = None
     at: str = ""
     shards: str = ""
     test_reads: Count = 0

@@ -20,7 +20,8 @@ from dreamprvr_ray.checkpoints.layout import CHECKPOINTS, EXPERIMENT, TEST_RECOR
 from dreamprvr_ray.checkpoints.locate import find_checkpoint
 from dreamprvr_ray.config import build_experiment
 from dreamprvr_ray.errors import UserError
-from dreamprvr_ray.evaluation.metrics import RECALL_RANKS, Evaluation, Recall, Retrieval
+from dreamprvr_ray.evaluation.metrics import ENCODER, RECALL_RANKS, Evaluation, Recall, Retrieval
+from dreamprvr_ray.evaluation.moment_metrics import OVERLAPS, MomentRecall
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.report.record_files import CheckpointMetrics, FinalFile, SearchFile, TestFile, check
 from dreamprvr_ray.search.final_result import FinalRecord
@@ -33,6 +34,7 @@ from dreamprvr_ray.yaml_files import describe, parse_yaml
 SUMR = "SumR"
 EVALUATE, TRAIN = "`evaluate`", "`train` or `tune`"  # which write a checkpoint's records
 COLUMNS = (*(f"R@{rank}" for rank in RECALL_RANKS), SUMR)
+MOMENT_COLUMNS = (*(f"IoU>={least:g}" for least in OVERLAPS), *(f"R@1, IoU>={least:g}" for least in OVERLAPS))
 
 
 @dataclass(frozen=True)
@@ -54,20 +56,31 @@ class Row:
     recalls: tuple[Recall, ...]  # one for each seed
     parameters: int | None  # trainable, of one model; None if its configuration is of another version
     is_zero_shot: bool = False  # by the encoder of the features, without a model: has no parameters
+    moments: tuple[MomentRecall | None, ...] = ()  # one for each seed, None where no annotated windows were known
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that it has: those of moments only if they were measured for all of its seeds."""
+        return (*COLUMNS, *(MOMENT_COLUMNS if self.moments and None not in self.moments else ()))
 
     def mean(self, column: str) -> float:
-        """Return the mean over the seeds of R@K or SumR."""
-        return statistics.fmean(_values(self.recalls, column))
+        """Return the mean over the seeds of one of `columns`."""
+        return statistics.fmean(self._values(column))
 
     def deviation(self, column: str) -> float | None:
-        """Return the sample standard deviation over the seeds, or None for a single one."""
-        values = _values(self.recalls, column)
+        """Return the sample standard deviation over the seeds of one of `columns`, or None for a single seed."""
+        values = self._values(column)
         return statistics.stdev(values) if len(values) > 1 else None
+
+    def _values(self, column: str) -> list[float]:
+        if column in MOMENT_COLUMNS:
+            return [moments.to_dict()[column] for moments in self.moments if moments is not None]
+        return [recall.sumr if column == SUMR else recall.at[int(column.removeprefix("R@"))] for recall in self.recalls]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row by the names of the command's JSON output."""
-        deviations = {column: self.deviation(column) for column in COLUMNS} if len(self.recalls) > 1 else None
-        means = {column: self.mean(column) for column in COLUMNS}
+        deviations = {column: self.deviation(column) for column in self.columns} if len(self.recalls) > 1 else None
+        means = {column: self.mean(column) for column in self.columns}
         return {"name": self.name, "seeds": len(self.recalls), "parameters": self.parameters, **means} | (
             {"standard_deviation": deviations} if deviations else {}
         )
@@ -193,7 +206,8 @@ def _checkpoint_rows(checkpoint: Storage, name: str) -> Iterator[tuple[Setting, 
             first.setdefault(_setting(evaluation), evaluation)
         for setting, evaluation in first.items():
             yield from _zero_shot_rows(setting, evaluation)
-            yield setting, Row(name, (evaluation.retrieval.recall,), parameters)
+            found = evaluation.retrieval
+            yield setting, Row(name, (found.recall,), parameters, moments=(found.moments,))
         if first:
             return
     where = f"{checkpoint}/{METRICS}"
@@ -213,18 +227,20 @@ def _final_rows(search: Storage, prefix: str) -> Iterator[tuple[Setting, Row]]:
     check(SearchFile, contents, f"{search}/{SEARCH}")
     for candidate in FinalRecord.from_dict(values).result.candidates:
         parameters = _parameters(contents["experiment"], candidate.values)
-        by_setting: dict[Setting, list[Recall]] = {}
+        by_setting: dict[Setting, list[Retrieval]] = {}
         for run in candidate.runs:
             yield from _zero_shot_rows(_setting(run.test), run.test)
-            by_setting.setdefault(_setting(run.test), []).append(run.test.retrieval.recall)
-        for setting, recalls in by_setting.items():
-            yield setting, Row(f"{prefix}{candidate.shown_name}", tuple(recalls), parameters)
+            by_setting.setdefault(_setting(run.test), []).append(run.test.retrieval)
+        for setting, found in by_setting.items():
+            recalls, moments = tuple(each.recall for each in found), tuple(each.moments for each in found)
+            yield setting, Row(f"{prefix}{candidate.shown_name}", recalls, parameters, moments=moments)
 
 
 def _zero_shot_rows(setting: Setting, evaluation: Evaluation) -> Iterator[tuple[Setting, Row]]:
     """Yield the best result by the encoder alone, if it was recorded."""
     if best := evaluation.best_zero_shot:
-        yield setting, Row(f"zero-shot, {best[0]}", (best[1],), parameters=None, is_zero_shot=True)
+        moments = (evaluation.zero_shot_moments,) if best[0] == ENCODER else ()
+        yield setting, Row(f"zero-shot, {best[0]}", (best[1],), parameters=None, is_zero_shot=True, moments=moments)
 
 
 def _setting(evaluation: Evaluation) -> Setting:
@@ -264,10 +280,6 @@ def _parameters(experiment: Mapping[str, Any], values: Mapping[str, Any]) -> int
         return count_parameters(DreamPRVR(model, built.data.video_size, built.data.text_size))
 
 
-def _values(recalls: Sequence[Recall], column: str) -> list[float]:
-    return [recall.sumr if column == SUMR else recall.at[int(column.removeprefix("R@"))] for recall in recalls]
-
-
 def _group(found: Sequence[tuple[Setting, Row]]) -> list[Group]:
     """Join rows of one name in one setting, and collect the rows of each setting: zero-shot ones, then as given."""
     groups: dict[Setting, dict[str, Row]] = {}
@@ -280,6 +292,7 @@ def _group(found: Sequence[tuple[Setting, Row]]) -> list[Group]:
         before = rows.get(row.name)
         if before is not None:
             parameters = row.parameters if row.parameters == before.parameters else _DIFFERENT
-            row = Row(row.name, before.recalls + row.recalls, parameters)
+            moments = before.moments + row.moments
+            row = Row(row.name, before.recalls + row.recalls, parameters, moments=moments)
         rows[row.name] = row
     return [Group(setting, (*encoders[setting], *rows.values())) for setting, rows in groups.items()]

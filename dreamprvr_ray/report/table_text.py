@@ -12,7 +12,7 @@ from typing import Literal
 from dreamprvr_ray.errors import PATH_ERRORS, Failure, UserError
 from dreamprvr_ray.report.formatting import format_count
 from dreamprvr_ray.report.latex_text import escape_latex, one_line, unknown_to_pdflatex
-from dreamprvr_ray.report.table_rows import COLUMNS, Group, Row
+from dreamprvr_ray.report.table_rows import COLUMNS, MOMENT_COLUMNS, Group, Row
 from dreamprvr_ray.storage.files import write_text
 
 Format = Literal["markdown", "latex"]
@@ -114,10 +114,14 @@ def _cells(
 ) -> tuple[list[str], list[list[str]]]:
     """Return the heads and the rows of a group. All groups have the same columns."""
     has_seeds = any(len(row.recalls) > 1 for other in groups for row in other.rows)
-    means = {column: [f"{row.mean(column):.1f}" for row in group.rows] for column in COLUMNS}
+    has_moments = any(len(row.columns) > len(COLUMNS) for other in groups for row in other.rows)
+    columns = (*COLUMNS, *(MOMENT_COLUMNS if has_moments else ()))
+    means = {column: [f"{row.mean(column):.1f}" for row in group.rows if column in row.columns] for column in columns}
     best = {column: max(texts, key=float) if len(texts) > 1 else None for column, texts in means.items()}
 
     def cell(row: Row, column: str) -> str:
+        if column not in row.columns:
+            return "-"
         mean, deviation = f"{row.mean(column):.1f}", row.deviation(column)
         shown = bold(mean) if mean == best[column] else mean
         return shown if deviation is None else f"{shown}{plus_minus(f'{deviation:.1f}')}"
@@ -125,13 +129,18 @@ def _cells(
     rows = [
         [
             escape(row.name),
-            *(cell(row, column) for column in COLUMNS),
+            *(cell(row, column) for column in columns),
             *(["-" if row.is_zero_shot else str(len(row.recalls))] if has_seeds else []),
             "-" if row.is_zero_shot else _format_parameters(row.parameters),
         ]
         for row in group.rows
     ]
-    return ["model", *COLUMNS, *(["seeds"] if has_seeds else []), "parameters (M)"], rows
+    return [
+        "model",
+        *(escape(column.replace(">=", " ≥ ")) for column in columns),
+        *(["seeds"] if has_seeds else []),
+        "parameters (M)",
+    ], rows
 
 
 def _format_parameters(parameters: int | None) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dreamprvr_ray.evaluation.metrics import Evaluation, Recall, Retrieval
+from dreamprvr_ray.evaluation.moment_metrics import MomentRecall
 from dreamprvr_ray.search.layout import trial_name
 
 ENCODER_ALONE = "the encoder alone"  # what candidates are compared with, in the place of a candidate's name
@@ -143,6 +144,16 @@ class Candidate:
                 if recall.queries:
                     groups.setdefault(name, []).append(recall)
         return groups
+
+    @property
+    def moments(self) -> MomentRecall | None:
+        """How often moments are found on test, the mean over the seeds; None where no windows are known."""
+        return MomentRecall.mean([run.test.retrieval.moments for run in self.runs])
+
+    @property
+    def zero_shot_moments(self) -> MomentRecall | None:
+        """How often the encoder alone finds moments on test."""
+        return self.runs[0].test.zero_shot_moments if self.runs else None
 
     @property
     def zero_shot(self) -> Mapping[str, Recall]:

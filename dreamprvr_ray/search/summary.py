@@ -46,6 +46,10 @@ def describe_final(result: FinalResult) -> list[str]:
         lines.append(f"{candidate.shown_name}: test SumR {candidate.mean:.1f}{own} ({seeds}), {val}")
         if (best := candidate.best_zero_shot) and (warning := below_zero_shot(candidate.mean, best)):
             lines.append(warning)
+        if candidate.moments is not None:
+            lines += [f"  {line}" for line in candidate.moments.lines()]
+    if moments := result.candidates[0].zero_shot_moments:
+        lines += [f"zero-shot, {line}" for line in moments.lines()]
     if encoder := result.candidates[0].zero_shot:
         lines.append(zero_shot_line(encoder).strip())
     for comparison in (*result.comparisons, *result.by_collection):

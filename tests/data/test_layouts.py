@@ -257,8 +257,11 @@ def test_a_vector_is_a_query_of_one_token(tmp_path: Path) -> None:
 
 def test_json_lines_hold_moments(tmp_path: Path) -> None:
     numbered_queries(json_lines("c{split}.caption.jsonl", qvhighlights))(SourceTree(tmp_path))
-    fractions = run(tmp_path).split("val").moment_fractions
-    assert fractions is not None and fractions.tolist() == pytest.approx([75 / 150] * 6)
+    val = run(tmp_path).split("val")
+    assert val.moment_fractions is not None and val.moment_fractions.tolist() == pytest.approx([75 / 150] * 6)
+    assert val.moment_windows is not None
+    for windows in val.moment_windows:
+        np.testing.assert_allclose(windows, [[0, 7 / 150], [82 / 150, 1]])
 
 
 @pytest.mark.parametrize("kind", ["videos", "lines", "labels"])

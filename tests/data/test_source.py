@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
-from dreamprvr_ray.data.captions import Caption
+from dreamprvr_ray.data.captions import Caption, KnownMoment
 from dreamprvr_ray.data.source import Source
 from dreamprvr_ray.errors import UserError
 
@@ -98,7 +98,7 @@ def test_nothing_in_video2frames_is_executed(tree: Path, tmp_path: Path) -> None
     assert not witness.exists()
 
 
-def test_moment_fractions(tree: Path) -> None:
+def test_moments(tree: Path) -> None:
     lines: list[dict[str, object]] = [
         {"query": "vid_001#enc#0", "video": "vid_001", "start": 2.0, "end": 4.5, "duration": 10},
         # Start and end are swapped; the duration is in frame_captions.jsonl.
@@ -106,12 +106,29 @@ def test_moment_fractions(tree: Path) -> None:
         {"query": "vid_001#enc#2", "video": "vid_001", "start": 0.0, "end": 99.0},
         {"query": "vid_002#enc#0", "video": "vid_002", "start": 0.0, "end": 1.0},
     ]
-    assert Source.open(tree, "mini").moment_fractions is None
+    assert Source.open(tree, "mini").moments is None
     (tree / "moments.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + "\n")
     (tree / "frame_captions.jsonl").write_text('["vid_001", 12, [[0.0, 2.0, "a cat"]]]\n')
-    fractions = Source.open(tree, "mini").moment_fractions
-    assert fractions is not None
-    np.testing.assert_allclose([fractions[str(line["query"])] for line in lines], [0.25, 0.25, 1.0, np.nan])
+    moments = Source.open(tree, "mini").moments
+    assert moments is not None
+    found = [moments[str(line["query"])] for line in lines]
+    np.testing.assert_allclose([moment.fraction for moment in found], [0.25, 0.25, 1.0, np.nan])
+    assert [moment.windows for moment in found] == [((0.2, 0.45),), ((1 / 12, 4 / 12),), ((0.0, 1.0),), ()]
+
+
+def test_several_lines_of_a_query_are_several_windows(tree: Path) -> None:
+    def line(start: float, end: float, video: str = "vid_001") -> str:
+        values = {"query": "vid_001#enc#0", "video": video, "start": start, "end": end, "duration": 10}
+        return json.dumps(values) + "\n"
+
+    # The last but one overlaps the first; the last has no length.
+    (tree / "moments.jsonl").write_text(line(6, 8) + line(1, 2) + line(7, 9) + line(3, 3))
+    moments = Source.open(tree, "mini").moments
+    assert moments == {"vid_001#enc#0": KnownMoment(0.4, ((0.1, 0.2), (0.6, 0.8), (0.7, 0.9)))}
+    labels = {"query": "vid_001#enc#0", "videos": ["vid_001", "vid_002"]}
+    (tree / "TextData" / "minitrain.labels.jsonl").write_text(json.dumps(labels))
+    (tree / "moments.jsonl").write_text(line(1, 2) + line(4, 8, "vid_002"))  # of another right video
+    assert Source.open(tree, "mini").moments == {"vid_001#enc#0": KnownMoment(0.1, ((0.1, 0.2),))}
 
 
 def test_videos_that_two_splits_share_are_noted(tree: Path) -> None:

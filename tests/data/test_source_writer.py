@@ -23,7 +23,8 @@ def test_a_written_tree_can_be_read(tmp_path: Path) -> None:
         "train": [Caption("v#0", "v", "someone sings"), Caption("v#1", "v", "")],
         "test": [Caption("w#0", "w", "rain")],
     }
-    assert source.moment_fractions == {"v#0": 0.25}
+    assert source.moments is not None
+    assert {query: moment.fraction for query, moment in source.moments.items()} == {"v#0": 0.25}
     np.testing.assert_array_equal(source.video("w"), frames + 1)
     np.testing.assert_array_equal(source.query("v#1"), tokens + 1)
 
@@ -32,5 +33,5 @@ def test_a_random_tree_can_be_read(tmp_path: Path) -> None:
     write_random_source_tree(tmp_path, "mini", "clip", 6, 4, {"train": 3, "test": 2}, queries=4)
     source = Source.open(tmp_path, "mini")
     assert {split: len(captions) for split, captions in source.splits.items()} == {"train": 12, "test": 8}
-    assert source.moment_fractions is None
+    assert source.moments is None
     assert source.video("train_2").shape[1] == 6 and source.query("test_1#enc#3").shape[1] == 4

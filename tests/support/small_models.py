@@ -66,6 +66,7 @@ class MemorySplit:
         self.frame_counts = random.choice([1, 2, 50, 127, 128], len(counts))
         self.token_counts = random.integers(1, 8, len(self.owner))
         self.right_videos = getattr(self, "right_videos", None)
+        self.moment_windows: list[np.ndarray] | None = None
         self.moment_fractions = random.choice([0.1, 0.3, 0.7, np.nan], len(self.owner))
         self._clips = torch.from_numpy(random.standard_normal((len(counts), 32, VIDEO_SIZE)))
         self._frames = [torch.from_numpy(random.standard_normal((count, VIDEO_SIZE))) for count in self.frame_counts]

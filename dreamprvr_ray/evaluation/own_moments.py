@@ -1,0 +1,92 @@
+"""The moments that are found in the queries' own videos, against the annotated windows.
+
+Shapes: Q queries and V videos of a split, B videos of a block, D hidden size.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dreamprvr_ray.data.shards import Split
+from dreamprvr_ray.evaluation.curves import QueryVectors, VideoRows, similarity_curves
+from dreamprvr_ray.evaluation.moment_metrics import MomentRecall
+from dreamprvr_ray.evaluation.moments import best_overlap, find_moment, to_shares
+from dreamprvr_ray.evaluation.weights import ScoreWeights
+from dreamprvr_ray.model.dreamprvr import VideoEncoding
+
+ENCODER_ALONE = ScoreWeights(clip=0.0, encoder=1.0)
+QUERY_BLOCK = 512  # queries whose ranks are compared at a time
+
+
+class OwnMoments:
+    """Finds the moment of each query in its own video while the videos of a split are encoded.
+
+    Only queries with annotated windows count. Of a video, no more than its own queries' curves exist at a time.
+    """
+
+    def __init__(self, split: Split, weights: ScoreWeights) -> None:
+        self._split, self._weights = split, weights
+        self._windows = split.moment_windows or [np.empty((0, 2))] * len(split.owner)
+        self._overlaps = np.full(len(split.owner), np.nan)
+
+    def add(self, videos: np.ndarray, queries: Tensor | None = None, encoding: VideoEncoding | None = None) -> None:
+        """Find the moments in a block of videos, which are numbers in the split.
+
+        `queries` (Q, D) are the model's embeddings of all queries of the split, `encoding` is that of the block's
+        videos; both may be missing if only the encoder has a weight.
+        """
+        split = self._split
+        for row, video in enumerate(videos.tolist()):
+            first, last = split.first_query[video], split.first_query[video + 1]
+            own = np.array([query for query in range(first, last) if len(self._windows[query])], dtype=np.int64)
+            if not len(own):
+                continue
+            count = int(split.frame_counts[video])
+            curves = similarity_curves(
+                QueryVectors(
+                    None if queries is None else queries[torch.from_numpy(own).to(queries.device)].cpu(),
+                    split.sentences(own) if self._weights.encoder else None,
+                ),
+                VideoRows(
+                    frames=None if encoding is None else encoding.frame_tokens[row, :count].cpu(),
+                    features=split.frames(video).float() if self._weights.encoder else None,
+                ),
+                self._weights,
+            )
+            if not curves.isfinite().all():
+                continue  # the scores are not finite either, which is reported with them
+            for query, curve in zip(own.tolist(), curves.numpy(), strict=True):
+                found = to_shares(find_moment(curve), count)
+                self._overlaps[query] = best_overlap(found, self._windows[query])
+
+    def result(self, scores: Tensor) -> MomentRecall | None:
+        """Return how often the moments were found, with the ranks of the videos by scores (Q, V).
+
+        None if no query has an annotated window.
+        """
+        known = ~np.isnan(self._overlaps)
+        return MomentRecall.of(self._overlaps[known], own_video_is_first(scores, self._split)[known])
+
+
+def encoder_moments(split: Split, scores: Tensor) -> MomentRecall | None:
+    """Return how often moments are found by the encoder alone, whose scores are (Q, V); None without windows.
+
+    The features must be of one encoder.
+    """
+    if split.moment_windows is None:
+        return None
+    moments = OwnMoments(split, ENCODER_ALONE)
+    moments.add(np.arange(len(split)))
+    return moments.result(scores)
+
+
+def own_video_is_first(scores: Tensor, split: Split) -> np.ndarray:
+    """Return for which queries (Q,) no other video scores as high as the query's own, by scores (Q, V)."""
+    owner = torch.from_numpy(np.array(split.owner)).to(scores.device)
+    parts = [
+        (rows >= rows.gather(1, own[:, None])).sum(1) == 1
+        for rows, own in zip(scores.split(QUERY_BLOCK), owner.split(QUERY_BLOCK), strict=True)
+    ]
+    return torch.cat(parts).cpu().numpy() if parts else np.zeros(0, dtype=bool)
