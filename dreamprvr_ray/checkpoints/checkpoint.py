@@ -168,6 +168,12 @@ def _check_finite(weights: Mapping[str, torch.Tensor], path: Path) -> None:
             raise UserError(f"{path}: damaged: tensor '{name}' has values that are not finite")
 
 
+def check_new_export(target: Path) -> None:
+    """Raise `UserError` if there is anything at `target`, where a model is to be exported."""
+    if target.exists() or target.is_symlink():
+        raise UserError(f"{target} already exists; choose another --out")
+
+
 def export_checkpoint(source: Path, target: Path) -> dict[str, Any]:
     """Copy what evaluation needs of a checkpoint into a new directory, add a README and a retrieval script, and return
     the metrics.
@@ -175,8 +181,7 @@ def export_checkpoint(source: Path, target: Path) -> dict[str, Any]:
     Raises `UserError` if `source` is not a checkpoint that can be loaded, or if `target` exists, and `Failure` if the
     disk is full; `target` is then not created.
     """
-    if target.exists() or target.is_symlink():
-        raise UserError(f"{target} already exists; choose another --out")
+    check_new_export(target)
     if source.is_file():
         raise UserError(f"{source}: is a file; export needs the directory of a checkpoint")
     if not source.is_dir():

@@ -19,6 +19,7 @@ from dreamprvr_ray.evaluation.ranks import summarise
 from dreamprvr_ray.evaluation.retrieval import rank_queries
 from dreamprvr_ray.evaluation.test_record import load_fitting_model, score_checkpoint
 from dreamprvr_ray.evaluation.weights import ScoreWeights
+from dreamprvr_ray.index.calibration import Calibration, read_calibration
 from dreamprvr_ray.report.figures.embedders import Embedder, EncoderEmbedder, ModelEmbedder
 from dreamprvr_ray.report.figures.query_map import QueryMap, busiest_videos, query_map
 from dreamprvr_ray.report.figures.selection import find_queries, sample_queries
@@ -75,6 +76,7 @@ class FigureRecord:
     mapped: MappedQueries | None  # None if too few videos have several queries
     examples: tuple[QueryExample, ...]
     localisations: tuple[Localisation, ...]  # empty if no moment is known
+    calibration: Calibration | None = None  # None if the checkpoint has none
 
     def lines(self) -> list[str]:
         """Return the numbers of the page for people."""
@@ -141,6 +143,7 @@ def compute_figures(
         _map_queries(model, data, settings.seed),
         tuple(examples),
         tuple(each for each in found if each is not None),
+        read_calibration(checkpoint),
     )
 
 

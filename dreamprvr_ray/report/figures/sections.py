@@ -10,6 +10,7 @@ from scipy.stats import binomtest
 from dreamprvr_ray.report.charts.query_map import query_map_chart
 from dreamprvr_ray.report.charts.similarity import similarity_chart
 from dreamprvr_ray.report.content import Chart, ChartGrid, Omission, Part, Section, paragraph, table, tile_row
+from dreamprvr_ray.report.figures.calibration_section import calibration_section
 from dreamprvr_ray.report.figures.query_map import QUERIES_NEEDED
 from dreamprvr_ray.report.figures.record import FigureRecord, FigureSettings
 from dreamprvr_ray.report.figures.similarity import OVERLAPS, Curve, QueryExample, RetrievedVideo
@@ -20,7 +21,13 @@ _MAP_TITLE = "Query embeddings by video"
 
 def figure_sections(record: FigureRecord) -> list[Section | Omission]:
     """Return the sections of the page, and what is left out."""
-    return [_summary_section(record), *_moment_section(record), _map_section(record), _example_section(record)]
+    return [
+        _summary_section(record),
+        *_moment_section(record),
+        _map_section(record),
+        _example_section(record),
+        calibration_section(record.calibration),
+    ]
 
 
 def _summary_section(record: FigureRecord) -> Section:
