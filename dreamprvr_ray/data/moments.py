@@ -1,6 +1,7 @@
 """Where in their videos queries take place, and what single frames show, for looking at results. Imports no torch.
 
-Training and evaluation need neither: shards hold only a moment's share of its video's length.
+Shards hold moments as shares of the video's length, which is all that an evaluation needs; seconds and captions are
+read from files.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ class MomentFiles:
     """What is known about times in videos; each may be missing for any query or video.
 
     Attributes:
-        spans: The moment of a query, by its id.
+        spans: The windows of a query's moment, by its id; at least one.
         durations: The length of a video in seconds, by its id.
         captions: The captions of a video's frames, by its id.
     """
 
-    spans: Mapping[str, Span]
+    spans: Mapping[str, tuple[Span, ...]]
     durations: Mapping[str, float]
     captions: Mapping[str, tuple[FrameCaption, ...]]
 
@@ -59,18 +60,20 @@ def read_moment_files(moments: Path | None, frame_captions: Path | None) -> Mome
 
     Args:
         moments: JSON lines `{"query", "video", "start", "end"}` in seconds, optionally with the video's "duration".
+            Several lines of a query are several windows of its moment.
         frame_captions: JSON lines `[video, duration in seconds, [[start, end, caption], ...]]`. The list of captions
             may be missing.
 
     Raises:
         UserError: A file is missing or malformed.
     """
-    spans: dict[str, Span] = {}
+    spans: dict[str, tuple[Span, ...]] = {}
     durations: dict[str, float] = {}
     captions: dict[str, tuple[FrameCaption, ...]] = {}
     for where, entry in json_lines(moments) if moments else ():
         try:
-            spans[str(entry["query"])] = _span(entry["start"], entry["end"])
+            query = str(entry["query"])
+            spans[query] = (*spans.get(query, ()), _span(entry["start"], entry["end"]))
             if entry.get("duration") is not None:
                 durations[str(entry["video"])] = _duration(entry["duration"])
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError):

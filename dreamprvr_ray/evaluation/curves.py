@@ -36,6 +36,9 @@ class VideoRows:
     features: Tensor | None = None  # (L, Dv), the encoder's frame rows
 
 
+MODEL_ALONE, ENCODER_ALONE = ScoreWeights(clip=0.0), ScoreWeights(clip=0.0, encoder=1.0)
+
+
 @torch.no_grad()
 def similarity_curves(queries: QueryVectors, video: VideoRows, weights: ScoreWeights) -> Tensor:
     """Return the curve (Q, L) of each query along a video, float32 on the device of the rows.

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from dreamprvr_ray.data.shards import Split
-from dreamprvr_ray.evaluation.curves import QueryVectors, VideoRows, similarity_curves
+from dreamprvr_ray.evaluation.curves import ENCODER_ALONE, QueryVectors, VideoRows, similarity_curves
 from dreamprvr_ray.evaluation.moment_metrics import MomentRecall
 from dreamprvr_ray.evaluation.moments import best_overlap, find_moment, to_shares
 from dreamprvr_ray.evaluation.weights import ScoreWeights
 from dreamprvr_ray.model.dreamprvr import VideoEncoding
 
-ENCODER_ALONE = ScoreWeights(clip=0.0, encoder=1.0)
 QUERY_BLOCK = 512  # queries whose ranks are compared at a time
 
 

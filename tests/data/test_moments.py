@@ -21,10 +21,11 @@ def test_moments_and_captions(tmp_path: Path) -> None:
         tmp_path / "moments.jsonl",
         {"query": "a#0", "video": "a", "start": 7, "end": 3},
         {"query": "b#0", "video": "b", "start": "1.5", "end": 2, "duration": 8},
+        {"query": "b#0", "video": "b", "start": 4, "end": 5},
     )
     captions = write(tmp_path / "captions.jsonl", ["a", 10, [[0, 9, "long"], [2, 4, "short"]]], ["c", 3])
     files = read_moment_files(moments, captions)
-    assert files.spans == {"a#0": (3, 7), "b#0": (1.5, 2)}
+    assert files.spans == {"a#0": ((3, 7),), "b#0": ((1.5, 2), (4, 5))}
     assert files.durations == {"a": 10, "b": 8, "c": 3}
     assert [files.caption_at("a", seconds) for seconds in (1, 3, 9.5)] == ["long", "short", None]
     assert files.caption_at("c", 1) is None and files.caption_at("unknown", 1) is None

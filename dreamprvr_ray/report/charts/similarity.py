@@ -7,12 +7,12 @@ from html import escape
 
 import plotly.graph_objects as go
 
-from dreamprvr_ray.report.charts.style import BLUE, PALE, VERMILION, empty_figure
+from dreamprvr_ray.report.charts.style import BLUE, GREEN, PALE, VERMILION, empty_figure
 from dreamprvr_ray.report.figures.similarity import Curve, QueryExample, Timeline
 
-_COLOURS = (BLUE, VERMILION)
-_DASHES = ("solid", "dot")
-_SYMBOLS = ("star", "diamond")
+_COLOURS = (BLUE, VERMILION, GREEN)
+_DASHES = ("solid", "dot", "dash")
+_SYMBOLS = ("star", "diamond", "circle")
 _HOVER_WIDTH = 60  # characters of a line
 
 
@@ -21,13 +21,12 @@ def similarity_chart(example: QueryExample) -> go.Figure:
     timeline = example.timeline
     unit = "frame" if timeline.duration is None else "seconds"
     figure = empty_figure(230, xaxis_title=unit, yaxis_title="cosine", margin={"l": 58, "r": 16, "t": 12, "b": 42})
-    moment = example.moment
-    if moment is not None and timeline.duration is not None:
+    for span in example.moment if timeline.duration is not None else ():
         # Thin moments stay visible by their edges.
-        figure.add_vrect(x0=moment.start, x1=moment.end, fillcolor=PALE, opacity=0.45, line_width=1, layer="below")
+        figure.add_vrect(x0=span.start, x1=span.end, fillcolor=PALE, opacity=0.45, line_width=1, layer="below")
     times = timeline.times
     for place, curve in enumerate(example.curves):
-        colour, dash, symbol = _COLOURS[place % 2], _DASHES[place % 2], _SYMBOLS[place % 2]
+        colour, dash, symbol = _COLOURS[place % 3], _DASHES[place % 3], _SYMBOLS[place % 3]
         texts = [_hover_text(example, curve, frame) for frame in range(timeline.frames)]
         figure.add_scatter(
             x=times,

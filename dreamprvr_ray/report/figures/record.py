@@ -14,22 +14,26 @@ from dreamprvr_ray.data.moments import read_moment_files
 from dreamprvr_ray.data.shards import ShardSet, Split
 from dreamprvr_ray.device import best_device
 from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.evaluation.curves import ENCODER_ALONE, MODEL_ALONE
 from dreamprvr_ray.evaluation.metrics import Evaluation
 from dreamprvr_ray.evaluation.ranks import summarise
 from dreamprvr_ray.evaluation.retrieval import rank_queries
 from dreamprvr_ray.evaluation.test_record import load_fitting_model, score_checkpoint
 from dreamprvr_ray.evaluation.weights import ScoreWeights
 from dreamprvr_ray.index.calibration import Calibration, read_calibration
-from dreamprvr_ray.report.figures.embedders import Embedder, EncoderEmbedder, ModelEmbedder
+from dreamprvr_ray.report.figures.embedders import EncoderEmbedder, ModelEmbedder
 from dreamprvr_ray.report.figures.query_map import QueryMap, busiest_videos, query_map
 from dreamprvr_ray.report.figures.selection import find_queries, sample_queries
 from dreamprvr_ray.report.figures.similarity import (
+    CurveSource,
     Localisation,
     QueryExample,
     localisation,
     query_examples,
 )
 from dreamprvr_ray.storage.location import Storage
+
+BOTH = "model and encoder, as in the score"  # the label of the curve by which a search finds moments
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class FigureRecord:
     trained: TrainedModel
     settings: FigureSettings
     evaluation: Evaluation
-    encoder_weight: float  # of the encoder's own comparison in the scores that rank videos; the curves are without it
+    encoder_weight: float  # of the encoder's own comparison in the scores that rank videos
     mapped: MappedQueries | None  # None if too few videos have several queries
     examples: tuple[QueryExample, ...]
     localisations: tuple[Localisation, ...]  # empty if no moment is known
@@ -119,20 +123,23 @@ def compute_figures(
     chosen = find_queries(data, settings.queries) or sample_queries(data, files, settings.examples, settings.seed)
     manifest = shards.manifest
     model = ModelEmbedder(trained.model.to(best_device()), model_label(trained))
-    embedders: list[Embedder] = [model]
-    if settings.without is not None:
-        embedders.append(_without_registers(settings.without, shards))
-    elif manifest.video_size == manifest.text_size and manifest.one_encoder is not False:
-        embedders.append(EncoderEmbedder())
     weights = ScoreWeights.of(trained.experiment.evaluation, trained.metrics, checkpoint)
+    sources = [CurveSource(model.label, MODEL_ALONE, model)]
+    if settings.without is not None:
+        without = _without_registers(settings.without, shards)
+        sources.append(CurveSource(without.label, MODEL_ALONE, without))
+    elif manifest.video_size == manifest.text_size and manifest.one_encoder is not False:
+        sources.append(CurveSource(EncoderEmbedder().label, ENCODER_ALONE, encoder=EncoderEmbedder()))
+    if weights.encoder:
+        sources.append(CurveSource(BOTH, weights, model, EncoderEmbedder()))
     log(f"scoring {len(data.queries):,} queries against {len(data):,} videos of {data.name}")
     scores = score_checkpoint(trained, data, checkpoint, shards)
     ranks = rank_queries(scores, data)
     retrieval = summarise(ranks, len(data), data.moment_fractions)
     evaluation = Evaluation(settings.split, manifest.collection, manifest.protocol, retrieval)
-    examples = query_examples(embedders, data, files, chosen, scores, ranks.rank)
+    examples = query_examples(sources, data, files, chosen, scores, ranks.rank)
     log("looking for the moments")
-    found = [localisation(embedder, data, files) for embedder in embedders]
+    found = [localisation(source, data, files) for source in sources]
     log("mapping query embeddings")
     return FigureRecord(
         str(checkpoint),

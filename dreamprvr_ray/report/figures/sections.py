@@ -117,7 +117,7 @@ def _map_section(record: FigureRecord) -> Section | Omission:
 
 
 def _example_section(record: FigureRecord) -> Section:
-    has_moments = any(each.moment is not None and each.timeline.duration is not None for each in record.examples)
+    has_moments = any(each.moment and each.timeline.duration is not None for each in record.examples)
     text = (
         f"{_how_chosen(record.settings, len(record.examples), bool(record.localisations))} The curves are the cosines"
         " of the query with the frames of its own video; a marker is at the peak"
@@ -148,8 +148,10 @@ def _example_parts(example: QueryExample, videos: int) -> list[Part]:
     rank = f"Query {example.query}; its video {example.video} is at rank {example.rank} of {videos}."
     peaks = [_describe_peak(example, curve) for curve in example.curves]
     if example.timeline.duration is not None:
-        moment = example.timeline.found(example.curves[0].cosines)
-        peaks.append(f"Moment found {example.curves[0].label}: {moment.start:.1f} s to {moment.end:.1f} s.")
+        moment = example.timeline.found(example.curves[-1].cosines)
+        peaks.append(
+            f"Moment found by the curve {example.curves[-1].label}: {moment.start:.1f} s to {moment.end:.1f} s."
+        )
     rows = [_retrieved_row(place, found) for place, found in enumerate(example.top, start=1)]
     heads = ["rank", "video", "score", "most similar frame", "what it shows"]
     if not any(found.caption for found in example.top):
@@ -165,7 +167,7 @@ def _example_parts(example: QueryExample, videos: int) -> list[Part]:
 def _describe_peak(example: QueryExample, curve: Curve) -> str:
     timeline, moment, caption = example.timeline, example.moment, example.captions[curve.peak]
     text = f"Peak {curve.label}: {timeline.describe(curve.peak)}"
-    if moment is not None and timeline.duration is not None:
+    if moment and timeline.duration is not None:
         text += f", {'inside' if timeline.inside(moment)[curve.peak] else 'outside'} the moment"
     if not caption:
         return f"{text}."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -12,20 +12,31 @@ from torch import Tensor
 
 from dreamprvr_ray.data.moments import MomentFiles, Span
 from dreamprvr_ray.data.shards import Split
+from dreamprvr_ray.evaluation.curves import QueryVectors, VideoRows, similarity_curves
+from dreamprvr_ray.evaluation.moment_metrics import OVERLAPS
 from dreamprvr_ray.evaluation.moments import find_moment, overlap, to_seconds
 from dreamprvr_ray.evaluation.retrieval import VIDEO_BLOCK
-from dreamprvr_ray.model.scoring import best_cosines
+from dreamprvr_ray.evaluation.weights import ScoreWeights
 from dreamprvr_ray.report.figures.embedders import Embedder
 
 TOP = 3  # videos listed for a query
-OVERLAPS = (0.3, 0.5, 0.7)  # IoU of a found moment with the annotated one, as the field reports it
+
+
+@dataclass(frozen=True)
+class CurveSource:
+    """What gives a curve: a model, the encoder, or both with the weights that they have in the score."""
+
+    label: str  # what charts call it
+    weights: ScoreWeights
+    model: Embedder | None = None
+    encoder: Embedder | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
     """The cosines (frames,) of a query with the frames of a video, in float32."""
 
-    label: str  # of the embedder
+    label: str  # of its source
     cosines: np.ndarray
 
     @property
@@ -59,11 +70,12 @@ class Timeline:
         length = float(self.frames) if self.duration is None else self.duration
         return to_seconds(find_moment(similarities), self.frames, length)
 
-    def inside(self, span: Span) -> np.ndarray:
-        """Return which frames (frames,) have their middle in the span; none if the duration is not known."""
-        if self.duration is None:
-            return np.zeros(self.frames, dtype=bool)
-        return (self.times >= span.start) & (self.times <= span.end)
+    def inside(self, spans: Sequence[Span]) -> np.ndarray:
+        """Return which frames (frames,) have their middle in one of the spans; none if the duration is not known."""
+        inside = np.zeros(self.frames, dtype=bool)
+        for span in spans if self.duration is not None else ():
+            inside |= (self.times >= span.start) & (self.times <= span.end)
+        return inside
 
 
 @dataclass(frozen=True)
@@ -80,7 +92,10 @@ class RetrievedVideo:
 
 @dataclass(frozen=True, eq=False)
 class QueryExample:
-    """A query, its curves along its own video, and the videos that the model retrieves."""
+    """A query, its curves along its own video, and the videos that the model retrieves.
+
+    The last curve is that by which a search finds the moment.
+    """
 
     query: str  # id
     sentence: str
@@ -88,7 +103,7 @@ class QueryExample:
     rank: int  # of the best right video, from 1
     timeline: Timeline
     curves: tuple[Curve, ...]  # the model's first
-    moment: Span | None
+    moment: tuple[Span, ...]  # its annotated windows; empty if unknown
     captions: tuple[str | None, ...]  # (frames,) what each frame of its own video shows, if known
     top: tuple[RetrievedVideo, ...]
 
@@ -98,11 +113,12 @@ class Localisation:
     """How well the similarity along the queries' own videos shows where the annotated moments are.
 
     Attributes:
-        label: Of the embedder.
+        label: Of the source of the curves.
         inside: In how many queries the most similar frame is inside the moment.
         queries: Queries with a known moment.
         chance: How many would be inside, with a frame drawn at random.
-        overlaps: (queries,) intersection over union (IoU) of the moment that `find_moment` finds and the annotated one.
+        overlaps: (queries,) intersection over union (IoU) of the moment that `find_moment` finds and the annotated
+            window that it fits best.
     """
 
     label: str
@@ -124,21 +140,30 @@ class Localisation:
         }  # fmt: skip
 
 
-def curves_of(embedder: Embedder, split: Split, pairs: Sequence[tuple[int, int]]) -> list[Curve]:
+def curves_of(source: CurveSource, split: Split, pairs: Sequence[tuple[int, int]]) -> list[Curve]:
     """Return the curve of each pair of a query and a video."""
-    queries = embedder.queries(split, np.array([query for query, _ in pairs], dtype=np.int64))
+    numbers = np.array([query for query, _ in pairs], dtype=np.int64)
     videos, place = np.unique(np.array([video for _, video in pairs], dtype=np.int64), return_inverse=True)
-    frames = embedder.frames(split, videos)
-    return [
-        Curve(embedder.label, _cosines(query, frames[video]))
-        for query, video in zip(queries, place.tolist(), strict=True)
-    ]
+    models, encoders = (
+        _embedded(source.model, split, numbers, videos),
+        _embedded(source.encoder, split, numbers, videos),
+    )
+    curves = []
+    for number, video in enumerate(place.tolist()):
+        (query, frames), (sentence, features) = models(number, video), encoders(number, video)
+        curve = similarity_curves(QueryVectors(query, sentence), VideoRows(None, frames, features), source.weights)
+        curves.append(Curve(source.label, curve[0].numpy()))
+    return curves
 
 
-def _cosines(query: Tensor, frames: Tensor) -> np.ndarray:
-    """Return the cosines (L,) of a query (D,) with frames (L, D), by the model's own scoring."""
-    cosines: np.ndarray = best_cosines(query[None], frames[:, None])[0].numpy()
-    return cosines
+def _embedded(
+    embedder: Embedder | None, split: Split, queries: np.ndarray, videos: np.ndarray
+) -> Callable[[int, int], tuple[Tensor | None, Tensor | None]]:
+    """Return a function that gives a query's embedding (1, D) and a video's frames (L, D) by their places here."""
+    if embedder is None:
+        return lambda query, video: (None, None)
+    embeddings, frames = embedder.queries(split, queries), embedder.frames(split, videos)
+    return lambda query, video: (embeddings[query : query + 1], frames[video])
 
 
 def timeline_of(split: Split, files: MomentFiles, video: int) -> Timeline:
@@ -147,22 +172,22 @@ def timeline_of(split: Split, files: MomentFiles, video: int) -> Timeline:
 
 
 def query_examples(
-    embedders: Sequence[Embedder],
+    sources: Sequence[CurveSource],
     split: Split,
     files: MomentFiles,
     queries: Sequence[int],
     scores: Tensor,
     ranks: Tensor,
 ) -> list[QueryExample]:
-    """Return examples of these queries. `embedders` starts with the model.
+    """Return examples of these queries. `sources` starts with the model.
 
     `scores` (Q, V) are the model's, `ranks` (Q,) those of each query's best right video.
     """
     owners = split.owner[list(queries)].tolist()
-    own = [curves_of(embedder, split, list(zip(queries, owners, strict=True))) for embedder in embedders]
+    own = [curves_of(source, split, list(zip(queries, owners, strict=True))) for source in sources]
     best = scores[list(queries)].cpu().topk(min(TOP, scores.shape[1]))
     pairs = [(query, video) for query, videos in zip(queries, best.indices.tolist(), strict=True) for video in videos]
-    found = iter(curves_of(embedders[0], split, pairs))
+    found = iter(curves_of(sources[0], split, pairs))
     examples = []
     for place, (query, owner) in enumerate(zip(queries, owners, strict=True)):
         timeline, video = timeline_of(split, files, owner), split.videos[owner]
@@ -179,7 +204,7 @@ def query_examples(
                 int(ranks[query]),
                 timeline,
                 tuple(curves[place] for curves in own),
-                files.spans.get(split.queries[query]),
+                files.spans.get(split.queries[query], ()),
                 tuple(_caption(files, video, timeline, frame) for frame in range(timeline.frames)),
                 top,
             )
@@ -216,26 +241,27 @@ def queries_with_moment(split: Split, files: MomentFiles) -> list[int]:
     ]
 
 
-def localisation(embedder: Embedder, split: Split, files: MomentFiles) -> Localisation | None:
+def localisation(source: CurveSource, split: Split, files: MomentFiles) -> Localisation | None:
     """Compare curves with the annotated moments; None if no query has a moment in a video of known length."""
     known = queries_with_moment(split, files)
     if not known:
         return None
     inside, chance, overlaps = 0, 0.0, []
-    for query, curve in _own_curves(embedder, split, known):
+    for query, curve in _own_curves(source, split, known):
         timeline = timeline_of(split, files, int(split.owner[query]))
         moment = files.spans[split.queries[query]]
         is_inside = timeline.inside(moment)
         inside += bool(is_inside[curve.peak])
         chance += float(is_inside.mean())
-        overlaps.append(overlap(timeline.found(curve.cosines), moment))
-    return Localisation(embedder.label, inside, len(known), chance, tuple(overlaps))
+        found = timeline.found(curve.cosines)
+        overlaps.append(max(overlap(found, span) for span in moment))
+    return Localisation(source.label, inside, len(known), chance, tuple(overlaps))
 
 
-def _own_curves(embedder: Embedder, split: Split, queries: Sequence[int]) -> Iterator[tuple[int, Curve]]:
+def _own_curves(source: CurveSource, split: Split, queries: Sequence[int]) -> Iterator[tuple[int, Curve]]:
     """Yield each query with the curve along its own video, a few videos at a time."""
     owners = split.owner[list(queries)].tolist()
     pairs = list(zip(queries, owners, strict=True))
     for start in range(0, len(pairs), VIDEO_BLOCK):
         block = pairs[start : start + VIDEO_BLOCK]
-        yield from zip([query for query, _ in block], curves_of(embedder, split, block), strict=True)
+        yield from zip([query for query, _ in block], curves_of(source, split, block), strict=True)

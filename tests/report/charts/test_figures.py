@@ -28,7 +28,7 @@ EXAMPLE = QueryExample(
         Curve("with 4 registers", np.array([0.1, 0.9, 0.2, 0.3])),
         Curve("without registers", np.array([0.5, 0.4, 0.1, 0.6])),
     ),
-    moment=Span(2.0, 4.0),
+    moment=(Span(2.0, 4.0),),
     captions=("a room", "<b>a</b> door", None, "a room"),
     top=(),
 )
@@ -48,6 +48,8 @@ def test_curves_have_their_values_at_their_times_and_a_marker_at_the_peak() -> N
     assert curve.text[2] == "<b>5.0 s</b>: 0.200 (with 4 registers)"
     (shade,) = figure.layout.shapes
     assert (shade.x0, shade.x1) == (2.0, 4.0)
+    two = similarity_chart(replace(EXAMPLE, moment=(Span(2.0, 4.0), Span(6.0, 7.0))))
+    assert [(shade.x0, shade.x1) for shade in two.layout.shapes] == [(2.0, 4.0), (6.0, 7.0)]
     assert list(figure.layout.xaxis.range) == [0, 8] and figure.layout.xaxis.title.text == "seconds"
 
 
@@ -55,7 +57,7 @@ def test_without_known_times_the_axis_counts_frames_and_nothing_is_shaded() -> N
     figure = similarity_chart(replace(EXAMPLE, timeline=Timeline(4, None)))
     assert list(figure.data[0].x) == [1, 2, 3, 4] and list(figure.data[1].x) == [2]
     assert not figure.layout.shapes and figure.layout.xaxis.title.text == "frame"
-    assert not similarity_chart(replace(EXAMPLE, moment=None)).layout.shapes
+    assert not similarity_chart(replace(EXAMPLE, moment=())).layout.shapes
 
 
 def test_the_points_of_a_map_are_those_of_their_video() -> None:

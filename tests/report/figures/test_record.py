@@ -78,7 +78,7 @@ def test_the_encoder_alone_compares_sentences_with_frames(record: FigureRecord, 
 def test_moments_and_captions_are_at_their_times(record: FigureRecord) -> None:
     by_video = {example.video: example for example in record.examples}
     forty = by_video["val1"]
-    assert forty.moment == (2.0, 4.0)
+    assert forty.moment == ((2.0, 4.0),)
     assert forty.timeline.times[:2].tolist() == [0.125, 0.375]
     assert forty.timeline.inside(forty.moment).nonzero()[0].tolist() == list(range(8, 16))
     assert [number for number, caption in enumerate(forty.captions) if caption == EVIL] == list(range(8, 16))
@@ -90,9 +90,9 @@ def test_moments_and_captions_are_at_their_times(record: FigureRecord) -> None:
 def test_localisation_counts_the_peaks_inside_moments(record: FigureRecord) -> None:
     known = [example for example in record.examples if example.timeline.duration is not None]
     for place, found in enumerate(record.localisations):
-        inside = [bool(each.timeline.inside(each.moment)[each.curves[place].peak]) for each in known]  # type: ignore[arg-type]
+        inside = [bool(each.timeline.inside(each.moment)[each.curves[place].peak]) for each in known]
         assert (found.inside, found.queries) == (sum(inside), 10)
-        overlaps = [overlap(each.timeline.found(each.curves[place].cosines), each.moment) for each in known]  # type: ignore[arg-type]
+        overlaps = [overlap(each.timeline.found(each.curves[place].cosines), each.moment[0]) for each in known]
         assert set(overlaps) <= set(found.overlaps) and len(found.overlaps) == 10
         values = found.to_dict()
         assert values["IoU>=0.3"] == 10 * sum(each >= 0.3 for each in found.overlaps) == 10 * found.overlapping(0.3)
