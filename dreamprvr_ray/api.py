@@ -224,16 +224,18 @@ def score_queries(trained: TrainedModel, split: Split) -> Tensor:
     return score_split(trained.model.to(best_device()), split, weights)
 
 
-def export_model(checkpoint: str | Path, out: str | Path) -> Path:
+def export_model(checkpoint: str | Path, out: str | Path, shards: str | Path | ShardSet | None = None) -> Path:
     """Copy a checkpoint, without what only training needs, to the new directory `out`, with a script that retrieves
-    with it."""
-    from dreamprvr_ray.checkpoints.checkpoint import export_checkpoint
-    from dreamprvr_ray.checkpoints.locate import check_checkpoint
+    with it.
+
+    With `shards`, whose val split has queries, it is also learned from these how probable it is that a collection holds
+    what a sentence describes (calibration.json).
+    """
+    from dreamprvr_ray.index import exporting
     from dreamprvr_ray.storage.location import Storage
 
-    check_checkpoint(storage := Storage.of(checkpoint))
-    with storage.local_directory() as path:
-        export_checkpoint(path, Path(out))
+    opened = None if shards is None else _shard_set(shards)
+    exporting.export_model(Storage.of(checkpoint), Path(out), opened)
     return Path(out)
 
 

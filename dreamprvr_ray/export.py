@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from dreamprvr_ray.checkpoints.checkpoint import METRICS, check_new_export, export_checkpoint, model_encoding
-from dreamprvr_ray.checkpoints.locate import check_checkpoint
+from dreamprvr_ray.checkpoints.checkpoint import METRICS, check_new_export, model_encoding
 from dreamprvr_ray.command_line import Parser, print_json, print_progress, run
 from dreamprvr_ray.data.cache import local_shards
 from dreamprvr_ray.data.encoding import ENCODING
-from dreamprvr_ray.index.calibration import CALIBRATION, Calibration
-from dreamprvr_ray.storage.files import writing
+from dreamprvr_ray.index.calibration import CALIBRATION
+from dreamprvr_ray.index.exporting import export_model
 from dreamprvr_ray.storage.location import Storage, local_folder
 
 
@@ -29,13 +26,12 @@ def main(arguments: list[str]) -> None:
         " is that a collection holds what a sentence describes at all",
     )
     options = parser.parse_args(arguments)
-    check_checkpoint(storage := Storage.of(options.checkpoint))
-    calibration = None if options.shards is None else _calibrate(storage, options.shards, options.out)
-    with storage.local_directory() as checkpoint:
-        metrics = export_checkpoint(checkpoint, options.out)
-    if calibration is not None:
-        with writing(options.out):
-            calibration.write(options.out)
+    shards = None
+    if options.shards is not None:
+        check_new_export(options.out)
+        shards = local_shards(options.shards)
+        print_progress("scoring the queries of val to calibrate searches")
+    metrics, calibration = export_model(Storage.of(options.checkpoint), options.out, shards)
     script = options.out / "retrieve.py"
     print(
         f"{options.out}: epoch {metrics['epoch']}, val SumR {metrics['SumR']:.1f}; to find moments:"
@@ -51,18 +47,6 @@ def main(arguments: list[str]) -> None:
         values = {"out": str(options.out), "epoch": metrics["epoch"], "SumR": metrics["SumR"]}
         values |= {} if calibration is None else {"calibration": calibration.to_dict()}
         print_json(values | ({} if encoding is None else {"encoding": encoding.to_dict()}))
-
-
-def _calibrate(checkpoint: Storage, location: str, out: Path) -> Calibration:
-    """Return the calibration of a checkpoint by the val split of shards."""
-    from dreamprvr_ray.evaluation.test_record import load_fitting_model
-    from dreamprvr_ray.index.calibrating import calibrate
-
-    check_new_export(out)
-    shards = local_shards(location)
-    trained = load_fitting_model(checkpoint, shards)
-    print_progress("calibrating: scoring the queries of val")
-    return calibrate(trained, shards, str(checkpoint))
 
 
 if __name__ == "__main__":
