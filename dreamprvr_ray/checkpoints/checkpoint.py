@@ -169,7 +169,7 @@ def _check_finite(weights: Mapping[str, torch.Tensor], path: Path) -> None:
 
 
 def check_new_export(target: Path) -> None:
-    """Raise `UserError` if there is anything at `target`, where a model is to be exported."""
+    """Raise `UserError` if there is anything at `target`, the directory of a new export."""
     if target.exists() or target.is_symlink():
         raise UserError(f"{target} already exists; choose another --out")
 

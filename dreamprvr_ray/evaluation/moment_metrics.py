@@ -38,8 +38,8 @@ class MomentRecall:
         """
         if not len(overlaps):
             return None
-        found = {least: 100 * float(np.mean(overlaps >= least)) for least in OVERLAPS}
-        first = {least: 100 * float(np.mean((overlaps >= least) & is_first)) for least in OVERLAPS}
+        found = {least: 100 * float(np.mean(reaches(overlaps, least))) for least in OVERLAPS}
+        first = {least: 100 * float(np.mean(reaches(overlaps, least) & is_first)) for least in OVERLAPS}
         return cls(len(overlaps), float(overlaps.mean()), found, first)
 
     @classmethod
@@ -84,6 +84,15 @@ class MomentRecall:
             {least: float(values[f"IoU>={least:g}"]) for least in OVERLAPS},
             {least: float(values[f"R@1, IoU>={least:g}"]) for least in OVERLAPS},
         )
+
+
+def reaches(overlaps: np.ndarray, least: float) -> np.ndarray:
+    """Return which IoUs are at least `least`; one that rounding alone puts below it is.
+
+    Frames and annotators' windows often share a grid of seconds, so that an IoU of exactly 1/2 is common.
+    """
+    reached: np.ndarray = overlaps >= least - 1e-9
+    return reached
 
 
 def _percentages(values: Mapping[float, float]) -> str:

@@ -47,7 +47,7 @@ class ReliabilityBin:
 
 @dataclass(frozen=True)
 class Quality:
-    """How well answers with the event are told from those without, in collections of one size.
+    """How well answers with the event are distinguished from those without, in collections of one size.
 
     Attributes:
         videos: Size of the collections.
@@ -214,7 +214,7 @@ def draw_answers(
     Args:
         scores: (Q, V) of all queries and videos.
         own: (Q,) the number of each query's own video.
-        right: (Q, V) bool, which videos are right for a query; none of them but its own is ever drawn.
+        right: (Q, V) bool, which videos are right for a query; of these, only its own is drawn.
         sizes: Numbers of videos. Those that need more wrong videos than there are for a query are left out.
         draws: Collections of each size for each query.
         seed: Of the draw.

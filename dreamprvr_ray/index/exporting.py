@@ -18,8 +18,8 @@ def export_model(
 ) -> tuple[dict[str, Any], Calibration | None]:
     """Export a checkpoint to the new directory `out`, and return its metrics and its calibration.
 
-    With shards, the calibration is learned from their val split and written too; without, there is none. It is made
-    here because it depends on the model and on what searches need, which is an exported model.
+    With shards, a calibration is learned from their val split and written too. It is made here because it depends on
+    the model and on what searches need, which is an exported model.
 
     Raises `UserError` as `export_checkpoint` and `calibrate`, before anything is written; `Failure` if the disk is
     full.

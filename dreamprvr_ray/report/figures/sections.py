@@ -148,10 +148,9 @@ def _example_parts(example: QueryExample, videos: int) -> list[Part]:
     rank = f"Query {example.query}; its video {example.video} is at rank {example.rank} of {videos}."
     peaks = [_describe_peak(example, curve) for curve in example.curves]
     if example.timeline.duration is not None:
-        moment = example.timeline.found(example.curves[-1].cosines)
-        peaks.append(
-            f"Moment found by the curve {example.curves[-1].label}: {moment.start:.1f} s to {moment.end:.1f} s."
-        )
+        scored = example.curves[example.scored]
+        moment = example.timeline.found(scored.cosines)
+        peaks.append(f"Moment found {scored.label}: {moment.start:.1f} s to {moment.end:.1f} s.")
     rows = [_retrieved_row(place, found) for place, found in enumerate(example.top, start=1)]
     heads = ["rank", "video", "score", "most similar frame", "what it shows"]
     if not any(found.caption for found in example.top):

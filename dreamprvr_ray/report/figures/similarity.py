@@ -13,7 +13,7 @@ from torch import Tensor
 from dreamprvr_ray.data.moments import MomentFiles, Span
 from dreamprvr_ray.data.shards import Split
 from dreamprvr_ray.evaluation.curves import QueryVectors, VideoRows, similarity_curves
-from dreamprvr_ray.evaluation.moment_metrics import OVERLAPS
+from dreamprvr_ray.evaluation.moment_metrics import OVERLAPS, reaches
 from dreamprvr_ray.evaluation.moments import find_moment, overlap, to_seconds
 from dreamprvr_ray.evaluation.retrieval import VIDEO_BLOCK
 from dreamprvr_ray.evaluation.weights import ScoreWeights
@@ -92,10 +92,7 @@ class RetrievedVideo:
 
 @dataclass(frozen=True, eq=False)
 class QueryExample:
-    """A query, its curves along its own video, and the videos that the model retrieves.
-
-    The last curve is that by which a search finds the moment.
-    """
+    """A query, its curves along its own video, and the videos that the model retrieves."""
 
     query: str  # id
     sentence: str
@@ -106,6 +103,7 @@ class QueryExample:
     moment: tuple[Span, ...]  # its annotated windows; empty if unknown
     captions: tuple[str | None, ...]  # (frames,) what each frame of its own video shows, if known
     top: tuple[RetrievedVideo, ...]
+    scored: int = 0  # the place of the curve with the score's weights, in which a search finds the moment
 
 
 @dataclass(frozen=True)
@@ -129,7 +127,7 @@ class Localisation:
 
     def overlapping(self, least: float) -> int:
         """Return in how many queries the found moment has at least this IoU with the annotated one."""
-        return sum(each >= least for each in self.overlaps)
+        return int(reaches(np.array(self.overlaps), least).sum())
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers by the names of the command's JSON output."""
@@ -178,10 +176,12 @@ def query_examples(
     queries: Sequence[int],
     scores: Tensor,
     ranks: Tensor,
+    scored: int,
 ) -> list[QueryExample]:
     """Return examples of these queries. `sources` starts with the model.
 
-    `scores` (Q, V) are the model's, `ranks` (Q,) those of each query's best right video.
+    `scores` (Q, V) are the model's, `ranks` (Q,) those of each query's best right video; `scored` is the place of the
+    source with the score's weights.
     """
     owners = split.owner[list(queries)].tolist()
     own = [curves_of(source, split, list(zip(queries, owners, strict=True))) for source in sources]
@@ -207,6 +207,7 @@ def query_examples(
                 files.spans.get(split.queries[query], ()),
                 tuple(_caption(files, video, timeline, frame) for frame in range(timeline.frames)),
                 top,
+                scored,
             )
         )
     return examples
