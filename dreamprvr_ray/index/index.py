@@ -24,6 +24,7 @@ from dreamprvr_ray.evaluation.curves import QueryVectors, VideoRows, similarity_
 from dreamprvr_ray.evaluation.moments import find_moment
 from dreamprvr_ray.evaluation.weights import ScoreWeights
 from dreamprvr_ray.index.answers import Answer, Curve, Found, IndexedVideo
+from dreamprvr_ray.index.calibration import Calibration, read_calibration
 from dreamprvr_ray.index.coarse import CoarseStage
 from dreamprvr_ray.index.compression import Compressor
 from dreamprvr_ray.index.parts import Block, IndexedRow, Part
@@ -31,6 +32,7 @@ from dreamprvr_ray.index.record import MODEL, PARTS, IndexRecord
 from dreamprvr_ray.index.scoring import block_scores, score_weights
 from dreamprvr_ray.index.sentences import check_sentence, encode, open_encoder_of
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
+from dreamprvr_ray.storage.location import Storage
 from dreamprvr_ray.video.encoders.protocols import SentenceEncoder
 
 MOST_RESULTS = 1000  # of a search
@@ -134,9 +136,12 @@ class Index:
         begin = time.perf_counter()
         checked = [check_sentence(sentence) for sentence in sentences]
         features = self._sentence_encoder.encode_sentences(checked)
-        results = self.search(encode(features, self.record, self._network), top)
+        found = self._search(encode(features, self.record, self._network), top)
         seconds = time.perf_counter() - begin
-        return [Answer(sentence, found, seconds) for sentence, found in zip(sentences, results, strict=True)]
+        return [
+            Answer(sentence, results, seconds, probability)
+            for sentence, (results, probability) in zip(sentences, found, strict=True)
+        ]
 
     @property
     def _network(self) -> DreamPRVR | None:
@@ -159,12 +164,35 @@ class Index:
 
         In a large compact index, the coarse stage chooses the videos that are scored, unless `exact`.
         """
-        results = []
+        return [results for results, _ in self._search(queries, top, exact)]
+
+    def _search(
+        self, queries: QueryVectors, top: int, exact: bool = False
+    ) -> list[tuple[tuple[Found, ...], float | None]]:
+        """Return the best moments for each query, and the probability that the index holds its event."""
+        answers = []
         for number, (rows, scores) in enumerate(self._scored(queries, top, exact)):
             query = _one(queries, number)
             best = enumerate(self._best(rows, scores, top), start=1)
-            results.append(tuple(self._found(rank, row, score, query) for rank, (row, score) in best))
-        return results
+            results = tuple(self._found(rank, row, score, query) for rank, (row, score) in best)
+            answers.append((results, self._probability(rows, scores)))
+        return answers
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """How probable it is that the index holds what a sentence describes; None if the model is not calibrated."""
+        return None if self._model is None else read_calibration(Storage.of(self.directory / MODEL))
+
+    def _probability(self, rows: np.ndarray, scores: np.ndarray) -> float | None:
+        """Return the probability that the index holds the event of a query with these rows (n,) and scores (n,).
+
+        None without a calibration, and where the coarse stage has left videos out, whose scores it would need.
+        """
+        if self.calibration is None or len(rows) < self.record.rows or not len(rows):
+            return None
+        videos = np.full(int(self._sources.max()) + 1, -np.inf, np.float32)
+        np.maximum.at(videos, self._sources[rows], scores)  # of the windows of one video, the best counts
+        return self.calibration.probability(videos)
 
     def _scored(self, queries: QueryVectors, top: int, exact: bool) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return the rows (n,) that are scored for each query, and their scores (n,)."""
