@@ -1,6 +1,6 @@
 """Where in a video a sentence takes place: the moment in which its similarities along the video stand out.
 
-Three ways were compared on two collections before this one was chosen (docs/lab-notes.md, 2026-11-27).
+Several ways were compared before this one was chosen (docs/lab-notes.md, 2026-11-27).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import numpy as np
 
 from dreamprvr_ray.data.moments import Span
 
-SMOOTHING = 2.5  # standard deviation of the Gaussian that smooths the similarities, in frame rows
-THRESHOLD = 0.35  # of the way from the median similarity to the peak; what exceeds it speaks for a frame
+SMOOTHING = 1.5  # standard deviation of the Gaussian that smooths the similarities, in frame rows
+SLOPE, MIDPOINT = 5.0, 0.55  # of the logistic function of a frame's height, from the median (0) to the peak (1)
 
 
 def find_moment(similarities: np.ndarray) -> tuple[int, int]:
@@ -21,9 +21,10 @@ def find_moment(similarities: np.ndarray) -> tuple[int, int]:
     Args:
         similarities: (L,) of a sentence with each of the video's frame rows, finite. Their scale does not matter.
 
-    Every frame counts by how far its smoothed similarity exceeds a threshold between the median and the peak, and the
-    moment is the run of frames with the largest sum: short gaps between similar frames are bridged, and a single frame
-    that resembles the sentence elsewhere is not taken in. Where all frames are alike, the moment is the whole video.
+    How high its smoothed similarity is between the median and the peak gives each frame a chance of being in the
+    moment. The moment is the run of frames with the largest expected overlap: the chances inside, divided by the length
+    of the run and the chances outside. So short gaps between similar frames are bridged, and a single frame that
+    resembles the sentence elsewhere is not taken in. Where all frames are alike, the moment is the whole video.
 
     Raises:
         ValueError: There is no frame, or a similarity is not finite.
@@ -35,12 +36,12 @@ def find_moment(similarities: np.ndarray) -> tuple[int, int]:
     median, peak = float(np.median(smooth)), float(smooth.max())
     if peak - median <= 1e-9 * max(abs(peak), 1.0):
         return 0, len(values)
-    sums = np.concatenate([[0.0], np.cumsum(smooth - (median + THRESHOLD * (peak - median)))])
-    # The run with the largest sum that ends before `end` starts at the lowest sum before it.
-    starts = np.minimum.accumulate(sums[:-1])
-    end = int((sums[1:] - starts).argmax()) + 1
-    start = int(sums[:end].argmin())
-    return start, end
+    height = (smooth - median) / (peak - median)
+    sums = np.concatenate([[0.0], np.cumsum(1 / (1 + np.exp(-SLOPE * (height - MIDPOINT))))])
+    starts, ends = np.triu_indices(len(sums), 1)
+    inside = sums[ends] - sums[starts]
+    best = int((inside / (ends - starts + sums[-1] - inside)).argmax())
+    return int(starts[best]), int(ends[best])
 
 
 def to_seconds(frames: tuple[int, int], count: int, duration: float) -> Span:

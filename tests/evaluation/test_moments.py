@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dreamprvr_ray.data.moments import Span
-from dreamprvr_ray.evaluation.moments import SMOOTHING, THRESHOLD, _smooth, find_moment, overlap, to_seconds
+from dreamprvr_ray.evaluation.moments import MIDPOINT, SLOPE, SMOOTHING, _smooth, find_moment, overlap, to_seconds
 
 CURVES = st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=40).map(np.array)
 
 
 @given(CURVES)
-def test_the_run_has_the_largest_sum_of_all(curve: np.ndarray) -> None:
+def test_the_run_has_the_largest_expected_overlap_of_all(curve: np.ndarray) -> None:
     start, end = find_moment(curve)
     assert 0 <= start < end <= len(curve)
     smooth = _smooth(curve)
@@ -22,9 +22,14 @@ def test_the_run_has_the_largest_sum_of_all(curve: np.ndarray) -> None:
     if peak - median <= 1e-9:
         assert (start, end) == (0, len(curve))
         return
-    above = smooth - (median + THRESHOLD * (peak - median))
-    best = max(above[a:b].sum() for a in range(len(curve)) for b in range(a + 1, len(curve) + 1))
-    assert above[start:end].sum() == pytest.approx(best, abs=1e-9)
+    chances = 1 / (1 + np.exp(-SLOPE * ((smooth - median) / (peak - median) - MIDPOINT)))
+
+    def expected(first: int, last: int) -> float:
+        inside = chances[first:last].sum()
+        return float(inside / (last - first + chances.sum() - inside))
+
+    best = max(expected(a, b) for a in range(len(curve)) for b in range(a + 1, len(curve) + 1))
+    assert expected(start, end) == pytest.approx(best, abs=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(20))
