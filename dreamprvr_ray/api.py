@@ -249,12 +249,13 @@ def build_index(
     splits: Sequence[str] = (),
     sentence_encoder: str | None = None,
     files: str | Path | None = None,
+    compact: bool = False,
 ) -> Index:
     """Encode a collection into the directory `out`, or update the index there, as the `index` command does; open it.
 
     `model` is a local checkpoint or exported model; None for the encoder of the features alone. The collection is
     `shards`, of which `splits` are indexed (all by default), or the features of a `source` tree. `files` is the
-    directory of the videos' files. To index videos, use the command, or `runtime.extraction.extract` and `source`.
+    directory of the videos' files; `compact` takes at most 16 KB a video. To index videos, use the command.
     """
     from dreamprvr_ray.data.source import Source
     from dreamprvr_ray.index.building import update_index
@@ -275,6 +276,7 @@ def build_index(
         None if model is None else Path(model),
         sentence_encoder=sentence_encoder,
         videos_directory=None if files is None else Path(files),
+        compact=compact,
     )
     return Index.open(out)
 

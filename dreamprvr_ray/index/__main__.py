@@ -54,6 +54,10 @@ def _parser() -> command_line.Parser:
     source.add_argument("--source", type=local_folder, metavar="DIR", help="features, as `convert` reads them")
     source.add_argument("--videos", type=local_folder, metavar="DIR", help="directory with videos to encode")
     parser.add_argument("--out", type=local_folder, required=True, metavar="INDEX", help="directory of the index")
+    parser.add_argument(
+        "--compact", action="store_true",
+        help="take at most 16 KB a video, and search a large collection in two stages (requires faiss)",
+    )  # fmt: skip
     parser.add_argument("--split", nargs="+", default=[], metavar="NAME", help="splits of the shards (default: all)")
     parser.add_argument("--collection", metavar="NAME", help="name of the collection (default: the last part of DIR)")
     parser.add_argument("--features", metavar="NAME", help="features of --source, if it has several")
@@ -120,6 +124,7 @@ def _update(options: argparse.Namespace, model: Path | None) -> Update:
         model,
         sentence_encoder=options.sentence_encoder,
         videos_directory=options.videos or options.files,
+        compact=options.compact,
         report=_Display(),
     )
 

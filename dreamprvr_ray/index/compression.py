@@ -1,12 +1,11 @@
-"""Rows of a compact index: int8 in a space of fewer dimensions, so that a video takes at most 16 KB.
+"""Rows of a compact index: 4 bits for each of some principal components, so that a video takes at most 16 KB.
 
-The space is that of the principal components (uncentred, so that dot products lose least) of a sample of the
-collection's rows: one for the model's clip and frame tokens, one for the encoder's frame rows. docs/performance.md
-shows what this costs.
+There are two spaces: of the model's clip and frame tokens, and of the encoder's frame rows. Their components are those
+of a sample of the collection. docs/performance.md shows what this costs.
 
-    INDEX/compression.safetensors   `<space>.basis` (d, D) float32, `<space>.scales` (d,) float32
+    INDEX/compression.safetensors   `<space>.basis` (d, D), `<space>.mean` (d,), `<space>.step` (d,), float32
 
-Shapes: n rows; D values of a row before, d after.
+Shapes: Q queries, n rows; D values of a row before, d components after, two in a byte.
 """
 
 from __future__ import annotations
@@ -31,45 +30,66 @@ from dreamprvr_ray.storage.files import write_bytes
 
 COMPRESSION = "compression.safetensors"
 BYTES = 16_384  # of a video, at most
-LEAST_SIZE = 8  # dimensions
+OTHER_BYTES = 200  # of ids, times and fingerprints
+LEAST_SIZE = 8  # components
+_PARTS = ("basis", "mean", "step")
+_LEVELS = 16
+_MIDDLE = (_LEVELS - 1) / 2
+_REACH = 2.7  # standard deviations from the mean to the outermost levels: near the least error for 16 of them
 
 
 @dataclass(frozen=True, eq=False)
 class Space:
-    """A space of fewer dimensions, in which rows are int8.
+    """Principal components with 16 levels each.
 
     Attributes:
-        basis: (d, D) float32, orthonormal rows.
-        scales: (d,) float32, the value of one step of int8.
+        basis: (d, D) float32, orthonormal rows; d is even.
+        mean: (d,) float32, the value between the middle levels.
+        step: (d,) float32, from one level to the next.
     """
 
     basis: np.ndarray
-    scales: np.ndarray
+    mean: np.ndarray
+    step: np.ndarray
 
     @staticmethod
     def fit(rows: np.ndarray, size: int) -> Space:
-        """Return the space of `size` dimensions in which dot products with rows (n, D) like these lose least."""
+        """Return the space of `size` components in which dot products with rows (n, D) like these lose least."""
         rows = rows.astype(np.float32)
         _, vectors = np.linalg.eigh((rows.T @ rows).astype(np.float64))
         basis = np.ascontiguousarray(vectors[:, ::-1].T[:size], dtype=np.float32)
-        largest = np.abs(rows @ basis.T).max(0)
-        return Space(basis, np.maximum(largest, 1e-6).astype(np.float32) / 127)
+        components = rows @ basis.T
+        step = np.maximum(components.std(0), 1e-6) * (2 * _REACH / _LEVELS)
+        return Space(basis, components.mean(0), step.astype(np.float32))
 
     def encode(self, rows: np.ndarray) -> np.ndarray:
-        """Return rows (n, D) as int8 (n, d)."""
-        steps = np.rint(rows.astype(np.float32) @ self.basis.T / self.scales)
-        encoded: np.ndarray = np.clip(steps, -127, 127).astype(np.int8)
-        return encoded
+        """Return rows (n, D) as codes (n, d / 2) uint8."""
+        components = rows.astype(np.float32) @ self.basis.T
+        levels = np.floor((components - self.mean) / self.step) + _LEVELS // 2
+        levels = np.clip(levels, 0, _LEVELS - 1).astype(np.uint8)
+        half = len(self.basis) // 2
+        codes: np.ndarray = levels[:, :half] | (levels[:, half:] << 4)
+        return codes
 
-    def restore(self, rows: np.ndarray) -> np.ndarray:
-        """Return int8 rows (n, d) as float32, in the space."""
-        restored: np.ndarray = rows.astype(np.float32) * self.scales
-        return restored
+    def restore(self, codes: np.ndarray) -> np.ndarray:
+        """Return the components (n, d) float32 of codes (n, d / 2)."""
+        levels = np.concatenate([codes & 15, codes >> 4], axis=-1).astype(np.float32)
+        components: np.ndarray = self.mean + (levels - _MIDDLE) * self.step
+        return components
 
-    def project(self, queries: Tensor, per_step: bool) -> Tensor:
-        """Return queries (Q, D) in the space: (Q, d); `per_step` to compare them with int8 rows."""
-        projected: Tensor = queries @ torch.from_numpy(self.basis).T
-        return projected * torch.from_numpy(self.scales) if per_step else projected
+    def project(self, queries: Tensor) -> Tensor:
+        """Return the components (Q, d) of queries (Q, D)."""
+        return queries @ torch.from_numpy(self.basis).T
+
+    def products(self, queries: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        """Return the dot products (Q, n) float32 of projected queries (Q, d) with codes (n, d / 2)."""
+        weights = queries * self.step
+        low, high = np.split(weights, 2, axis=1)
+        constant = queries @ self.mean - np.float32(_MIDDLE) * weights.sum(1)
+        products: np.ndarray = low @ (codes & 15).astype(np.float32).T
+        products += high @ (codes >> 4).astype(np.float32).T
+        products += constant[:, None]
+        return products
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,12 +110,12 @@ class Compression:
         longest = np.array([block.counts.max()])
         rows = int(longest[0]) * (2 if block.frames is not None else 1) + (CLIPS if block.clips is not None else 0)
         norms = 2 * int(window_numbers(longest).sum())
-        size = max((BYTES - coarse_bytes - norms) // rows // 8 * 8, LEAST_SIZE)
+        size = max(2 * (BYTES - coarse_bytes - norms - OTHER_BYTES) // rows // 8 * 8, LEAST_SIZE)
         model = None
         if block.clips is not None and block.frames is not None:
             tokens = np.concatenate([block.clips.reshape(-1, block.clips.shape[-1]), block.frames])
-            model = Space.fit(tokens, min(size, tokens.shape[1]))
-        return Compression(Space.fit(block.features, min(size, block.features.shape[1])), model)
+            model = Space.fit(tokens, min(size, tokens.shape[1] // 2 * 2))
+        return Compression(Space.fit(block.features, min(size, block.features.shape[1] // 2 * 2)), model)
 
     def encode(self, block: Block) -> Block:
         """Return the videos of a block in the form of a compact index."""
@@ -107,24 +127,23 @@ class Compression:
         return Block(block.counts, self.encoder.encode(block.features), norms, clips, frames, block.coarse)
 
     def restore(self, block: Block) -> Block:
-        """Return the videos with float32 rows, in the spaces."""
+        """Return the videos with float32 rows: their components."""
         clips, frames = block.clips, block.frames
         if self.model is not None and clips is not None and frames is not None:
             clips, frames = self.model.restore(clips), self.model.restore(frames)
         return Block(block.counts, self.encoder.restore(block.features), block.norms, clips, frames)
 
-    def project(self, queries: QueryVectors, per_step: bool = False) -> QueryVectors:
-        """Return queries in the spaces; `per_step` to compare them with int8 rows, else with restored ones."""
+    def project(self, queries: QueryVectors) -> QueryVectors:
+        """Return queries in the spaces."""
         return QueryVectors(
-            None if self.model is None or queries.model is None else self.model.project(queries.model, per_step),
-            None if queries.encoder is None else self.encoder.project(queries.encoder, per_step),
+            None if self.model is None or queries.model is None else self.model.project(queries.model),
+            None if queries.encoder is None else self.encoder.project(queries.encoder),
         )
 
     def write(self, directory: Path) -> None:
         """Write the spaces into the directory of an index, atomically."""
-        tensors = {"encoder.basis": self.encoder.basis, "encoder.scales": self.encoder.scales}
-        if self.model is not None:
-            tensors |= {"model.basis": self.model.basis, "model.scales": self.model.scales}
+        spaces = {"encoder": self.encoder} | ({} if self.model is None else {"model": self.model})
+        tensors = {f"{name}.{part}": getattr(space, part) for name, space in spaces.items() for part in _PARTS}
         write_bytes(directory / COMPRESSION, safetensors.numpy.save(tensors))
 
     @staticmethod
@@ -169,7 +188,9 @@ class Compressor:
 
 
 def _space(tensors: dict[str, np.ndarray], name: str) -> Space:
-    basis, scales = tensors[f"{name}.basis"], tensors[f"{name}.scales"]
-    if basis.ndim != 2 or scales.shape != (len(basis),) or basis.dtype != np.float32 or scales.dtype != np.float32:
+    basis, mean, step = (tensors[f"{name}.{part}"] for part in _PARTS)
+    if basis.ndim != 2 or len(basis) % 2 or {mean.shape, step.shape} != {(len(basis),)}:
         raise ValueError(f"{name}: wrong shapes")
-    return Space(basis, scales)
+    if any(array.dtype != np.float32 for array in (basis, mean, step)):
+        raise ValueError(f"{name}: must be float32")
+    return Space(basis, mean, step)

@@ -155,9 +155,10 @@ class Index:
 
     def _block_scores(self, block: Block, queries: QueryVectors) -> np.ndarray:
         padding = self._model is not None and not self._model.model.trimmed
-        if self._compressor is not None:
-            queries = self._compressor.compression.project(queries, per_step=True)
-        return block_scores(block, queries, self.weights, padding)
+        if self._compressor is None:
+            return block_scores(block, queries, self.weights, padding)
+        compression = self._compressor.compression
+        return block_scores(block, compression.project(queries), self.weights, padding, compression)
 
     def search(self, queries: QueryVectors, top: int = 10, exact: bool = False) -> list[tuple[Found, ...]]:
         """Return the best moments for each of some queries, whose vectors have length 1.

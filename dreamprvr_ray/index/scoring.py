@@ -8,13 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from dreamprvr_ray.checkpoints.checkpoint import METRICS, TrainedModel
 from dreamprvr_ray.config_sections import CLIPS, FRAMES
 from dreamprvr_ray.evaluation.curves import QueryVectors
 from dreamprvr_ray.evaluation.weights import ScoreWeights
+from dreamprvr_ray.index.compression import Compression, Space
 from dreamprvr_ray.index.parts import Block
 from dreamprvr_ray.index.windows import window_scores
 from dreamprvr_ray.model.scoring import MIN_NORM
@@ -33,36 +33,48 @@ def unit_rows(rows: Tensor) -> Tensor:
     return units
 
 
-def block_scores(block: Block, queries: QueryVectors, weights: ScoreWeights, padding_counts: bool) -> np.ndarray:
+def block_scores(
+    block: Block,
+    queries: QueryVectors,
+    weights: ScoreWeights,
+    padding_counts: bool,
+    compression: Compression | None = None,
+) -> np.ndarray:
     """Return the scores (Q, V) float32 of queries against the videos of a block.
 
     Args:
         block: The videos.
-        queries: Vectors of length 1, in the space of the block's rows.
+        queries: Vectors of length 1; projected, if the rows are compressed.
         weights: Of the parts of the score.
         padding_counts: Whether the zero rows that fill short videos up to 128 frames count as frames, as they do for
             models that do not trim frames.
+        compression: Of the rows; None if they are not compressed.
     """
+    model_space, encoder_space = (None, None) if compression is None else (compression.model, compression.encoder)
     scores: np.ndarray = np.zeros(1, np.float32)
     if weights.encoder < 1:
         assert queries.model is not None and block.clips is not None and block.frames is not None
-        clips = _products(queries.model, block.clips.reshape(-1, block.clips.shape[-1]))
+        clips = _products(queries.model, block.clips.reshape(-1, block.clips.shape[-1]), model_space)
         best_clip = clips.reshape(len(clips), -1, CLIPS).max(2)
-        best_frame = np.maximum.reduceat(_products(queries.model, block.frames), block.offsets[:-1], axis=1)
+        best_frame = np.maximum.reduceat(
+            _products(queries.model, block.frames, model_space), block.offsets[:-1], axis=1
+        )
         if padding_counts:
             best_frame = np.where(block.counts < FRAMES, np.maximum(best_frame, 0), best_frame)
         model = weights.clip * best_clip + (1 - weights.clip) * best_frame
         scores = (1 - weights.encoder) * model
     if weights.encoder > 0:
         assert queries.encoder is not None
-        products = _products(queries.encoder, block.features)
+        products = _products(queries.encoder, block.features, encoder_space)
         scores = scores + weights.encoder * window_scores(products, block.windows, block.norms)
     result: np.ndarray = scores.astype(np.float32)
     return result
 
 
-def _products(queries: Tensor, rows: np.ndarray) -> np.ndarray:
-    """Return the dot products (Q, n) of queries (Q, D) with rows (n, D), in float32."""
-    values = torch.from_numpy(np.asarray(rows, dtype=np.float32))
-    products: np.ndarray = (queries @ values.T).numpy()
+def _products(queries: Tensor, rows: np.ndarray, space: Space | None) -> np.ndarray:
+    """Return the dot products (Q, n) of queries with rows, in float32."""
+    if space is not None:
+        return space.products(queries.numpy(), rows)
+    # numpy's: torch warns about mapped files, which cannot be written.
+    products: np.ndarray = queries.numpy() @ np.asarray(rows, dtype=np.float32).T
     return products

@@ -28,15 +28,15 @@ def small_experiment(**values: object) -> Experiment:
     return load_experiment("demo", settings | values)
 
 
-def small_checkpoint(directory: Path, seed: int = 0, **values: object) -> Path:
-    """Write a checkpoint of an untrained model."""
+def small_checkpoint(directory: Path, seed: int = 0, noise: float = 0.1, **values: object) -> Path:
+    """Write a checkpoint of an untrained model, with noise on its weights."""
     experiment = small_experiment(**values)
     torch.manual_seed(seed)
     data = experiment.data
     model = DreamPRVR(experiment.model, data.video_size, data.text_size, data.trim_frames)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+            parameter.add_(torch.randn_like(parameter), alpha=noise)
     directory.mkdir(parents=True)
     Checkpoint(model.state_dict(), None, experiment, {"epoch": 1, "best_epoch": 1, "SumR": 1.0}).write(directory)
     return directory
