@@ -64,7 +64,10 @@ class Space:
 
     def encode(self, rows: np.ndarray) -> np.ndarray:
         """Return rows (n, D) as codes (n, d / 2) uint8."""
-        components = rows.astype(np.float32) @ self.basis.T
+        return self.quantise(rows.astype(np.float32) @ self.basis.T)
+
+    def quantise(self, components: np.ndarray) -> np.ndarray:
+        """Return components (n, d) as codes (n, d / 2)."""
         levels = np.floor((components - self.mean) / self.step) + _LEVELS // 2
         levels = np.clip(levels, 0, _LEVELS - 1).astype(np.uint8)
         half = len(self.basis) // 2
