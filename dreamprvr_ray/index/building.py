@@ -21,6 +21,7 @@ from dreamprvr_ray.data.manifest import not_one_encoder
 from dreamprvr_ray.device import best_device
 from dreamprvr_ray.errors import UserError, first_few
 from dreamprvr_ray.evaluation.weights import ScoreWeights
+from dreamprvr_ray.index.calibration import CALIBRATION
 from dreamprvr_ray.index.coarse import COARSE, require_faiss
 from dreamprvr_ray.index.collections import Collection
 from dreamprvr_ray.index.compression import Compressor
@@ -28,7 +29,7 @@ from dreamprvr_ray.index.encoding import encode_videos
 from dreamprvr_ray.index.parts import PART_FILES, Part, PartContent, write_part
 from dreamprvr_ray.index.record import MODEL, PARTS, RECORD, SCHEMA_VERSION, SOURCE, IndexRecord, PartRecord
 from dreamprvr_ray.index.scoring import score_weights
-from dreamprvr_ray.storage.files import remove_own_files, writing
+from dreamprvr_ray.storage.files import remove_own_files, write_bytes, writing
 from dreamprvr_ray.storage.location import Storage
 from dreamprvr_ray.storage.locks import LOCK
 from dreamprvr_ray.video.extraction_store import EXTRACTION
@@ -245,9 +246,11 @@ def weights_digest(model: Path) -> str:
 def _load(directory: Path, model: Path | None) -> TrainedModel:
     """Return the index's own copy of the model, which is made unless it exists."""
     copy = directory / MODEL
+    assert model is not None
     if not copy.exists():
-        assert model is not None
         export_checkpoint(model, copy)
+    elif (model / CALIBRATION).is_file():  # it may have been calibrated since
+        write_bytes(copy / CALIBRATION, (model / CALIBRATION).read_bytes())
     return load_model(copy)
 
 

@@ -1,10 +1,10 @@
 """`index.json`, which describes an index: its model, how the collection was encoded, and its parts.
 
     INDEX/index.json        see `IndexRecord`; whatever it does not list is not part of the index
-    INDEX/model/            the exported model; absent if the index is of an encoder alone
+    INDEX/model/            the exported model, with its `calibration` if it has one; absent for an encoder alone
     INDEX/parts/<name>/     the encoded videos, a few hundred each (`parts`)
     INDEX/source/           features of the videos of `--videos`, as `extract` keeps them
-    INDEX/calibration.json  optional: how scores become probabilities
+    INDEX/*.safetensors     of a compact index: `compression` and `coarse`
 
 Imports no torch.
 """
@@ -22,7 +22,7 @@ from dreamprvr_ray.errors import UserError, first_line
 from dreamprvr_ray.storage.files import read_json, write_json
 
 SCHEMA_VERSION = 1
-RECORD, MODEL, PARTS, SOURCE, CALIBRATION = "index.json", "model", "parts", "source", "calibration.json"
+RECORD, MODEL, PARTS, SOURCE = "index.json", "model", "parts", "source"
 FeatureType = Literal["float16", "float32"]
 _PART_NAME = re.compile(r"\d{6}")
 

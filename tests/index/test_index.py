@@ -177,6 +177,14 @@ def test_what_is_not_an_index_is_refused(shards: ShardSet, model: Path, tmp_path
     assert (out / "notes.txt").read_text() == "mine"
 
 
+def test_an_update_takes_a_newer_calibration_of_the_model(shards: ShardSet, tmp_path: Path) -> None:
+    model, out = small_checkpoint(tmp_path / "model"), tmp_path / "index"
+    update_index(out, ShardCollection(shards, ["val"]), model)
+    (model / "calibration.json").write_text("{}")
+    update_index(out, ShardCollection(shards, ["val"]), model)
+    assert (out / "model" / "calibration.json").read_text() == "{}"
+
+
 @pytest.mark.parametrize("damage", ["record", "schema", "rows", "short", "missing", "column", "name"])
 def test_a_damaged_index_is_named_in_one_line(shards: ShardSet, model: Path, tmp_path: Path, damage: str) -> None:
     out = tmp_path / "index"
