@@ -19,6 +19,7 @@ from dreamprvr_ray.data.batches import collate_videos
 from dreamprvr_ray.data.shards import Split
 from dreamprvr_ray.device import autocast
 from dreamprvr_ray.distributed import Workers
+from dreamprvr_ray.evaluation.score_blocks import QUERY_BLOCK, blocks_of_like_length
 from dreamprvr_ray.model.scoring import best_cosines
 
 Comparison = Literal["best frame", "best clip", "pooled video", "best windows"]
@@ -26,8 +27,6 @@ COMPARISONS = get_args(Comparison)
 # Lengths, in frame rows, of the windows whose means the encoder's score compares. A moment is described by many frames;
 # windows of several lengths retrieve better than frames, clips and the whole video (docs/lab-notes.md, 2026-11-27).
 WINDOWS = (1, 5, 15, 31)
-VIDEO_BLOCK = 64  # videos compared at a time
-QUERY_BLOCK = 512  # queries compared at a time
 
 
 @torch.no_grad()
@@ -60,24 +59,45 @@ def compare(
     the split's own.
     """
     videos = np.arange(len(split)) if videos is None else videos
-    if sentences is None:
-        sentences = split.sentences(np.arange(len(split.owner)))
-    scores = [torch.zeros(len(sentences), len(videos), device=device) for _ in comparisons]
-    # A block is as long as its longest video: put videos of similar length into the same block.
-    order = np.argsort(split.frame_counts[videos], kind="stable")
-    with autocast(device, "fp32"):
-        sentences = sentences.to(device)
-        for block in _blocks(order, VIDEO_BLOCK):
-            clips, frames, mask = (rows.to(device) for rows in collate_videos(split, videos[block], trimmed=True))
-            columns = torch.from_numpy(block).to(device)
-            for matrix, comparison in zip(scores, comparisons, strict=True):
-                rows = list(_rows(comparison, clips, frames, mask))
-                parts = [
-                    torch.stack([best_cosines(part, *each) for each in rows]).mean(0)
-                    for part in sentences.split(QUERY_BLOCK)
-                ]
-                matrix[:, columns] = torch.cat(parts)
+    encoder = Encoder(split, device, sentences)
+    scores = [torch.zeros(encoder.queries, len(videos), device=device) for _ in comparisons]
+    for block in blocks_of_like_length(split.frame_counts[videos]):
+        columns = torch.from_numpy(block).to(device)
+        for matrix, rows in zip(scores, encoder.rows(videos[block], comparisons), strict=True):
+            for start in range(0, encoder.queries, QUERY_BLOCK):
+                part = slice(start, start + QUERY_BLOCK)
+                matrix[part, columns] = encoder.score(rows, part)
     return scores
+
+
+class Encoder:
+    """The comparison of sentences (Q, D) with the videos of a split, by the encoder of its features.
+
+    By default, the sentences are the queries of the split.
+    """
+
+    def __init__(self, split: Split, device: torch.device, sentences: Tensor | None = None) -> None:
+        self._split, self._device = split, device
+        sentences = split.sentences(np.arange(len(split.owner))) if sentences is None else sentences
+        self._sentences = sentences.to(device)
+
+    @property
+    def queries(self) -> int:
+        """Number of sentences."""
+        return len(self._sentences)
+
+    def rows(
+        self, videos: np.ndarray, comparisons: Sequence[Comparison] = ("best windows",)
+    ) -> list[list[tuple[Tensor, Tensor | None]]]:
+        """Return what each of `compare`'s comparisons looks at in a block of videos, which are numbers in the split."""
+        clips, frames, mask = (rows.to(self._device) for rows in collate_videos(self._split, videos, trimmed=True))
+        with autocast(self._device, "fp32"):
+            return [list(_rows(comparison, clips, frames, mask)) for comparison in comparisons]
+
+    def score(self, rows: Sequence[tuple[Tensor, Tensor | None]], queries: slice) -> Tensor:
+        """Return the cosines (q, B) of some of the queries by one comparison's rows."""
+        with autocast(self._device, "fp32"):
+            return torch.stack([best_cosines(self._sentences[queries], *each) for each in rows]).mean(0)
 
 
 def _rows(
@@ -120,7 +140,3 @@ def window_sums(frames: Tensor, counts: Tensor, length: int) -> Tensor:
     numbers = torch.where(inside, starts[:, :, None] + offsets, 0).reshape(videos, -1, 1).expand(-1, -1, size)
     windows = frames.gather(1, numbers).view(videos, -1, length, size)
     return (windows * inside[..., None]).sum(2)
-
-
-def _blocks(indices: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    return (indices[start : start + size] for start in range(0, len(indices), size))

@@ -2,11 +2,13 @@
 
 Every evaluation ranks here, whatever gave the scores. docs/model.md, section 7, defines ranks, ties and recall.
 
-Shapes: Q queries, V videos, P pairs of a query and one of its right videos.
+Shapes: Q queries, V videos, B videos of a block, P pairs of a query and one of its right videos, R right videos of the
+query that has most.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dreamprvr_ray.distributed import Workers
 from dreamprvr_ray.evaluation.metrics import Recall, Retrieval
+from dreamprvr_ray.evaluation.score_blocks import ScoreBlock
 
 MOMENT_BOUNDS = (0.0, 0.2, 0.4, 1.0)  # groups by moment length / video length: each excludes its lower bound
-BLOCK_SCORES = 2**22  # compared at a time, which bounds the memory
 
 
 @dataclass(frozen=True)
@@ -34,63 +37,86 @@ class Ranks:
 
 
 def exact_ranks(scores: Tensor, right: Tensor, offsets: Tensor | None = None) -> Ranks:
-    """Rank the right videos of each query among the scores (Q, V) by counting.
+    """Rank the right videos of each query among the scores (Q, V), as `rank_blocks` does."""
+    videos = torch.arange(scores.shape[1], device=scores.device)
+    return rank_blocks([ScoreBlock(videos, scores.__getitem__)], right, offsets)
 
-    `right` (Q,) is the number of each query's video. If queries have several right videos, `right` (P,) holds them
-    query by query, each once: those of query q are right[offsets[q]:offsets[q + 1]], and no query is without one.
+
+def rank_blocks(
+    blocks: Iterable[ScoreBlock], right: Tensor, offsets: Tensor | None = None, workers: Workers | None = None
+) -> Ranks:
+    """Rank the right videos of each query by counting, without ever holding the scores of all videos.
+
+    Args:
+        blocks: The scores of all queries with this worker's videos. They are read twice: first for the scores of the
+            right videos, then to count the wrong videos before them.
+        right: (Q,), the number of each query's video. If queries have several right videos, (P,), query by query, each
+            once: those of query q are right[offsets[q]:offsets[q + 1]], and no query is without one.
+        offsets: (Q + 1,), or None.
+        workers: Each has the scores of some of the videos. Every worker gets the whole result.
 
     A tie counts against the query: a wrong video with the same score is before a right one. nan is last.
     """
-    queries, videos = scores.shape
+    workers = workers or Workers()
     counts = torch.ones_like(right) if offsets is None else offsets.diff()
-    first = torch.arange(queries, device=right.device) if offsets is None else offsets[:-1]
-    blocks = torch.arange(queries, device=right.device).split(max(1, BLOCK_SCORES // max(1, videos)))
-    parts = [
-        _block_positions(scores[block], *_table(right, first[block], counts[block])) for block in blocks if len(block)
-    ]
-    if not parts:
-        empty = torch.zeros(0, dtype=torch.int64, device=scores.device)
+    if not len(counts):
+        empty = torch.zeros(0, dtype=torch.int64, device=right.device)
         return Ranks(empty, empty.bool())
-    rank = torch.cat([positions[:, 0] for positions, _ in parts])
-    tied = torch.cat([tied for _, tied in parts])
-    if offsets is None:
-        return Ranks(rank, tied)
-    lists = [
-        positions[_is_filled(counts[block], positions.shape[1])]
-        for block, (positions, _) in zip(blocks, parts, strict=True)
-    ]
-    return Ranks(rank, tied, torch.cat(lists), offsets)
+    filled = torch.arange(int(counts.max()), device=counts.device) < counts[:, None]  # (Q, R): the first of each row
+    found, videos = _right_scores(blocks, right, counts)
+    numbers = torch.tensor([videos], device=right.device)
+    wrong = int(workers.sum_for_same_loss(numbers)) - counts  # (Q,) wrong videos
+    table = torch.full(filled.shape, torch.nan, dtype=found.dtype, device=found.device)
+    table[filled] = workers.sum_for_same_loss(found)
+    table = -(-table).sort(1).values  # descending, with nan last
+    before, equal = (workers.sum_for_same_loss(each) for each in _count(blocks, table))
+    # Right videos were counted with the wrong ones.
+    before -= torch.stack([(table >= score[:, None]).sum(1) for score in table.unbind(1)], 1)
+    equal -= (table[:, :1] == table).sum(1)
+    place = 1 + torch.arange(filled.shape[1], device=table.device)
+    positions = place + torch.where(table.isnan(), wrong[:, None], before)
+    return Ranks(positions[:, 0], equal > 0, None if offsets is None else positions[filled], offsets)
 
 
-def _table(right: Tensor, first: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the right videos of q queries as rows (q, R), and which entries are filled: the first of each row."""
-    filled = _is_filled(counts, int(counts.max()))
-    column = torch.arange(filled.shape[1], device=right.device)
-    return right[torch.where(filled, first[:, None] + column, first[:, None])], filled
+def _right_scores(blocks: Iterable[ScoreBlock], right: Tensor, counts: Tensor) -> tuple[Tensor, int]:
+    """Return the scores (P,) of the right videos that are in the blocks, zero for others, and the number of videos."""
+    query = torch.repeat_interleave(torch.arange(len(counts), device=right.device), counts)
+    column = torch.empty(int(right.max()) + 1, dtype=torch.int64, device=right.device)
+    found, videos = torch.zeros(len(right), device=right.device), 0
+    for block in blocks:
+        known = block.videos < len(column)
+        column.fill_(-1)[block.videos[known]] = torch.arange(len(known), device=right.device)[known]
+        inside = (column[right] >= 0).nonzero()[:, 0]
+        parts = block.parts(len(counts))
+        # Score only those queries whose right videos are in the block; pairs are sorted by query.
+        ends = torch.searchsorted(query[inside], torch.tensor([part.stop for part in parts], device=right.device))
+        start = 0
+        for part, end in zip(parts, ends.tolist(), strict=True):
+            pairs = inside[start:end]
+            if len(pairs):
+                scores = block.score(part)
+                found = found.to(scores.dtype)
+                found[pairs] = scores[query[pairs] - part.start, column[right[pairs]]]
+            start = end
+        videos += len(known)
+    return found, videos
 
 
-def _is_filled(counts: Tensor, columns: int) -> Tensor:
-    return torch.arange(columns, device=counts.device) < counts[:, None]
-
-
-def _block_positions(scores: Tensor, right: Tensor, filled: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the positions (q, R) of the right videos, best first, and whether a wrong one ties with the best (q,).
-
-    scores (q, V), right (q, R), filled (q, R); positions where `filled` is false have no meaning.
-    """
-    right_scores = scores.gather(1, right).masked_fill(~filled, torch.nan)
-    right_scores = -(-right_scores).sort(1).values  # descending, with nan last
-    wrong_scores = scores.scatter(1, right, torch.nan)
-    all_wrong = scores.shape[1] - filled.sum(1)
-    columns = []
-    for before, score in enumerate(right_scores.unbind(1)):
-        rows = filled[:, before].nonzero()[:, 0]  # of queries with that many right videos
-        wrong_before = all_wrong.clone()
-        # Most queries have few right videos: do not compare the rows of the others.
-        compared = wrong_scores if len(rows) == len(scores) else wrong_scores[rows]
-        wrong_before[rows] = (compared >= score[rows, None]).sum(1)
-        columns.append(1 + before + torch.where(score.isnan(), all_wrong, wrong_before))
-    return torch.stack(columns, 1), (wrong_scores == right_scores[:, :1]).any(1)
+def _count(blocks: Iterable[ScoreBlock], table: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how many scores are at least as high as each of the table's (Q, R), and how many equal its first (Q,)."""
+    before = torch.zeros(table.shape, dtype=torch.int64, device=table.device)
+    equal = torch.zeros(len(table), dtype=torch.int64, device=table.device)
+    known = ~table.isnan()
+    for block in blocks:
+        for rows in block.parts(len(table)):
+            scores, own = block.score(rows), table[rows]
+            equal[rows] += (scores == own[:, :1]).sum(1)
+            for place in range(table.shape[1]):
+                # Most queries have few right videos: do not compare the rows of the others.
+                compared = known[rows, place].nonzero()[:, 0]
+                some = scores if len(compared) == len(scores) else scores[compared]
+                before[rows.start + compared, place] += (some >= own[compared, place, None]).sum(1)
+    return before, equal
 
 
 def summarise(ranks: Ranks, videos: int, moment_fractions: np.ndarray | None = None) -> Retrieval:

@@ -9,7 +9,7 @@ from support import small_models
 
 from dreamprvr_ray.data.in_memory import FeatureSplit, Query, write_shards
 from dreamprvr_ray.data.shards import Split
-from dreamprvr_ray.evaluation import encoder
+from dreamprvr_ray.evaluation import encoder, score_blocks
 from dreamprvr_ray.evaluation.encoder import COMPARISONS, compare, encoder_scores, window_sums
 from dreamprvr_ray.evaluation.retrieval import score_split
 from dreamprvr_ray.evaluation.weights import ScoreWeights
@@ -51,7 +51,7 @@ def unit(vector: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(("query_block", "video_block"), [(512, 64), (1, 1), (5, 4)])
 def test_scores_equal_loops(split: Split, query_block: int, video_block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder, "QUERY_BLOCK", query_block)
-    monkeypatch.setattr(encoder, "VIDEO_BLOCK", video_block)
+    monkeypatch.setattr(score_blocks, "VIDEO_BLOCK", video_block)
     sentences = split.sentences(np.arange(len(split.owner))).double().numpy()
     expected = {comparison: np.empty((len(sentences), len(split))) for comparison in COMPARISONS}
     for query, sentence in enumerate(sentences):

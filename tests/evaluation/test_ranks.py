@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from dreamprvr_ray.evaluation import ranks as ranks_module
+from dreamprvr_ray.evaluation import score_blocks
 from dreamprvr_ray.evaluation.metrics import Recall, Retrieval
-from dreamprvr_ray.evaluation.ranks import Ranks, exact_ranks, summarise
+from dreamprvr_ray.evaluation.ranks import Ranks, exact_ranks, rank_blocks, summarise
+from dreamprvr_ray.evaluation.score_blocks import ScoreBlock
 
 NAN, INF = math.nan, math.inf
 
@@ -67,7 +68,7 @@ def naive_positions(scores: list[float], right: list[int]) -> list[int]:
 
 @pytest.mark.parametrize("block", [1, 40, 2**22])
 def test_positions_of_several_right_videos_equal_those_of_sorting(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks_module, "BLOCK_SCORES", block)
+    monkeypatch.setattr(score_blocks, "BLOCK_SCORES", block)
     random = np.random.default_rng(1)
     values = np.array([NAN, -INF, -1.0, 0.0, -0.0, 0.5, 2.0, INF], dtype=np.float32)
     scores = values[random.integers(len(values), size=(200, 9))]
@@ -80,6 +81,23 @@ def test_positions_of_several_right_videos_equal_those_of_sorting(block: int, mo
     for row, videos, tied in zip(scores, right, ranks.tied.tolist(), strict=True):
         best = max((row[video] for video in videos if not np.isnan(row[video])), default=NAN)
         assert tied == any(score == best for video, score in enumerate(row) if video not in videos)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_ranks_by_blocks_of_videos_equal_those_of_all(several: bool) -> None:
+    random = np.random.default_rng(3)
+    scores = torch.from_numpy(random.integers(6, size=(90, 23)).astype(np.float32))
+    scores[random.integers(90, size=20), random.integers(23, size=20)] = NAN
+    right = [random.permutation(23)[: random.integers(1, 5 if several else 2)] for _ in range(90)]
+    offsets = torch.from_numpy(np.cumsum([0, *map(len, right)])) if several else None
+    order = torch.from_numpy(random.permutation(23))
+    blocks = [ScoreBlock(videos, scores[:, videos].__getitem__) for videos in order.split([4, 1, 9, 0, 9])]
+    numbers = torch.from_numpy(np.concatenate(right))
+    all_at_once, by_blocks = exact_ranks(scores, numbers, offsets), rank_blocks(blocks, numbers, offsets)
+    assert torch.equal(by_blocks.rank, all_at_once.rank) and torch.equal(by_blocks.tied, all_at_once.tied)
+    if several:
+        assert by_blocks.positions is not None and all_at_once.positions is not None
+        assert torch.equal(by_blocks.positions, all_at_once.positions)
 
 
 def test_one_right_video_given_as_a_list_has_the_same_ranks() -> None:

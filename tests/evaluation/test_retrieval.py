@@ -7,7 +7,7 @@ import pytest
 import torch
 from support import reference_model, small_models
 
-from dreamprvr_ray.evaluation import retrieval
+from dreamprvr_ray.evaluation import retrieval, score_blocks
 from dreamprvr_ray.evaluation.metrics import Retrieval
 from dreamprvr_ray.evaluation.ranks import Ranks, summarise
 from dreamprvr_ray.evaluation.retrieval import evaluate, score_split
@@ -34,12 +34,16 @@ def expected() -> Retrieval:
     return summarise(Ranks(torch.tensor(rank), torch.zeros(len(rank), dtype=torch.bool)), 7, SPLIT.moment_fractions)
 
 
+@pytest.mark.parametrize("kept", [0, 2**26])
 @pytest.mark.parametrize(("query_block", "video_block"), [(512, 64), (1, 1), (3, 2), (14, 7), (5, 6)])
 def test_evaluation_equals_one_batch(
-    query_block: int, video_block: int, expected: Retrieval, monkeypatch: pytest.MonkeyPatch
+    query_block: int, video_block: int, kept: int, expected: Retrieval, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retrieval, "QUERY_BLOCK", query_block)
-    monkeypatch.setattr(retrieval, "VIDEO_BLOCK", video_block)
+    for module in (retrieval, score_blocks):
+        monkeypatch.setattr(module, "QUERY_BLOCK", query_block)
+    monkeypatch.setattr(score_blocks, "VIDEO_BLOCK", video_block)
+    monkeypatch.setattr(score_blocks, "SORTED_VIDEOS", 4)
+    monkeypatch.setattr(retrieval, "KEPT_SCORES", kept)
     assert evaluate(small_models.build().float(), SPLIT, ScoreWeights(0.7)) == expected  # type: ignore[arg-type]
 
 

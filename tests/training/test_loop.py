@@ -268,7 +268,11 @@ def test_weights_that_are_not_finite_after_the_last_step_end_the_training(
 def test_scores_that_are_not_finite_end_the_training(
     shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retrieval, "fused_scores", lambda *_: torch.tensor(math.nan))
+    monkeypatch.setattr(
+        retrieval,
+        "fused_scores",
+        lambda queries, videos, _: torch.full((len(queries), len(videos.clip_tokens)), math.nan),
+    )
     reporter = DirectoryReporter(tmp_path)
     with pytest.raises(TrainingDiverged, match=r"^epoch 1: the scores on val are not finite, although the weights are"):
         fit(experiment(), shards, reporter, device=CPU)
