@@ -22,7 +22,7 @@ from benchmarks.measured_process import MeasuredProcess, peak_memory
 from dreamprvr_ray.command_line import Parser, print_json, run
 from dreamprvr_ray.config_sections import CLIPS, FRAMES
 from dreamprvr_ray.evaluation.ranks import exact_ranks
-from dreamprvr_ray.evaluation.retrieval import VIDEO_BLOCK
+from dreamprvr_ray.evaluation.score_blocks import VIDEO_BLOCK
 from dreamprvr_ray.model.dreamprvr import VideoEncoding
 from dreamprvr_ray.model.scoring import fused_scores
 
@@ -54,7 +54,7 @@ class Ranking:
         embeddings = torch.randn(len(self._own), hidden_size, generator=self._generator)
         for first, last in pairwise([*range(0, videos, VIDEO_BLOCK), videos]):
             tokens = torch.randn(last - first, CLIPS + FRAMES, hidden_size, generator=self._generator)
-            encoding = VideoEncoding(*tokens.split([CLIPS, FRAMES], 1), None, None, None, None, None)
+            encoding = VideoEncoding(*tokens.split([CLIPS, FRAMES], 1), None, None, None, None, None, None)
             start = time.perf_counter()
             columns.append(fused_scores(embeddings, encoding, 0.5))
             seconds += time.perf_counter() - start
