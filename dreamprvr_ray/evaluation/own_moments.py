@@ -16,8 +16,6 @@ from dreamprvr_ray.evaluation.moments import best_overlap, find_moment, to_share
 from dreamprvr_ray.evaluation.weights import ScoreWeights
 from dreamprvr_ray.model.dreamprvr import VideoEncoding
 
-QUERY_BLOCK = 512  # queries whose ranks are compared at a time
-
 
 class OwnMoments:
     """Finds the moment of each query in its own video while the videos of a split are encoded.
@@ -60,32 +58,22 @@ class OwnMoments:
                 found = to_shares(find_moment(curve), count)
                 self._overlaps[query] = best_overlap(found, self._windows[query])
 
-    def result(self, scores: Tensor) -> MomentRecall | None:
-        """Return how often the moments were found, with the ranks of the videos by scores (Q, V).
+    def result(self, is_own_first: Tensor) -> MomentRecall | None:
+        """Return how often the moments were found; `is_own_first` (Q,) is that of `SplitRanks`.
 
         None if no query has an annotated window.
         """
         known = ~np.isnan(self._overlaps)
-        return MomentRecall.of(self._overlaps[known], own_video_is_first(scores, self._split)[known])
+        return MomentRecall.of(self._overlaps[known], is_own_first.cpu().numpy()[known])
 
 
-def encoder_moments(split: Split, scores: Tensor) -> MomentRecall | None:
-    """Return how often moments are found by the encoder alone, whose scores are (Q, V); None without windows.
+def encoder_moments(split: Split, is_own_first: Tensor) -> MomentRecall | None:
+    """Return how often moments are found by the encoder alone; None without windows.
 
-    The features must be of one encoder.
+    `is_own_first` (Q,) is that of its `SplitRanks`. The features must be of one encoder.
     """
     if split.moment_windows is None:
         return None
     moments = OwnMoments(split, ENCODER_ALONE)
     moments.add(np.arange(len(split)))
-    return moments.result(scores)
-
-
-def own_video_is_first(scores: Tensor, split: Split) -> np.ndarray:
-    """Return for which queries (Q,) no other video scores as high as the query's own, by scores (Q, V)."""
-    owner = torch.from_numpy(np.array(split.owner)).to(scores.device)
-    parts = [
-        (rows >= rows.gather(1, own[:, None])).sum(1) == 1
-        for rows, own in zip(scores.split(QUERY_BLOCK), owner.split(QUERY_BLOCK), strict=True)
-    ]
-    return torch.cat(parts).cpu().numpy() if parts else np.zeros(0, dtype=bool)
+    return moments.result(is_own_first)

@@ -8,11 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from dreamprvr_ray.data.shards import Split
 from dreamprvr_ray.errors import Failure, NotWritableError, UserError
-from dreamprvr_ray.evaluation.ranks import Ranks
+from dreamprvr_ray.evaluation.ranks import BestVideos, Ranks
 from dreamprvr_ray.storage.files import replacing_file, writing
 
 TOP = 5  # videos listed for each query
@@ -45,16 +43,15 @@ class QueryResult:
         return values
 
 
-def query_results(split: Split, scores: Tensor, ranks: Ranks) -> Iterator[QueryResult]:
-    """Yield the result of each query of a split, in its order, from the scores (Q, V)."""
-    best = scores.topk(min(TOP, scores.shape[1]))
+def query_results(split: Split, ranks: Ranks, best: BestVideos) -> Iterator[QueryResult]:
+    """Yield the result of each query of a split, in its order."""
     rows = zip(
         split.queries,
         split.captions,
         split.owner.tolist(),
         ranks.rank.tolist(),
-        best.indices.tolist(),
-        best.values.tolist(),
+        best.videos.tolist(),
+        best.scores.tolist(),
         strict=True,
     )
     videos, several = split.videos, split.right_videos

@@ -78,6 +78,31 @@ def rank_blocks(
     return Ranks(positions[:, 0], equal > 0, None if offsets is None else positions[filled], offsets)
 
 
+@dataclass(frozen=True)
+class BestVideos:
+    """The videos with the highest scores for each query, best first."""
+
+    videos: Tensor  # (Q, n), their numbers
+    scores: Tensor  # (Q, n)
+
+
+def best_videos(blocks: Iterable[ScoreBlock], queries: int, count: int, device: torch.device) -> BestVideos:
+    """Return the `count` videos with the highest scores for each query, or all videos of fewer.
+
+    `blocks` hold the scores of all queries with all videos.
+    """
+    best = BestVideos(torch.zeros(queries, 0, dtype=torch.int64, device=device), torch.zeros(queries, 0, device=device))
+    for block in blocks:
+        scores = [block.score(part) for part in block.parts(queries)]
+        if not scores:
+            break
+        joined = torch.cat([best.scores, torch.cat(scores)], 1)
+        videos = torch.cat([best.videos, block.videos.expand(queries, -1)], 1)
+        top = joined.topk(min(count, joined.shape[1]))
+        best = BestVideos(videos.gather(1, top.indices), top.values)
+    return best
+
+
 def _right_scores(blocks: Iterable[ScoreBlock], right: Tensor, counts: Tensor) -> tuple[Tensor, int]:
     """Return the scores (P,) of the right videos that are in the blocks, zero for others, and the number of videos."""
     query = torch.repeat_interleave(torch.arange(len(counts), device=right.device), counts)

@@ -5,8 +5,9 @@ Shapes: Q queries, B or V videos, L tokens of a video, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from dreamprvr_ray.distributed import Workers
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.evaluation.encoder import Encoder
 from dreamprvr_ray.evaluation.metrics import Retrieval
-from dreamprvr_ray.evaluation.ranks import Ranks, exact_ranks, rank_blocks, summarise
+from dreamprvr_ray.evaluation.ranks import BestVideos, Ranks, best_videos, exact_ranks, rank_blocks, summarise
 from dreamprvr_ray.evaluation.score_blocks import QUERY_BLOCK, ScoreBlock, blocks_of_like_length
 from dreamprvr_ray.evaluation.weights import ScoreWeights
 from dreamprvr_ray.model.dreamprvr import DreamPRVR, VideoEncoding
@@ -37,13 +38,28 @@ class ScoresNotFinite(UserError):
     """Some scores of a split are NaN or infinite, so that ranks would have no meaning."""
 
 
+@dataclass(frozen=True)
+class SplitRanks:
+    """How the queries of a split rank its videos.
+
+    Attributes:
+        ranks: Of their right videos.
+        is_own_first: (Q,) bool, whether no other video scores as high as the query's own.
+        best: The videos with the highest scores; None if they were not asked for.
+    """
+
+    ranks: Ranks
+    is_own_first: Tensor
+    best: BestVideos | None = None
+
+
 @torch.no_grad()
 def evaluate(model: DreamPRVR, split: Split, weights: ScoreWeights, workers: Workers | None = None) -> Retrieval:
     """Evaluate the retrieval of all queries of a split among all its videos, scored as by `score_split`.
 
     Every worker gets the whole result. Raises `ScoresNotFinite` as `score_split`.
     """
-    return summarise(rank_split(model, split, weights, workers), len(split), split.moment_fractions)
+    return summarise(rank_split(model, split, weights, workers).ranks, len(split), split.moment_fractions)
 
 
 @torch.no_grad()
@@ -53,19 +69,39 @@ def rank_split(
     weights: ScoreWeights,
     workers: Workers | None = None,
     on_encoded: OnEncoded | None = None,
-) -> Ranks:
-    """Rank the right videos of each query of a split by the scores of `score_split`, on every worker.
+    best: int = 0,
+) -> SplitRanks:
+    """Rank all videos of a split for each of its queries by the scores of `score_split`, on every worker.
 
     No worker holds more than `KEPT_SCORES` scores: if its own are more, its videos are encoded and scored twice.
+    `on_encoded` receives each block of this worker's videos. If there is one worker, the `best` videos of each query
+    are a part of the result.
 
     Raises `ScoresNotFinite` as `score_split`.
     """
     scores = SplitScores(model, weights, *_whole(split), workers, on_encoded)
-    keep = scores.count <= KEPT_SCORES
-    blocks = [block.computed(len(split.owner)) for block in scores] if keep else scores
-    ranks = rank_blocks(blocks, *_right_videos(split, scores.device), scores.workers)
+    ranks = rank_scores(scores, scores.count, split, scores.device, scores.workers)
+    if best:
+        ranks = replace(ranks, best=best_videos(scores, len(split.owner), best, scores.device))
     scores.check_finite()
     return ranks
+
+
+def rank_scores(
+    scores: Iterable[ScoreBlock], count: int, split: Split, device: torch.device, workers: Workers | None = None
+) -> SplitRanks:
+    """Rank by the scores of all queries of a split with this worker's part of its videos, `count` of them.
+
+    Iterated again, `scores` computes them again; they are kept if they are at most `KEPT_SCORES`.
+    """
+    queries = len(split.owner)
+    if count <= KEPT_SCORES:
+        scores = [block.computed(queries) for block in scores]
+    ranks = rank_blocks(scores, *_right_videos(split, device), workers)
+    own = ranks
+    if split.right_videos is not None:
+        own = rank_blocks(scores, torch.from_numpy(np.array(split.owner)).to(device), workers=workers)
+    return SplitRanks(ranks, own.rank == 1)
 
 
 def rank_queries(scores: Tensor, split: Split) -> Ranks:

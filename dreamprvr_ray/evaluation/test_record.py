@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -39,9 +39,9 @@ from dreamprvr_ray.errors import UserError, first_line
 from dreamprvr_ray.evaluation.metrics import ENCODER, Evaluation, Reading, TrainingOverlap
 from dreamprvr_ray.evaluation.moment_metrics import MomentRecall
 from dreamprvr_ray.evaluation.own_moments import OwnMoments
-from dreamprvr_ray.evaluation.query_results import QueryResult, query_results
+from dreamprvr_ray.evaluation.query_results import TOP, QueryResult, query_results
 from dreamprvr_ray.evaluation.ranks import summarise
-from dreamprvr_ray.evaluation.retrieval import ScoresNotFinite, rank_queries, score_split
+from dreamprvr_ray.evaluation.retrieval import ScoresNotFinite, SplitRanks, rank_split, score_split
 from dreamprvr_ray.evaluation.training_overlap import compare_with_training, training_collections
 from dreamprvr_ray.evaluation.weights import ScoreWeights
 from dreamprvr_ray.evaluation.zero_shot import zero_shot
@@ -79,12 +79,11 @@ def evaluate_checkpoint(
     # Without room for the record, whoever needs it would have to read test again.
     needs_room = is_recorded and on_unrecorded is None
     with _room_for_record(storage, len(data.queries)) if needs_room else nullcontext():
-        scores, moments = score_with_moments(trained, data, storage, shards)
-    ranks = rank_queries(scores, data)
-    retrieval = replace(summarise(ranks, len(data), data.moment_fractions), moments=moments)
+        ranked, moments = rank_checkpoint(trained, data, storage, shards, 0 if on_queries is None else TOP)
+    retrieval = replace(summarise(ranked.ranks, len(data), data.moment_fractions), moments=moments)
     encoder, encoder_moments = None, None
     if shards.one_encoder:
-        results = zero_shot(data, scores.device)
+        results = zero_shot(data, best_device())
         encoder, encoder_moments = {name: each.recall for name, each in results.items()}, results[ENCODER].moments
     protocol = _protocol(trained, manifest, shared or ())
     counted = None if shared is None else tuple(map(TrainingOverlap.of, shared))
@@ -98,8 +97,8 @@ def evaluate_checkpoint(
             if on_unrecorded is None:
                 raise
             on_unrecorded(first_line(error))  # evaluating may have taken minutes: a full disk must not lose the result
-    if on_queries is not None:
-        on_queries(query_results(data, scores, ranks))
+    if on_queries is not None and ranked.best is not None:
+        on_queries(query_results(data, ranked.ranks, ranked.best))
     return evaluation
 
 
@@ -146,21 +145,36 @@ def score_checkpoint(trained: TrainedModel, split: Split, storage: Storage, shar
 
     Nothing is recorded, so it is not for test. Raises `UserError` naming what is damaged if scores are not finite.
     """
-    return score_with_moments(trained, split, storage, shards)[0]
+    with _blaming(storage, shards, split):
+        return score_split(trained.model.to(best_device()), split, _weights(trained, storage))
 
 
-def score_with_moments(
-    trained: TrainedModel, split: Split, storage: Storage, shards: ShardSet
-) -> tuple[Tensor, MomentRecall | None]:
-    """Return what `score_checkpoint` does, and how often moments are found; None if no query has annotated windows."""
-    try:
-        weights = ScoreWeights.of(trained.experiment.evaluation, trained.metrics, f"{storage}/{METRICS}")
-        model = trained.model.to(best_device())
+def rank_checkpoint(
+    trained: TrainedModel, split: Split, storage: Storage, shards: ShardSet, best: int = 0
+) -> tuple[SplitRanks, MomentRecall | None]:
+    """Rank the videos of a split by the scores of `score_checkpoint`, without holding them all.
+
+    The second result is how often moments are found; None if no query has annotated windows. The `best` videos of each
+    query are in the first one. Raises `UserError` as `score_checkpoint`.
+    """
+    with _blaming(storage, shards, split):
+        model, weights = trained.model.to(best_device()), _weights(trained, storage)
         if split.moment_windows is None:
-            return score_split(model, split, weights), None
+            return rank_split(model, split, weights, best=best), None
         moments = OwnMoments(split, weights)
-        scores = score_split(model, split, weights, on_encoded=moments.add)
-        return scores, moments.result(scores)
+        ranks = rank_split(model, split, weights, on_encoded=moments.add, best=best)
+        return ranks, moments.result(ranks.is_own_first)
+
+
+def _weights(trained: TrainedModel, storage: Storage) -> ScoreWeights:
+    return ScoreWeights.of(trained.experiment.evaluation, trained.metrics, f"{storage}/{METRICS}")
+
+
+@contextmanager
+def _blaming(storage: Storage, shards: ShardSet, split: Split) -> Iterator[None]:
+    """Raise `UserError` naming what is damaged if scores are not finite."""
+    try:
+        yield
     except ScoresNotFinite as error:
         if owner := find_not_finite(split):
             raise UserError(

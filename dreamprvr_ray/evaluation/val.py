@@ -17,7 +17,7 @@ from dreamprvr_ray.distributed import Workers
 from dreamprvr_ray.evaluation.encoder import encoder_scores
 from dreamprvr_ray.evaluation.metrics import Retrieval, mean_retrieval
 from dreamprvr_ray.evaluation.ranks import summarise
-from dreamprvr_ray.evaluation.retrieval import rank_queries, score_split
+from dreamprvr_ray.evaluation.retrieval import KEPT_SCORES, evaluate, rank_queries, score_split
 from dreamprvr_ray.evaluation.weights import USUAL_WEIGHT, ScoreWeights, ValScores, choose_weight
 from dreamprvr_ray.evaluation.zero_shot import zero_shot
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
@@ -43,7 +43,11 @@ class ValResult:
 
 
 class ValEvaluation:
-    """Evaluates the model of a training on its val splits, by collection. The encoder's scores are computed once."""
+    """Evaluates the model of a training on its val splits, by collection.
+
+    The encoder's scores are computed once and kept. Large splits are ranked without holding their scores, unless the
+    encoder's weight is chosen on them.
+    """
 
     def __init__(
         self, splits: Mapping[str, Split], experiment: Experiment, device: torch.device, workers: Workers
@@ -56,7 +60,11 @@ class ValEvaluation:
 
         Raises `ScoresNotFinite` as `score_split`.
         """
-        clip = self._settings.clip_weight
+        clip, encoder = self._settings.clip_weight, self._settings.encoder_weight
+        if encoder != "auto" and any(len(split.owner) * len(split) > KEPT_SCORES for split in self._splits.values()):
+            weights = ScoreWeights(clip, encoder)
+            results = {name: evaluate(model, split, weights, self._workers) for name, split in self._splits.items()}
+            return ValResult(results, weights)
         scores = {
             name: score_split(model, split, ScoreWeights(clip), self._workers) for name, split in self._splits.items()
         }

@@ -20,7 +20,8 @@ from dreamprvr_ray.data.shards import ShardSet, Split
 from dreamprvr_ray.evaluation.metrics import Evaluation, Retrieval, mean_retrieval
 from dreamprvr_ray.evaluation.moment_metrics import MomentRecall
 from dreamprvr_ray.evaluation.moments import find_moment, overlap, to_shares
-from dreamprvr_ray.evaluation.own_moments import own_video_is_first
+from dreamprvr_ray.evaluation.retrieval import rank_scores
+from dreamprvr_ray.evaluation.score_blocks import ScoreBlock
 from dreamprvr_ray.evaluation.test_record import evaluate_checkpoint
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.storage.location import Storage
@@ -138,7 +139,9 @@ def test_another_right_video_in_front_is_not_the_querys_own(shards: ShardSet) ->
     scores = torch.zeros(len(split.owner), len(split))
     scores[torch.arange(len(split.owner)), torch.from_numpy(np.array(split.owner))] = 1.0
     scores[0, 3], scores[1, 3] = 2.0, 1.0  # better, and a tie
-    assert own_video_is_first(scores, split).tolist() == [False, False] + [True] * (len(split.owner) - 2)
+    block = ScoreBlock(torch.arange(len(split)), scores.__getitem__)
+    ranks = rank_scores([block], scores.numel(), split, scores.device)
+    assert ranks.is_own_first.tolist() == [False, False] + [True] * (len(split.owner) - 2)
 
 
 def test_means_over_collections_and_seeds() -> None:

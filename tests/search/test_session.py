@@ -15,12 +15,11 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 from support.searches import make_search, trial_epoch
-from torch import Tensor
 
 from dreamprvr_ray.checkpoints.checkpoint import Checkpoint, TrainedModel
 from dreamprvr_ray.config import load_experiment
 from dreamprvr_ray.data.manifest import Manifest
-from dreamprvr_ray.data.shards import ShardSet, Split
+from dreamprvr_ray.data.shards import Split
 from dreamprvr_ray.data.shards_record import ShardsRecord
 from dreamprvr_ray.errors import Failure, UserError
 from dreamprvr_ray.evaluation import test_record
@@ -216,7 +215,7 @@ def test_a_full_disk_in_the_final_stage_loses_nothing(
     search = replace(search, experiment=search.experiment.with_values(sizes, "the test"))
     search = with_settings(search, out=str(small_disk), trials=2, final=FinalSettings(seeds=2))
     filler, scored, full = small_disk.parent / "filler", list[Storage](), [True]
-    score = test_record.score_checkpoint
+    rank = test_record.rank_checkpoint
 
     def fill_at(now: str) -> None:
         if now == moment and full[0]:
@@ -233,11 +232,11 @@ def test_a_full_disk_in_the_final_stage_loses_nothing(
         if message.startswith("final stage: evaluating"):
             fill_at("evaluation")
 
-    def count(trained: TrainedModel, split: Split, storage: Storage, shards: ShardSet) -> Tensor:
+    def count(trained: TrainedModel, split: Split, storage: Storage, *others: Any) -> Any:
         scored.append(storage)
-        return score(trained, split, storage, shards)
+        return rank(trained, split, storage, *others)
 
-    monkeypatch.setattr(test_record, "score_checkpoint", count)
+    monkeypatch.setattr(test_record, "rank_checkpoint", count)
     for name, step in (("write_final_record", "final record"), ("publish_final", "publication")):
         real = getattr(driver, name)
         monkeypatch.setattr(driver, name, lambda *arguments, real=real, step=step: (fill_at(step), real(*arguments))[1])

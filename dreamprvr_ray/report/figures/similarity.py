@@ -15,7 +15,7 @@ from dreamprvr_ray.data.shards import Split
 from dreamprvr_ray.evaluation.curves import QueryVectors, VideoRows, similarity_curves
 from dreamprvr_ray.evaluation.moment_metrics import OVERLAPS, reaches
 from dreamprvr_ray.evaluation.moments import find_moment, overlap, to_seconds
-from dreamprvr_ray.evaluation.retrieval import VIDEO_BLOCK
+from dreamprvr_ray.evaluation.score_blocks import VIDEO_BLOCK
 from dreamprvr_ray.evaluation.weights import ScoreWeights
 from dreamprvr_ray.report.figures.embedders import Embedder
 
