@@ -224,13 +224,13 @@ def test_a_reading_is_not_recorded_with_another_checkpoint(
     copied: Storage, demo_shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A search may publish another model in the minutes that an evaluation takes."""
-    score = test_record.score_split
+    score = test_record.rank_split
 
     def replaced_meanwhile(*arguments: Any, **options: Any) -> Any:
         copied.write_text("metrics.json", '{"epoch": 7}')
         return score(*arguments, **options)
 
-    monkeypatch.setattr(test_record, "score_split", replaced_meanwhile)
+    monkeypatch.setattr(test_record, "rank_split", replaced_meanwhile)
     with pytest.raises(UserError, match="holds another checkpoint since it was evaluated"):
         evaluate_checkpoint(copied, ShardSet.open(demo_shards), "test")
     assert not copied.exists("test.json")
@@ -265,7 +265,7 @@ def test_a_damaged_record_is_reported_before_test_is_read(
     content: str, copied: Storage, demo_shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copied.write_text("test.json", content)
-    monkeypatch.setattr(test_record, "score_split", lambda *_: pytest.fail("test was read"))
+    monkeypatch.setattr(test_record, "rank_split", lambda *_, **__: pytest.fail("test was read"))
     for read in (recorded_test, lambda storage: evaluate_checkpoint(storage, ShardSet.open(demo_shards), "test")):
         with pytest.raises(UserError) as error:
             read(copied)

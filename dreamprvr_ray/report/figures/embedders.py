@@ -15,7 +15,7 @@ from torch import Tensor
 from dreamprvr_ray.data.batches import collate_queries, collate_videos
 from dreamprvr_ray.data.shards import Split
 from dreamprvr_ray.device import autocast
-from dreamprvr_ray.evaluation.retrieval import QUERY_BLOCK, VIDEO_BLOCK
+from dreamprvr_ray.evaluation.score_blocks import QUERY_BLOCK, VIDEO_BLOCK
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 
 
