@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
 from support import reference_model
+from support.indexes import small_checkpoint, small_shards
 
-from benchmarks import measured_process, opening, selection_bias
+from benchmarks import find, measured_process, opening, selection_bias
 from benchmarks.synthetic import random_batch
 from benchmarks.training_steps import FastSteps, ReferenceSteps
 from dreamprvr_ray.config import load_experiment
+from dreamprvr_ray.data.batches import collate_queries
 from dreamprvr_ray.data.shards import ShardSet
+from dreamprvr_ray.index import index as searching
+from dreamprvr_ray.index.building import update_index
+from dreamprvr_ray.index.collections import ShardCollection
+from dreamprvr_ray.index.index import Index
+from dreamprvr_ray.index.sentences import query_vectors
 from dreamprvr_ray.training.objective import StepRandomness
 
 SMALL = {
@@ -65,3 +74,27 @@ def test_measured_processes_have_the_environment_of_rays_workers() -> None:
     from dreamprvr_ray.runtime.session import WORKER_ENVIRONMENT
 
     assert measured_process.ENVIRONMENT.items() <= WORKER_ENVIRONMENT.items()
+
+
+def test_a_synthetic_index_is_searched_as_a_real_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faiss", reason="a compact index requires faiss")
+    monkeypatch.setattr(find, "COMPACT_PART_ROWS", 200)
+    shards = small_shards(tmp_path / "shards", [("train", 60), ("val", 20), ("test", 2)])
+    model = small_checkpoint(tmp_path / "model", noise=0.0, **{"model.initialization": "aligned"})
+    update_index(tmp_path / "real", ShardCollection(shards), model, compact=True)
+    real = Index.open(tmp_path / "real")
+    find.synthetic(tmp_path / "synthetic", real, 500, seed=0, noise=(0.5, 0.3))
+    index, split = Index.open(tmp_path / "synthetic"), shards.split("val")
+    assert [part.rows for part in index.record.parts] == [200, 200, 100]
+    numbers = np.arange(12)
+    queries = query_vectors(*collate_queries(split, numbers), split.sentences(numbers), real._network)
+    exact = find.exact_best(index, queries, 10)
+    monkeypatch.setattr(searching, "EXACT_ROWS", 0)
+    assert find.measure(index, queries, exact)["recall@10"] == 1  # 1,000 candidates are all videos
+    # More noise takes videos further away from each other.
+    _, restored = find._restored(real)
+    near, far = (
+        find.nearest(find.perturbed(restored, 60, np.random.default_rng(0), noise)).mean()
+        for noise in ((0.1, 0.1), (1.0, 0.5))
+    )
+    assert far < near < 1
