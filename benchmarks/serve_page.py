@@ -31,14 +31,18 @@ class Typed:
     Attributes:
         sentence: The sentence.
         is_hit: Whether the first result is its video.
+        off: Seconds from the player's time to the start of the found moment.
         away: Seconds from the player's time to the described moment; 0 within it, None if the video is another one.
+        is_shown: Whether the found moment and the described one overlap; None if the video is another one.
         clip_frames: Frames of the downloaded clip.
         seconds: From the Enter key to the answer.
     """
 
     sentence: str
     is_hit: bool
+    off: float
     away: float | None
+    is_shown: bool | None
     clip_frames: int
     seconds: float
 
@@ -70,10 +74,13 @@ def main(arguments: list[str]) -> None:
     for each in typed:
         away = "another video" if each.away is None else f"{each.away:.2f} s from the moment"
         print(f"{each.sentence}: {away}, clip of {each.clip_frames} frames, {1000 * each.seconds:.0f} ms")
+    right = [each for each in typed if each.is_hit]
     print(
         f"{sum(each.is_hit for each in typed)} of {len(typed)} first results are right; R@1 of all {len(rows)}"
-        f" sentences {recall:.1f}%; at most {max((each.away or 0) for each in typed):.2f} s from the moment;"
-        f" {len(errors)} errors in the console"
+        f" sentences {recall:.1f}%; the player is at most {max(each.off for each in typed):.2f} s from the start of the"
+        f" found moment; of {len(right)} right videos it is within {TOLERANCE:g} s of the described moment in"
+        f" {sum(each.away is not None and each.away <= TOLERANCE for each in right)}, and plays a part of it in"
+        f" {sum(bool(each.is_shown) for each in right)}; {len(errors)} errors in the console"
     )
     if options.json:
         print_json({"typed": [asdict(each) for each in typed], "R@1": recall, "console": errors})
@@ -89,9 +96,10 @@ def type_sentence(window: Browser, row: CaptionRow, downloads: Path) -> Typed:
     window.wait("video.readyState >= 2 && !video.seeking", 60)
     found, now = window.script("return [shown[0], video.currentTime + offset(shown[0])]")
     is_hit = is_right(row, found)
-    away = None
+    away = is_shown = None
     if is_hit and row.start is not None and row.end is not None:
         away = max(0.0, row.start - now, now - row.end)
+        is_shown = min(row.end, found["end"]) > max(row.start, found["start"])
     before = set(downloads.glob("*.mp4"))
     window.press("d")
     deadline = time.monotonic() + 60
@@ -101,7 +109,7 @@ def type_sentence(window: Browser, row: CaptionRow, downloads: Path) -> Typed:
         time.sleep(0.05)
     with av.open(str(new.pop())) as container:
         frames = sum(1 for _ in container.decode(video=0))
-    return Typed(row.sentence, is_hit, away, frames, seconds)
+    return Typed(row.sentence, is_hit, abs(now - found["start"]), away, is_shown, frames, seconds)
 
 
 def is_right(row: CaptionRow, found: dict[str, Any]) -> bool:
