@@ -186,9 +186,7 @@ def _can_be_copied(source: InputContainer, stream: VideoStream, sound: Any | Non
     codec = stream.codec_context
     if source.format.name not in _VIDEO or codec.name != "h264" or codec.pix_fmt not in _PIXELS:
         return False
-    if sound is not None and (sound.codec_context is None or sound.codec_context.name not in ("aac", "mp3")):
-        return False
-    return not any(str(kind) == "DISPLAYMATRIX" for kind in _side_data(stream))
+    return sound is None or (sound.codec_context is not None and sound.codec_context.name in ("aac", "mp3"))
 
 
 def _encode(path: str, out: str, start: float, end: float) -> Clip:
@@ -277,10 +275,6 @@ def _sound_frames(path: str, start: float, end: float) -> Iterator[tuple[float, 
 
 def _sound(container: InputContainer) -> list[Any]:
     return list(container.streams.audio)
-
-
-def _side_data(stream: VideoStream) -> list[str]:
-    return [kind.name for kind in getattr(stream, "side_data", ())]
 
 
 def _size(height: int, width: int) -> tuple[int, int]:

@@ -90,7 +90,9 @@ def test_feedback_is_kept_next_to_the_index(make_collection: Callable[..., Colle
     assert (row.video, row.sentence, row.start, row.end) == ("red/clip.mp4", "something red", 2.04, SECONDS)
     [rejected] = read_caption_table(collection.index / REJECTED)
     assert rejected.sentence == "blue"
-    for wrong in ({"video": "other"}, {"end": 1}, {"start": 50}, {"sentence": " "}, {"right": 1}, {"more": 1}):
+    for wrong in (
+        {"video": "other"}, {"end": 1}, {"start": 50}, {"sentence": " "}, {"sentence": "a\0"}, {"right": 1}, {"x": 1},
+    ):  # fmt: skip
         assert client.post("/feedback", json=said | wrong).status_code in (404, 422)
     assert len(read_caption_table(collection.index / CONFIRMED)) == 1
     find(client, "red")  # the index is as before

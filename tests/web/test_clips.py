@@ -13,6 +13,7 @@ pytest.importorskip("av", reason="decoding videos requires PyAV")
 
 import av
 from PIL import Image
+from support.grey_videos import make_video, rotate
 from support.videos import colour_of, write_video
 
 from dreamprvr_ray.errors import UserError
@@ -115,6 +116,18 @@ def test_what_browsers_cannot_play_becomes_mp4(
     for time, colour in colours(tmp_path / "clip.mp4"):
         if 0.1 < (clip.start + time) % 1 < 0.9:
             np.testing.assert_allclose(colour, colour_of(0, int(clip.start + time)), atol=15)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_rotated_video_stays_upright(tmp_path: Path, exact: bool) -> None:
+    image = np.zeros((48, 64, 3), np.uint8)
+    image[:24, :32] = 255
+    path = rotate(make_video(tmp_path / "phone.mp4", 10, 5, images=[image] * 10, pixels="yuv420p"), (0, 1, -1, 0))
+    clip = write_clip(str(path), str(tmp_path / "clip.mp4"), 0.4, 1.6, exact=exact)
+    assert clip.is_copied != exact
+    original, shown = (next(decode(each, 1)).image for each in (path, tmp_path / "clip.mp4"))
+    assert shown.shape == original.shape == (64, 48, 3)
+    np.testing.assert_allclose(shown[8::16, 6::12], original[8::16, 6::12], atol=10)
 
 
 def test_a_part_after_the_end_and_broken_files(recording: Path, tmp_path: Path) -> None:

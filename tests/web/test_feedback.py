@@ -40,10 +40,17 @@ def test_rejected_moments_are_kept_apart(tmp_path: Path) -> None:
 def test_threads_and_processes_lose_no_line(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from dreamprvr_ray.web.feedback import Feedback, FeedbackFiles\n"
-        "files = FeedbackFiles(Path(sys.argv[1]))\n"
+        "files = FeedbackFiles(Path(sys.argv[1]))\nprint('ready', flush=True); sys.stdin.readline()\n"
         "for n in range(100): files.append(Feedback('v', f'{sys.argv[2]} {n}', 0.0, 1.0, True))"
     )
-    processes = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path), str(each)]) for each in range(2)]
+    words = [[sys.executable, "-c", script, str(tmp_path), str(each)] for each in range(2)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    processes = [subprocess.Popen(each, text=True, **pipes) for each in words]  # type: ignore[call-overload]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:  # all at the same time
+        process.stdin.write("\n")
+        process.stdin.flush()
     files = FeedbackFiles(tmp_path)
     threads = [
         threading.Thread(target=lambda name=name: [files.append(moment(f"{name} {n}")) for n in range(100)])
