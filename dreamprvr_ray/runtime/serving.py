@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,8 +145,12 @@ class Web:
         raise SearchUnavailable
 
 
-def application(arguments: ServeArguments) -> serve.Application:
-    """Return the application for `serve deploy`."""
+def application(values: Mapping[str, Any]) -> serve.Application:
+    """Return the application for `serve deploy`; `values` are those of `ServeArguments`.
+
+    Raises pydantic's ValidationError, which `serve status` shows, for unknown or wrong ones.
+    """
+    arguments = ServeArguments.model_validate(dict(values))
     digest = None
     if arguments.token_file is not None:
         digest = token_digest(read_text(Path(arguments.token_file)).strip())

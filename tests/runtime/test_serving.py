@@ -27,7 +27,7 @@ from support.colour_videos import COLOURS, write_colour_videos, write_index
 from benchmarks.serve import ask, kill_replica, same
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.index.index import Index
-from dreamprvr_ray.runtime.serving import check_address
+from dreamprvr_ray.runtime.serving import application, check_address
 
 TESTS = Path(__file__).parents[1]
 TOKEN = "a-token-of-some-length"
@@ -154,6 +154,12 @@ def test_an_address_is_checked_before_anything_starts(
         assert done.returncode == 2 and done.stderr.startswith(f"error: {mistake}"), done.stderr
     done = call("serve", tmp_path)
     assert done.returncode == 2 and "not an index" in done.stderr
+
+
+def test_arguments_of_a_deployment_are_checked() -> None:
+    for wrong, what in (({"replica": 2}, "replica"), ({"replicas": 0}, "replicas"), ({"index": None}, "index")):
+        with pytest.raises(ValueError, match=what):
+            application({"index": "index"} | wrong)
 
 
 def test_addresses() -> None:

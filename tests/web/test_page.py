@@ -61,6 +61,8 @@ def test_a_sentence_leads_to_its_moment(session: Session) -> None:
         session.browser.wait("video.paused")
         assert session.browser.script("return video.currentTime") == pytest.approx(first[2], abs=0.3)
         assert first[2] == pytest.approx(moment.end, abs=1)
+        session.browser.press(Keys.ENTER)  # again
+        session.browser.wait("!video.seeking && video.currentTime < shown[0].end - 1")
     assert session.browser.errors() == []
 
 
