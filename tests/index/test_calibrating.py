@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.indexes import small_checkpoint, small_shards
+from support.tiny_encoder import NAME
 
 from dreamprvr_ray import export_model
 from dreamprvr_ray.checkpoints.checkpoint import Checkpoint, load_model
@@ -21,12 +23,20 @@ from dreamprvr_ray.data.shards import ShardSet, Split
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.evaluation.retrieval import score_split
 from dreamprvr_ray.evaluation.weights import ScoreWeights
+from dreamprvr_ray.index.building import update_index
 from dreamprvr_ray.index.calibrating import calibrate, score_queries
-from dreamprvr_ray.index.calibration import CALIBRATION, Calibration
+from dreamprvr_ray.index.calibration import CALIBRATION, Calibration, CalibrationSource
+from dreamprvr_ray.index.collections import ShardCollection
+from dreamprvr_ray.index.index import Index
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
 SIZE, WEIGHTS = 12, ScoreWeights(0.5, 0.5)
+# A calibration whose probabilities depend on the best score and on the number of videos.
+STEEP = Calibration(
+    (0.5, 0.0, 0.0, 3.0), (0.2, 1.0, 1.0, 1.0), (1.0, 0.5, 0.1, -0.5), 0.0, 0.5,
+    CalibrationSource("made", "val", 1, 1, "0"), (),
+)  # fmt: skip
 
 
 def make_split(name: str, videos: int, seed: int, also: bool = False) -> FeatureSplit:
@@ -133,3 +143,21 @@ def test_export_calibrates_and_the_page_shows_it(
     assert damaged.returncode == 2 and re.fullmatch(
         r"error: \S+calibration.json: damaged: .*\n", damaged.stderr.splitlines(True)[-1]
     )
+
+
+def test_an_answer_has_the_probability_of_its_scores(tmp_path: Path) -> None:
+    indexed = small_shards(tmp_path / "small")
+    checkpoint = small_checkpoint(tmp_path / "best")
+    model = export_model(checkpoint, tmp_path / "model")
+    for name, calibration in (("plain", None), ("calibrated", STEEP)):
+        if calibration is not None:
+            calibration.write(model)
+        update_index(tmp_path / name, ShardCollection(indexed, ["val"]), model, sentence_encoder=NAME)
+    plain, calibrated = Index.open(tmp_path / "plain"), Index.open(tmp_path / "calibrated")
+    sentence = indexed.split("val").captions[3]
+    assert plain.find(sentence).probability is None
+    answer = calibrated.find(sentence, top=len(calibrated))
+    scores = np.array([found.score for found in answer.results])
+    assert answer.probability is not None and answer.probability == STEEP.probability(scores)
+    assert 0.01 < answer.probability < 0.99
+    assert answer.results == plain.find(sentence, top=len(plain)).results
