@@ -15,13 +15,14 @@ from support.tiny_encoder import NAME
 from dreamprvr_ray.checkpoints.checkpoint import load_model
 from dreamprvr_ray.data.batches import collate_queries
 from dreamprvr_ray.data.shards import ShardSet, Split
+from dreamprvr_ray.data.source import Source
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.evaluation.encoder import encoder_scores
 from dreamprvr_ray.evaluation.retrieval import rank_queries, score_split
 from dreamprvr_ray.evaluation.weights import ScoreWeights
 from dreamprvr_ray.index import building
 from dreamprvr_ray.index.building import Update, update_index
-from dreamprvr_ray.index.collections import PooledVideo, ShardCollection
+from dreamprvr_ray.index.collections import PooledVideo, ShardCollection, SourceCollection
 from dreamprvr_ray.index.index import Index
 from dreamprvr_ray.index.sentences import query_vectors
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
@@ -136,6 +137,13 @@ def test_an_update_encodes_only_new_and_changed_videos(
     kept = {path.name for path in (out / "parts").iterdir()}
     assert kept == {part.name for part in indexes[0].record.parts}  # replaced parts are removed
     assert max(part.rows for part in indexes[0].record.parts) <= 8
+
+
+def test_a_source_has_the_videos_of_its_shards(demo_source: Path, demo_shards: Path, tmp_path: Path) -> None:
+    shards = ShardCollection(ShardSet.open(demo_shards))
+    source = SourceCollection(Source.open(demo_source, "demo"))
+    assert sorted(source.ids) == sorted(shards.ids) and source.name == shards.name
+    assert all(source.read(id).fingerprint() == shards.read(id).fingerprint() for id in shards.ids)
 
 
 def test_an_interrupted_update_leaves_an_index_that_can_be_searched_and_continues(
