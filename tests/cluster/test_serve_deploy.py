@@ -52,7 +52,7 @@ def test_the_file_is_deployed(dashboard: str, tmp_path: Path) -> None:
     done = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     body = json.dumps({"sentence": "something red", "top": 2}).encode()
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while True:
         request = urllib.request.Request(f"http://127.0.0.1:{port}/find", body, {"Content-Type": "application/json"})
         try:
