@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from support.experiments import add_final, make_search
 
+from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.report.content import Section
 from dreamprvr_ray.report.final_sections import describe_seeds, final_section, moment_section
 from dreamprvr_ray.report.reader import read_search
@@ -81,6 +82,28 @@ def test_zero_shot_results_are_below_the_candidates(directory: Path) -> None:
     assert frame[:4] == ["zero-shot: best frame", "", "", "100.0"] and frame[4:8] == ["10.0", "20.0", "30.0", "40.0"]
     assert encoder[0] == "zero-shot: encoder"
     assert "against<br>the encoder alone" in str(section.parts).replace("\\u003c", "<").replace("\\u003e", ">")
+
+
+def test_found_moments_have_a_table(directory: Path) -> None:
+    final = json.loads((directory / "final.json").read_text())
+    names = ["IoU>=0.3", "IoU>=0.5", "IoU>=0.7", "mean_IoU", "R@1, IoU>=0.3", "R@1, IoU>=0.5", "R@1, IoU>=0.7"]
+    moments = {"queries": 477, **dict(zip(names, (60.0, 50.0, 30.0, 0.46, 25.0, 20.0, 15.0), strict=True))}
+    for candidate in final["candidates"]:
+        for run in candidate["runs"]:
+            run["test"] |= {"moments": moments, "zero_shot_moments": moments | {"IoU>=0.3": 55.0}}
+    (directory / "final.json").write_text(json.dumps(final))
+    section = final_section(read_search(directory))
+    assert section is not None
+    text, table = section.parts[2:4]
+    assert "Moments of 477 queries with annotated windows" in str(text)
+    heads, first, *_, encoder = cells(table)
+    assert heads[1:5] == ["IoU ≥ 0.3", "IoU ≥ 0.5", "IoU ≥ 0.7", "mean IoU"] and heads[-1] == "R@1, IoU ≥ 0.7"
+    assert first == ["trial 2", "60.0", "50.0", "30.0", "0.46", "25.0", "20.0", "15.0"]
+    assert encoder[:2] == ["zero-shot: encoder", "55.0"]
+    final["candidates"][0]["runs"][0]["test"]["moments"] = {"queries": "many"}
+    (directory / "final.json").write_text(json.dumps(final))
+    with pytest.raises(UserError, match=r"final\.json"):
+        read_search(directory)
 
 
 def test_the_caption_explains_the_bar_only_for_several_seeds() -> None:

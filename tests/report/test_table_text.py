@@ -11,6 +11,7 @@ import pytest
 
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.evaluation.metrics import Recall
+from dreamprvr_ray.evaluation.moment_metrics import MomentRecall
 from dreamprvr_ray.report.latex_text import escape_latex
 from dreamprvr_ray.report.table_rows import Group, Row, Setting
 from dreamprvr_ray.report.table_text import escape_markdown, to_latex, to_markdown, write_table
@@ -43,6 +44,18 @@ def test_markdown() -> None:
         "| :-- | --: | --: | --: | --: | --: | --: | --: |\n"
         "| x | 1.0 | 2.0 | 3.0 | 4.0 | 10.0 | 1 | ? |\n"
     )
+
+
+def test_moments_have_columns_where_they_are_known() -> None:
+    moments = MomentRecall(477, 0.46, {0.3: 60.0, 0.5: 50.0, 0.7: 30.0}, {0.3: 25.0, 0.5: 20.0, 0.7: 15.0})
+    known = replace(OURS, moments=(moments, replace(moments, found={0.3: 62.0, 0.5: 50.0, 0.7: 30.0})))
+    lines = to_markdown([Group(TEST, (known, replace(OTHER, moments=(None,))))]).splitlines()
+    heads = "| IoU ≥ 0.3 | IoU ≥ 0.5 | IoU ≥ 0.7 | R@1, IoU ≥ 0.3 | R@1, IoU ≥ 0.5 | R@1, IoU ≥ 0.7 | seeds |"
+    assert heads in lines[4]
+    assert "| 61.0 ± 1.4 | 50.0 ± 0.0 | 30.0 ± 0.0 | 25.0 ± 0.0 | 20.0 ± 0.0 | 15.0 ± 0.0 | 2 |" in lines[6]
+    assert lines[7].endswith("| - | - | - | - | - | - | 1 | 0.051 |")
+    assert known.to_dict()["IoU>=0.5"] == 50.0 and "IoU>=0.5" not in OTHER.to_dict()
+    assert r"IoU $\geq$ 0.3" in to_latex([Group(TEST, (known,))])
 
 
 def test_latex() -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 from support.experiments import make_test_result
 
+from dreamprvr_ray.evaluation.moment_metrics import MomentRecall
 from dreamprvr_ray.search.comparison import compare_on_test
 from dreamprvr_ray.search.final_result import ENCODER_ALONE, Candidate, Comparison, FinalResult, FinalRun
 from dreamprvr_ray.search.results import TrialRecord, rank_trials
@@ -73,6 +74,27 @@ def test_finals_are_compared_with_the_encoder_alone() -> None:
     read = FinalResult.from_dict(result.to_dict())
     assert read.encoder == (against,) and read.candidates[0].zero_shot == {"encoder": recall}
     assert "encoder" not in FinalResult((plain,)).to_dict()
+
+
+def test_found_moments_are_below_the_candidates() -> None:
+    moments = MomentRecall.of(np.array([0.2, 0.6]), np.array([True, True]))
+    plain = candidate("trial 5", 250.0, 250.0)
+    runs = []
+    for run in plain.runs:
+        test = replace(run.test, retrieval=replace(run.test.retrieval, moments=moments), zero_shot_moments=moments)
+        runs.append(replace(run, test=test))
+    result = FinalResult((replace(plain, runs=tuple(runs)),))
+    assert describe_final(result)[1:5] == [
+        "  moment found in the right video (2 queries): IoU>=0.3 50.0  IoU>=0.5 50.0  IoU>=0.7 0.0  mean IoU 0.40",
+        "  R@1 of video and moment: IoU>=0.3 50.0  IoU>=0.5 50.0  IoU>=0.7 0.0",
+        "zero-shot, moment found in the right video (2 queries): IoU>=0.3 50.0  IoU>=0.5 50.0  IoU>=0.7 0.0"
+        "  mean IoU 0.40",
+        "zero-shot, R@1 of video and moment: IoU>=0.3 50.0  IoU>=0.5 50.0  IoU>=0.7 0.0",
+    ]
+    read = FinalResult.from_dict(result.to_dict()).candidates[0]
+    assert read.moments == read.zero_shot_moments == moments
+    partly = FinalResult((replace(plain, runs=(runs[0], plain.runs[1])),))  # not of all seeds
+    assert partly.candidates[0].moments is None
 
 
 def test_one_seed_claims_nothing_about_others() -> None:

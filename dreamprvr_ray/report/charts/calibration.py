@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 from dreamprvr_ray.index.calibration import Calibration, Quality
 from dreamprvr_ray.report.charts.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, empty_figure
 
+LEAST_ANSWERS = 20  # of a bin that is drawn: the share of fewer says nothing
 _COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY)
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 _SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x")
@@ -42,7 +43,7 @@ def reliability_chart(calibration: Calibration) -> go.Figure:
     figure = _square("probability", "share present")
     for place, quality in enumerate(calibration.quality):
         colour, dash, symbol = _style(place)
-        bins = quality.reliability
+        bins = [each for each in quality.reliability if each.answers >= LEAST_ANSWERS]
         figure.add_scatter(
             x=[each.probability for each in bins],
             y=[each.present for each in bins],

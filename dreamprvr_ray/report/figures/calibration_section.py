@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dreamprvr_ray.index.calibration import CALIBRATION, Calibration
-from dreamprvr_ray.report.charts.calibration import reliability_chart, roc_chart
+from dreamprvr_ray.report.charts.calibration import LEAST_ANSWERS, reliability_chart, roc_chart
 from dreamprvr_ray.report.content import Chart, ChartGrid, Omission, Section, paragraph, table
 
 _HEADS = ("videos", "answers", "present kept", "absent refused", "right video first", "ROC AUC", "calibration error")
@@ -30,8 +30,10 @@ def calibration_section(calibration: Calibration | None) -> Section | Omission:
         for each in calibration.quality
     ]
     roc = Chart(roc_chart(calibration), f"A marker is at the threshold of {threshold:g}.")
-    reliability = Chart(
-        reliability_chart(calibration), "On the diagonal, probabilities are as often right as they say."
+    caption = (
+        "On the diagonal, probabilities are as often right as they say. Probabilities of fewer than"
+        f" {LEAST_ANSWERS} answers are left out."
     )
+    reliability = Chart(reliability_chart(calibration), caption)
     charts = ChartGrid((("Present and absent events", roc), ("Reliability", reliability)), wide=True)
     return Section("Nothing found", (paragraph(text), table(_HEADS, rows), charts))
