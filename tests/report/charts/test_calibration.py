@@ -14,7 +14,8 @@ def quality(videos: int) -> Quality:
 
 
 CALIBRATION = Calibration(
-    (0.0,) * 4, (1.0,) * 4, (1.0,) * 4, 0.0, 0.5, CalibrationSource("made", "val", 9, 9, "0"), (quality(100), quality(2000))
+    (0.0,) * 4, (1.0,) * 4, (1.0,) * 4, 0.0, 0.5, CalibrationSource("made", "val", 9, 9, "0"),
+    (quality(100), quality(2000)),
 )  # fmt: skip
 
 
