@@ -12,7 +12,7 @@ from dreamprvr_ray.report.content import Chart, ChartGrid, Omission, Part, Secti
 from dreamprvr_ray.report.formatting import format_count, format_sumr, format_value
 from dreamprvr_ray.report.importance import FINISHED_NEEDED, TRAINED_NEEDED, Importance, typical_range
 from dreamprvr_ray.report.parameters import SearchedParameter
-from dreamprvr_ray.report.search_record import SearchRecord
+from dreamprvr_ray.report.search_record import DETAILED, SearchRecord
 from dreamprvr_ray.report.summary import describe_stop
 
 SLICES_NEEDED = 5  # trials
@@ -106,7 +106,8 @@ def value_sections(
         return [*sections, Omission(f"Slices and parallel coordinates: {reason}")]
     sections.append(_slice_section(search, varied, ordered=bool(found)))
     if len(varied) > 1:
-        caption = "A line for each trial. Click a name in the legend to hide its lines."
+        which = "each trial" if len(search.scored) <= DETAILED else f"each of the best {DETAILED} trials"
+        caption = f"A line for {which}. Click a name in the legend to hide its lines."
         chart = Chart(parallel_coordinates(search, varied), caption)
         sections.append(Section("Parallel coordinates", (chart,)))
     return [*sections, _heat_section(search)]

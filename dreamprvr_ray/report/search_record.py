@@ -16,6 +16,8 @@ from dreamprvr_ray.search.layout import SEARCH
 from dreamprvr_ray.search.results import TrialRecord, best_trial, rank_trials
 from dreamprvr_ray.search.seeds import shared_seeds
 
+DETAILED = 100  # trials shown one by one; of more, charts show the best of them so, and the others together
+
 
 @dataclass(frozen=True)
 class FinalStage:
@@ -70,6 +72,12 @@ class SearchRecord:
     def scored(self) -> list[TrialRecord]:
         """The trials that have a val SumR."""
         return [trial for trial in self.trials if trial.best_sumr is not None]
+
+    @cached_property
+    def detailed(self) -> frozenset[int]:
+        """The numbers of the trials that are shown one by one: the best ones, those that train now, and trial 0."""
+        running = [trial.number for trial in self.trials if trial.state == "running"][:DETAILED]
+        return frozenset([0, *(trial.number for trial in self.ranked[:DETAILED]), *running])
 
     @property
     def trained(self) -> list[TrialRecord]:

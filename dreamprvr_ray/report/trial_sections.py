@@ -17,7 +17,7 @@ from dreamprvr_ray.report.charts.trials import (
 from dreamprvr_ray.report.content import Chart, Omission, Section, details, paragraph, parameter_name, table
 from dreamprvr_ray.report.formatting import format_count, format_duration, format_sumr, format_value
 from dreamprvr_ray.report.parameters import SearchedParameter
-from dreamprvr_ray.report.search_record import SearchRecord
+from dreamprvr_ray.report.search_record import DETAILED, SearchRecord
 from dreamprvr_ray.report.summary import describe_stop
 from dreamprvr_ray.search.results import TrialRecord
 
@@ -58,8 +58,12 @@ def leaderboard_section(search: SearchRecord, parameters: Sequence[SearchedParam
         return table(heads, [cells(trial) for trial in trials], classes, text_columns=(1,))
 
     parts = [trial_table(search.ranked[:LEADERBOARD_ROWS])]
-    if others := search.ranked[LEADERBOARD_ROWS:]:
-        parts.append(details(f"the other {format_count(len(others), 'trial')}", trial_table(others)))
+    if others := search.ranked[LEADERBOARD_ROWS:DETAILED]:
+        left_out = len(search.ranked) - DETAILED
+        which = "next" if left_out > 0 else "other"
+        parts.append(details(f"the {which} {format_count(len(others), 'trial')}", trial_table(others)))
+        if left_out > 0:
+            parts.append(paragraph(f"{format_count(left_out, 'further trial')} in leaderboard.json.", soft=True))
     is_grey = search.baseline is not None and search.baseline is not search.best
     baseline = f" Grey: {search.baseline_name}." if is_grey else ""
     parts.append(paragraph(f"Ranked by val SumR, at the best epoch of each trial.{baseline}", soft=True))
@@ -100,6 +104,8 @@ def curves_section(search: SearchRecord) -> Section | Omission:
         return Omission(f"Learning curves: fewer than {CURVES_NEEDED} trials have two epochs.")
     figure = learning_curves(search)
     caption = "Val SumR after each epoch."
+    if any(trial.curve and trial.number not in search.detailed for trial in search.trials):
+        caption += f" Lines: the best {DETAILED} trials; shaded: the others."
     if search.in_state("pruned"):
         caption += " A cross ends the curve of a pruned trial."
     start = search.experiment.get("loss", {}).get("hard_negative_start_epoch")
@@ -137,5 +143,11 @@ def failure_section(search: SearchRecord) -> Section | None:
     failed = search.in_state("failed")
     if not failed:
         return None
-    rows = [[str(trial.number), str(trial.epochs), escape(trial.error or "no reason recorded")] for trial in failed]
-    return Section("Failed trials", (table(["trial", "epochs", "reason"], rows, text_columns=(2,)),))
+    rows = [
+        [str(trial.number), str(trial.epochs), escape(trial.error or "no reason recorded")]
+        for trial in failed[:DETAILED]
+    ]
+    parts = [table(["trial", "epochs", "reason"], rows, text_columns=(2,))]
+    if left_out := len(failed) - len(rows):
+        parts.append(paragraph(f"{format_count(left_out, 'further failed trial')} in leaderboard.json.", soft=True))
+    return Section("Failed trials", tuple(parts))

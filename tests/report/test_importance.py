@@ -28,6 +28,19 @@ def test_two_trials_are_compared_at_the_last_epoch_that_both_reached() -> None:
     assert win_rates([replace(slow, curve=()), replace(fast, curve=())]) == pytest.approx([0.0, 1.0])
 
 
+def test_win_rates_are_those_of_comparing_each_pair() -> None:
+    random = np.random.default_rng(4)
+    trials = [trial(number, *random.integers(5, size=random.integers(1, 7)).tolist()) for number in range(60)]
+
+    def score(a: TrialRecord, b: TrialRecord) -> float:
+        epochs = min(a.epochs, b.epochs)
+        own, other = (max(value for _, value in each.curve[:epochs]) for each in (a, b))
+        return 0.5 if own == other else float(own > other)
+
+    expected = [sum(score(a, b) for b in trials if b is not a) / 59 for a in trials]
+    assert win_rates(trials) == pytest.approx(expected)
+
+
 def test_a_bad_choice_stands_out_even_if_few_trials_have_it(tmp_path: Path) -> None:
     """A sampler soon proposes only the good choice, which is then common to nearly all trials."""
     search = read_search(make_search(tmp_path / "synthetic", trials=24, pruning=False))

@@ -14,8 +14,8 @@ from unittest.mock import Mock
 
 import pytest
 import yaml
-from plotly.offline import get_plotlyjs
 from support.experiments import add_final, make_search
+from support.pages import without_plotly
 
 from dreamprvr_ray.config import load_experiment, parse_overrides
 from dreamprvr_ray.errors import Failure, UserError
@@ -51,7 +51,7 @@ def summary(searched: Path) -> str:
 def report_of(directory: Path) -> tuple[list[str], str]:
     """The titles of the sections, and the page without plotly.js."""
     titles = page.write_report(read_search(directory), directory / "report.html")
-    return titles, (directory / "report.html").read_text().replace(get_plotlyjs(), "")
+    return titles, without_plotly((directory / "report.html").read_text())
 
 
 def text_of(html: str) -> str:
@@ -274,8 +274,7 @@ def test_the_effect_of_one_parameter_is_reported(summary: str, tmp_path: Path) -
 
 def test_the_page_needs_no_network(whole: tuple[list[str], str]) -> None:
     _, html = whole
-    rest = html.replace(get_plotlyjs(), "")
-    assert len(html) - len(rest) == len(get_plotlyjs())  # once
+    rest = without_plotly(html)
     assert not re.search(r"\b(src|action|data)=|@import|url\(|<(link|iframe|object)\b", rest)
     assert all(target.startswith("#") for target in re.findall(r'href="([^"]*)"', rest))
     assert "http://" not in rest and "https://" not in rest
@@ -283,7 +282,7 @@ def test_the_page_needs_no_network(whole: tuple[list[str], str]) -> None:
 
 
 def test_a_whole_search_has_every_section(whole: tuple[list[str], str]) -> None:
-    titles, html = whole[0], whole[1].replace(get_plotlyjs(), "")
+    titles, html = whole[0], without_plotly(whole[1])
     assert titles == [
         *(
             "Summary",
@@ -424,3 +423,17 @@ def test_a_full_disk_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(html_page, "write_text", Mock(side_effect=error))
         with pytest.raises(kind, match=rf"report\.html: cannot be written: {error.strerror}"):
             page.write_report(search, tmp_path / "report.html")
+
+
+def test_a_report_of_many_trials_stays_small(tmp_path: Path) -> None:
+    """The best hundred trials are shown one by one, the others together."""
+    sizes = {}
+    for trials in (150, 400):
+        directory = make_search(tmp_path / f"search-{trials}", trials=trials)
+        titles, html = report_of(directory)
+        assert "Learning curves" in titles
+        text = text_of(html)
+        assert "the next 80 trials" in text and f"{trials - 100} further trials in leaderboard.json." in text
+        assert "shaded: the others" in text and "each of the best 100 trials" in text
+        sizes[trials] = len(html)
+    assert sizes[400] - sizes[150] < 250 * 200  # bytes a trial

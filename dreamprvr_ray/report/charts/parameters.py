@@ -113,7 +113,7 @@ def _log_ticks(parameter: SearchedParameter) -> list[float]:
 
 
 def parallel_coordinates(search: SearchRecord, parameters: Sequence[SearchedParameter]) -> go.Figure:
-    """Draw a line for each trial across a row for each parameter, val SumR on top.
+    """Draw a line for each `detailed` trial across a row for each parameter, val SumR on top.
 
     Where a trial does not have a parameter, its line has a gap.
     """
@@ -184,7 +184,7 @@ def _line_groups(search: SearchRecord) -> list[tuple[str, Iterable[TrialRecord],
     best, baseline = search.best, search.baseline
     top = {trial.number for trial in search.best_quarter()[:HIGHLIGHTED]}
     apart = {trial.number for trial in (best, baseline) if trial is not None}
-    others = [trial for trial in search.scored if trial.number not in apart]
+    others = [trial for trial in search.scored if trial.number not in apart and trial.number in search.detailed]
     low = [trial for trial in others if trial.number not in top]
     groups: list[tuple[str, Iterable[TrialRecord], dict[str, Any]]] = [
         (

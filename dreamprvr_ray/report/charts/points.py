@@ -60,7 +60,8 @@ def add_trials(
 ) -> None:
     """Add each trial with a SumR as a point at its best one. Trials below the SumR axis are triangles on its lower end.
 
-    With `only`, hover labels show only this parameter's value and there is no legend, which suits small charts.
+    With `only`, hover labels show only this parameter's value and there is no legend, which suits small charts. Trials
+    that are not `detailed` have no labels.
     """
     low = lowest_sumr(search)
     groups = [
@@ -73,16 +74,31 @@ def add_trials(
         (name, [trial for trial in trials if (trial.best_sumr or 0.0) >= low], marker)
         for name, trials, marker in groups
     ]
+    below = sorted(below, key=lambda pair: pair[0].number not in search.detailed)  # those with labels have the colours
     triangles = {"symbol": "triangle-down-open", "color": [colour for _, colour in below], "size": 7}
     for name, trials, marker in [("below the axis", [trial for trial, _ in below], triangles), *visible]:
-        if trials:
+        named = [trial for trial in trials if trial.number in search.detailed]
+        if others := [trial for trial in trials if trial.number not in search.detailed]:
+            positions = np.array([x(trial) for trial in others])
             figure.add_scatter(
-                x=[x(trial) for trial in trials],
-                y=[max(trial.best_sumr or low, low) for trial in trials],
+                x=positions.astype(np.int32 if positions.dtype.kind == "i" else np.float32),
+                y=np.array([max(trial.best_sumr or low, low) for trial in others], dtype=np.float32),
                 mode="markers",
                 name=name,
+                legendgroup=name,
+                marker=marker | {"size": 3, "opacity": 0.5, "color": GREY},
+                hoverinfo="skip",
+                showlegend=only is None and not named,
+            )
+        if named:
+            figure.add_scatter(
+                x=[x(trial) for trial in named],
+                y=[max(trial.best_sumr or low, low) for trial in named],
+                mode="markers",
+                name=name,
+                legendgroup=name,
                 marker=marker,
-                text=[hover_text([only] if only else search.parameters, trial) for trial in trials],
+                text=[hover_text([only] if only else search.parameters, trial) for trial in named],
                 hovertemplate="%{text}<extra></extra>",
                 showlegend=only is None,
             )

@@ -27,6 +27,7 @@ from dreamprvr_ray.search.results import TrialRecord
 
 COSTS = {"gflop_per_video": "GFLOP per video and training step", "encode_ms": "milliseconds to encode a video"}
 _PRUNED_GREY = "#b4b4b4"
+_DENSITY_ROWS = 60
 _WIDE_COSTS = 20  # the ratio of the largest cost to the smallest from which their axis is logarithmic
 
 
@@ -37,9 +38,11 @@ def optimization_history(search: SearchRecord) -> go.Figure:
         380, xaxis_title="trial", yaxis_title=VAL_SUMR, dragmode="zoom", yaxis_range=sumr_range(search)
     )
     tick_whole_numbers(figure, search.trials[-1].number)
+    best = np.maximum.accumulate([trial.best_sumr for trial in scored if trial.best_sumr is not None])
+    changes = [0, *(np.flatnonzero(np.diff(best)) + 1).tolist(), len(best) - 1]
     figure.add_scatter(
-        x=[trial.number for trial in scored],
-        y=np.maximum.accumulate([trial.best_sumr for trial in scored if trial.best_sumr is not None]),
+        x=[scored[place].number for place in changes],
+        y=best[changes],
         mode="lines",
         line={"shape": "hv", "color": VERMILION, "width": 1.5},
         name="best so far",
@@ -52,7 +55,10 @@ def optimization_history(search: SearchRecord) -> go.Figure:
 
 
 def learning_curves(search: SearchRecord) -> go.Figure:
-    """Draw val SumR by epoch for every trial. A cross ends the curve of a pruned one."""
+    """Draw val SumR by epoch for every trial. A cross ends the curve of a pruned one.
+
+    Behind the `detailed` trials, the others are shaded: the darker, the more of them have a SumR at an epoch.
+    """
     curves = [trial for trial in search.trials if trial.curve]
     bests = [max(value for _, value in trial.curve) for trial in curves]
     # Without the lowest 2% of all values: the first epochs, or a trial that diverged, would squeeze the others.
@@ -68,8 +74,12 @@ def learning_curves(search: SearchRecord) -> go.Figure:
     last = max(trial.curve[-1][0] for trial in curves)
     figure.update_xaxes(range=[1 - 0.02 * last, 1.02 * last])
     tick_whole_numbers(figure, last)
+    if others := [trial for trial in curves if trial.number not in search.detailed]:
+        _add_density(figure, others, low - space, max(bests) + space, last)
     in_legend: set[str] = set()
-    for trial in sorted(curves, key=lambda trial: _curve_style(search, trial)[0]):
+    for trial in sorted(
+        (trial for trial in curves if trial.number in search.detailed), key=lambda trial: _curve_style(search, trial)[0]
+    ):
         _, name, line = _curve_style(search, trial)
         is_pruned = trial.state == "pruned"
         figure.add_scatter(
@@ -89,6 +99,25 @@ def learning_curves(search: SearchRecord) -> go.Figure:
         )
         in_legend.add(name)
     return figure
+
+
+def _add_density(figure: go.Figure, trials: Sequence[TrialRecord], low: float, high: float, last: int) -> None:
+    """Shade how many trials have a val SumR in each of `_DENSITY_ROWS` ranges after each epoch."""
+    points = np.array([point for trial in trials for point in trial.curve])
+    counts, _, edges = np.histogram2d(
+        points[:, 0],
+        points[:, 1].clip(low, high),
+        bins=[np.arange(0.5, last + 1), np.linspace(low, high, _DENSITY_ROWS + 1)],
+    )
+    figure.add_heatmap(
+        x=np.arange(1, last + 1, dtype=np.int32),
+        y=((edges[1:] + edges[:-1]) / 2).astype(np.float32),
+        z=np.where(counts > 0, np.log1p(counts), np.nan).T.astype(np.float32),
+        customdata=counts.T.astype(np.int32),
+        colorscale=[[0, "#f0f2f4"], [1, GREY]],
+        showscale=False,
+        hovertemplate=f"epoch %{{x}}, {VAL_SUMR} about %{{y:.1f}}: %{{customdata}} of the other trials<extra></extra>",
+    )
 
 
 def _curve_style(search: SearchRecord, trial: TrialRecord) -> tuple[int, str, dict[str, Any]]:

@@ -10,8 +10,8 @@ from html import unescape
 from pathlib import Path
 
 import pytest
-from plotly.offline import get_plotlyjs
 from support.figures import EVIL, Collection
+from support.pages import without_plotly
 
 from dreamprvr_ray.data.in_memory import FeatureSplit, Query, write_shards
 from dreamprvr_ray.report.figures.page import write_figures
@@ -28,8 +28,7 @@ def text_of(html: str) -> str:
 
 def page_of(path: Path) -> str:
     html = path.read_text(encoding="utf-8")
-    assert html.count(get_plotlyjs()) == 1
-    return html.replace(get_plotlyjs(), "")
+    return without_plotly(html)
 
 
 @pytest.fixture(scope="module")
