@@ -79,7 +79,7 @@ class Encodings:
 
 
 class Blocks:
-    """The scores of all queries with a worker's videos, computed anew by each iteration."""
+    """The scores of all queries with a worker's videos; each iteration computes them again."""
 
     def __init__(self, encodings: Encodings, videos: np.ndarray, report: bool) -> None:
         self._encodings, self._videos, self._queries = encodings, videos, encodings.embeddings()

@@ -167,7 +167,7 @@ class SplitPart(NamedTuple):
 
 
 class SplitScores:
-    """The scores of queries with this worker's part of videos, computed anew by each iteration.
+    """The scores of queries with this worker's part of videos; each iteration computes them again.
 
     They are those of `score_split`, in blocks of videos. The features are of one encoder if that has a weight.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import gzip
 import os
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from html import escape
@@ -141,7 +142,7 @@ class ChartRenderer:
             div_id=f"figure-{self.count}",
             config={**_CONFIG, "toImageButtonOptions": {"format": "svg", "filename": f"figure-{self.count}"}},
         )
-        html = html.replace('<script type="text/javascript">', "<script>plotly.then(() => {")
-        html = html.replace("</script>", "});</script>")
+        # plotly.js is not there before it is unpacked.
+        html = re.sub(r"<script\b[^>]*>", "<script>plotly.then(() => {", html).replace("</script>", "});</script>")
         caption = f"<figcaption>{escape(chart.caption)}</figcaption>" if chart.caption else ""
         return f'<figure><div style="height:{height}px">{html}</div>{caption}</figure>'

@@ -204,13 +204,13 @@ def served(settings: LocalServer, log: Callable[[str], None]) -> Iterator[str]:
         ray_internals.quiet_losses(),
     ):
         log(f"starting {settings.replicas} {'replica' if settings.replicas == 1 else 'replicas'} ...")
-        serve.start(
-            proxy_location=ProxyLocation.HeadOnly,
-            http_options=HTTPOptions(host=settings.host, port=settings.port),
-            logging_config=_LOGGING,
-        )
         try:
             try:
+                serve.start(
+                    proxy_location=ProxyLocation.HeadOnly,
+                    http_options=HTTPOptions(host=settings.host, port=settings.port),
+                    logging_config=_LOGGING,
+                )
                 # Nothing is reserved: all processes share this machine.
                 serve.run(_application(arguments, access, threads, {"num_cpus": 0}), name=NAME, logging_config=_LOGGING)
                 mistakes = serve.get_deployment_handle("Search", NAME).mistakes.remote().result(timeout_s=60)
