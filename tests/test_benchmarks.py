@@ -10,12 +10,14 @@ import torch
 from support import reference_model
 from support.indexes import small_checkpoint, small_shards
 
-from benchmarks import find, measured_process, opening, selection_bias
+from benchmarks import evaluation, find, measured_process, opening, selection_bias
+from benchmarks.ranking import Ranking
 from benchmarks.synthetic import random_batch
 from benchmarks.training_steps import FastSteps, ReferenceSteps
 from dreamprvr_ray.config import load_experiment
 from dreamprvr_ray.data.batches import collate_queries
 from dreamprvr_ray.data.shards import ShardSet
+from dreamprvr_ray.distributed import Workers
 from dreamprvr_ray.index import index as searching
 from dreamprvr_ray.index.building import update_index
 from dreamprvr_ray.index.collections import ShardCollection
@@ -98,3 +100,18 @@ def test_a_synthetic_index_is_searched_as_a_real_one(tmp_path: Path, monkeypatch
         for noise in ((0.1, 0.1), (0.8, 0.4))
     )
     assert far < near < 1
+
+
+def test_ranking_scores_and_ranks_in_both_ways() -> None:
+    ranking = Ranking(queries=30, videos=12)
+    assert ranking("fast", 8)[1] == ranking("plain", 8)[1]
+    _, ranks, _ = ranking("score", 8)
+    assert len(ranks) == 30 and min(ranks) >= 1
+
+
+def test_encodings_in_a_file_are_ranked_like_the_whole_matrix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "VIDEO_BLOCK", 7)
+    encodings = evaluation.Encodings(tmp_path, queries=40, videos=30, size=8)
+    encodings.write()
+    ranks = evaluation.rank(encodings, Workers()).rank
+    assert torch.equal(ranks, evaluation.rank_plainly(encodings).rank) and int(ranks.max()) > 1
