@@ -16,8 +16,8 @@ from dreamprvr_ray.config import load_experiment
 from dreamprvr_ray.data.batches import Batch
 from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.errors import UserError
-from dreamprvr_ray.evaluation import retrieval
-from dreamprvr_ray.evaluation.retrieval import evaluate
+from dreamprvr_ray.evaluation import score_blocks
+from dreamprvr_ray.evaluation.retrieval import evaluate, score_split
 from dreamprvr_ray.evaluation.weights import ScoreWeights
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.model.kernels import cpu
@@ -125,11 +125,11 @@ def test_the_frame_losses_use_the_trimmed_scores() -> None:
 
 @pytest.mark.parametrize("block", [1, 2, 64])
 def test_evaluation_equals_that_of_one_video_at_a_time(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retrieval, "VIDEO_BLOCK", block)
+    monkeypatch.setattr(score_blocks, "VIDEO_BLOCK", block)
     model = small_models.build(trim_frames="batch")
     clip, frame = plain_scores(model)
     with torch.no_grad():
-        scores = retrieval.score_split(model.float(), SPLIT, ScoreWeights(0.7))  # type: ignore[arg-type]
+        scores = score_split(model.float(), SPLIT, ScoreWeights(0.7))  # type: ignore[arg-type]
     torch.testing.assert_close(scores, (0.7 * clip + 0.3 * frame).float(), rtol=1e-4, atol=1e-5)
     assert evaluate(model, SPLIT, ScoreWeights(0.7)).videos == 9  # type: ignore[arg-type]
 
