@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -437,3 +438,13 @@ def test_a_report_of_many_trials_stays_small(tmp_path: Path) -> None:
         assert "shaded: the others" in text and "each of the best 100 trials" in text
         sizes[trials] = len(html)
     assert sizes[400] - sizes[150] < 250 * 400  # bytes a trial
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="no Chromium")
+def test_a_browser_draws_the_charts(whole: tuple[list[str], str], searched: Path, tmp_path: Path) -> None:
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    options += ["--disable-sync", f"--user-data-dir={tmp_path}", "--virtual-time-budget=20000", "--dump-dom"]
+    page_url = (searched / "report.html").as_uri()
+    done = subprocess.run(["chromium", *options, page_url], capture_output=True, text=True, timeout=120, check=True)
+    drawn = re.findall(r'<div id="(figure-\d+)" class="plotly-graph-div js-plotly-plot"', done.stdout)
+    assert len(drawn) == without_plotly(whole[1]).count("Plotly.newPlot(") == 14
