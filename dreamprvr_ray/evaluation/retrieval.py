@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -80,19 +80,23 @@ def rank_split(
     Raises `ScoresNotFinite` as `score_split`.
     """
     scores = SplitScores(model, weights, *_whole(split), workers, on_encoded)
-    ranks = rank_scores(scores, scores.count, split, scores.device, scores.workers)
-    if best:
-        ranks = replace(ranks, best=best_videos(scores, len(split.owner), best, scores.device))
+    ranks = rank_scores(scores, scores.count, split, scores.device, scores.workers, best)
     scores.check_finite()
     return ranks
 
 
 def rank_scores(
-    scores: Iterable[ScoreBlock], count: int, split: Split, device: torch.device, workers: Workers | None = None
+    scores: Iterable[ScoreBlock],
+    count: int,
+    split: Split,
+    device: torch.device,
+    workers: Workers | None = None,
+    best: int = 0,
 ) -> SplitRanks:
     """Rank by the scores of all queries of a split with this worker's part of its videos, `count` of them.
 
-    Iterated again, `scores` computes them again; they are kept if they are at most `KEPT_SCORES`.
+    Iterated again, `scores` computes them again; they are kept if they are at most `KEPT_SCORES`. `best` is that of
+    `rank_split`.
     """
     queries = len(split.owner)
     if count <= KEPT_SCORES:
@@ -101,7 +105,7 @@ def rank_scores(
     own = ranks
     if split.right_videos is not None:
         own = rank_blocks(scores, torch.from_numpy(np.array(split.owner)).to(device), workers=workers)
-    return SplitRanks(ranks, own.rank == 1)
+    return SplitRanks(ranks, own.rank == 1, best_videos(scores, queries, best, device) if best else None)
 
 
 def rank_queries(scores: Tensor, split: Split) -> Ranks:
