@@ -35,7 +35,15 @@ class MeasuredProcess:
         remote.close()
 
     def __call__(self, *arguments: Any) -> Any:
+        self.start(*arguments)
+        return self.result()
+
+    def start(self, *arguments: Any) -> None:
+        """Call without waiting; `result` waits, so that several processes can be called together."""
         self._connection.send(arguments)
+
+    def result(self) -> Any:
+        """Wait for the call that `start` began, and return its result."""
         return self._connection.recv()
 
     def close(self) -> None:

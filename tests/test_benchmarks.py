@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,13 @@ import pytest
 import torch
 from support import reference_model
 from support.indexes import small_checkpoint, small_shards
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from benchmarks import evaluation, find, measured_process, opening, selection_bias
+from benchmarks import evaluation, find, measured_process, opening, selection_bias, step_model
 from benchmarks.ranking import Ranking
+from benchmarks.search_model import ClusterSize, SearchLoad, SimulatedSearch
+from benchmarks.step_prediction import QUERIES, step_size
+from benchmarks.step_workers import StepWorker
 from benchmarks.synthetic import random_batch
 from benchmarks.training_steps import FastSteps, ReferenceSteps
 from dreamprvr_ray.config import load_experiment
@@ -115,3 +120,54 @@ def test_encodings_in_a_file_are_ranked_like_the_whole_matrix(tmp_path: Path, mo
     encodings.write()
     ranks = evaluation.rank(encodings, Workers()).rank
     assert torch.equal(ranks, evaluation.rank_plainly(encodings).rank) and int(ranks.max()) > 1
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 5])
+def test_a_modelled_step_sends_what_a_real_one_sends(workers: int) -> None:
+    """In torch's fake process group nothing is sent, but counted."""
+    experiment = load_experiment("demo", SMALL | {"training.batch_videos": 7})
+    worker = StepWorker(experiment, QUERIES, share_group=None)
+    group = Workers(0, workers)
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=workers)
+    try:
+        worker.step_of(group, 7)()
+    finally:
+        torch.distributed.destroy_process_group()
+    size = step_size(experiment)
+    expected = step_model.messages(size, workers)
+    assert group.traffic.gradients == pytest.approx(expected.gradient_bytes, rel=1e-3)
+    # Rank 0 of 7 videos has the smaller part; gathers are padded to the larger one.
+    assert group.traffic.loss == pytest.approx(expected.loss_bytes, rel=1e-3)
+
+
+def test_a_step_model_is_found_again_from_its_own_times() -> None:
+    model = step_model.StepModel(fixed=1.5, per_video=0.2, copying=0.05, latency=1e-3, bandwidth=2e8, spread=0.04)
+    size = step_model.StepSize(videos=24, queries_per_video=3, hidden_size=128, parameters=4_000_000)
+
+    def measured(workers: int, videos: int) -> step_model.MeasuredStep:
+        return step_model.MeasuredStep(workers, videos, model.step(replace(size, videos=videos), workers).seconds)
+
+    large = step_model.messages(size, 2).gradient_bytes / model.bandwidth + 2e-3
+    messages = step_model.MeasuredMessages(small=2e-3, large=large, sum_gradients=large + model.copying)
+    found = step_model.fit([measured(1, 24), measured(1, 12), measured(1, 6), measured(2, 24)], messages, size)
+    assert found.step(size, 4).seconds == pytest.approx(model.step(size, 4).seconds, rel=1e-3)
+    assert found.spread == pytest.approx(model.spread, rel=1e-2)
+
+
+def test_a_simulated_search_counts_what_its_trials_do() -> None:
+    load = SearchLoad(
+        gpus_per_trial=1, epochs=10, epoch_seconds=5, start_seconds=0, driver_report_seconds=0, driver_trial_seconds=0
+    )
+    quiet = ClusterSize(nodes=2, gpus_per_node=4, hours_between_failures=1e9, cache_fill=0)
+    undisturbed = SimulatedSearch(quiet, load).run(hours=1)
+    assert (undisturbed.trials, undisturbed.epochs, undisturbed.failures) == (8 * 72, 8 * 720, 0)
+    assert undisturbed.utilisation == pytest.approx(1)
+    # A driver that takes 1 s a report answers at most 3,600 of them, whatever the number of GPUs.
+    busy = SimulatedSearch(quiet, replace(load, driver_report_seconds=1)).run(hours=1)
+    assert busy.driver_load == pytest.approx(1, abs=0.01) and 3550 < busy.epochs <= 3600
+    # A failed node's trials go on from their last epoch: no more is lost than one epoch of each of its GPUs.
+    failing = SimulatedSearch(replace(quiet, hours_between_failures=0.2), load).run(hours=10)
+    assert failing.failures > 20 and 0 < failing.lost_gpu_seconds <= failing.failures * 4 * 5
+    assert failing.utilisation < undisturbed.utilisation
+    wide = SimulatedSearch(quiet, replace(load, gpus_per_trial=8)).run(hours=1)
+    assert wide.trials == 72 and wide.utilisation == pytest.approx(1)
