@@ -10,7 +10,7 @@ from pathlib import Path
 from dreamprvr_ray.errors import UserError
 
 ROOT = Path("/sys/fs/cgroup")
-# A share is granted anew in each period. Workers that wait for each other lose at most a part of it, so it is short:
+# A share is renewed in each period. Workers that wait for each other lose a part of it at most, so it is short:
 # the default of 100 ms is as long as many of the messages that are measured.
 PERIOD = 20_000  # microseconds
 

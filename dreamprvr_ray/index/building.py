@@ -7,6 +7,7 @@ running the same command again continues.
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,10 +27,10 @@ from dreamprvr_ray.index.coarse import COARSE, require_faiss
 from dreamprvr_ray.index.collections import Collection
 from dreamprvr_ray.index.compression import Compressor
 from dreamprvr_ray.index.encoding import encode_videos
-from dreamprvr_ray.index.parts import PART_FILES, Part, PartContent, write_part
+from dreamprvr_ray.index.parts import Part, PartContent, is_part, remove_part, write_part
 from dreamprvr_ray.index.record import MODEL, PARTS, RECORD, SCHEMA_VERSION, SOURCE, IndexRecord, PartRecord
 from dreamprvr_ray.index.scoring import score_weights
-from dreamprvr_ray.storage.files import remove_own_files, write_bytes, writing
+from dreamprvr_ray.storage.files import write_bytes, writing
 from dreamprvr_ray.storage.location import Storage
 from dreamprvr_ray.storage.locks import LOCK
 from dreamprvr_ray.video.extraction_store import EXTRACTION
@@ -255,15 +256,17 @@ def _load(directory: Path, model: Path | None) -> TrainedModel:
 
 
 def _remove_leftovers(directory: Path, record: IndexRecord) -> None:
-    """Remove parts that no longer belong to the index: of a process that was killed, or replaced by others."""
+    """Remove parts that no longer belong to the index: of a process that was killed, or replaced by others.
+
+    Directories whose content does not show that they are parts stay, whatever their names.
+    """
     folder = directory / PARTS
     if not folder.is_dir():
         return
     known = {part.name for part in record.parts}
     for path in folder.iterdir():
-        name = path.name.lstrip(".").split("-")[0]
-        if path.is_dir() and not path.is_symlink() and name.isdecimal() and len(name) == 6 and path.name not in known:
-            remove_own_files(path, lambda own: own in PART_FILES)
+        if path.name not in known and is_part(path):
+            remove_part(path)
 
 
 class _Update:
@@ -351,10 +354,12 @@ class _Update:
         return Compressor.read(self._directory, self._weights)
 
     def _write(self, content: PartContent) -> PartRecord:
-        name = f"{self._record.next_part:06d}"
-        self._record = replace(self._record, next_part=self._record.next_part + 1)
-        with writing(self._directory / PARTS):
-            return write_part(self._directory / PARTS / name, content)
+        folder, number = self._directory / PARTS, self._record.next_part
+        while os.path.lexists(folder / f"{number:06d}"):  # of someone else: see `_remove_leftovers`
+            number += 1
+        self._record = replace(self._record, next_part=number + 1)
+        with writing(folder):
+            return write_part(folder / f"{number:06d}", content)
 
     def _commit(self, parts: Sequence[PartRecord]) -> None:
         """Make these the parts of the index, and remove those that they replace."""

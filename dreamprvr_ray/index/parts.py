@@ -15,6 +15,7 @@ Shapes: V rows, N frames of all of them, W windows of all of them; D hidden size
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -29,10 +30,12 @@ from dreamprvr_ray.data.encoding import VideoTimes
 from dreamprvr_ray.errors import UserError, first_line
 from dreamprvr_ray.index.record import PartRecord
 from dreamprvr_ray.index.windows import Windows, window_numbers, windows_of
-from dreamprvr_ray.storage.files import replacing
+from dreamprvr_ray.storage.files import remove_own_files, replacing
 
 ROWS = "videos.arrow"
 PART_FILES = (ROWS, "clips.npy", "frames.npy", "features.npy", "norms.npy", "coarse.npy")
+# A part, or what `storage.files.replacing` names the temporary directory in which it is written.
+_OWN_NAME = re.compile(r"\d{6}|\.\d{6}-(?P<temporary>\w{8})")
 _COLUMNS = pa.schema(
     {
         "id": pa.string(), "fingerprint": pa.string(), "frames": pa.int32(), "source": pa.string(), "file": pa.string(),
@@ -148,6 +151,25 @@ def write_part(directory: Path, content: PartContent) -> PartRecord:
             if array is not None:
                 np.save(partial / name, array, allow_pickle=False)
     return PartRecord(directory.name, len(content.rows), len(content.block.features))
+
+
+def is_part(directory: Path) -> bool:
+    """Return whether a directory's name and content show that `write_part` wrote it, perhaps not to its end."""
+    name = _OWN_NAME.fullmatch(directory.name)
+    if not name or directory.is_symlink() or not directory.is_dir():
+        return False
+    try:
+        with pa.memory_map(str(directory / ROWS)) as file:
+            return bool(pa.ipc.open_file(file).schema == _COLUMNS)
+    except (OSError, pa.ArrowException):
+        # The rows are written first: without them, a temporary directory holds nothing else.
+        return name["temporary"] is not None and {path.name for path in directory.iterdir()} <= {ROWS}
+
+
+def remove_part(directory: Path) -> None:
+    """Remove the files of a part, the rows last, by which it is known as one."""
+    remove_own_files(directory, lambda name: name in PART_FILES and name != ROWS)
+    remove_own_files(directory, lambda name: name == ROWS)
 
 
 def _values(row: IndexedRow) -> dict[str, object]:

@@ -165,6 +165,28 @@ def test_an_interrupted_update_leaves_an_index_that_can_be_searched_and_continue
     assert not leftover.exists() and len(Index.open(out).videos) == 32
 
 
+def test_only_parts_are_removed_whatever_others_are_called(shards: ShardSet, model: Path, tmp_path: Path) -> None:
+    out, collection = tmp_path / "index", ShardCollection(shards)
+    update_index(out, collection, model)
+    parts = out / "parts"
+    mine = parts / "000001"  # the next part's name, with files that are called as those of a part
+    mine.mkdir()
+    for name in ("clips.npy", "videos.arrow", "notes.txt"):
+        (mine / name).write_text("mine")
+    partial = parts / ".000001-ab12_x9z"  # of a process that was killed while it wrote the first file
+    partial.mkdir()
+    (partial / "videos.arrow").write_bytes(b"ARROW1")
+    replaced = parts / "000007"  # of a process that was killed while it removed a part
+    shutil.copytree(parts / "000000", replaced)
+    (replaced / "clips.npy").unlink()
+    (replaced / "notes.txt").write_text("mine")
+    update_index(out, CountedCollection(shards, changed=frozenset(collection.ids)), model)
+    assert {path.name for path in mine.iterdir()} == {"clips.npy", "videos.arrow", "notes.txt"}
+    assert not partial.exists() and [path.name for path in replaced.iterdir()] == ["notes.txt"]
+    assert sorted(path.name for path in parts.iterdir()) == ["000001", "000002", "000007"]
+    assert len(Index.open(out).videos) == 32
+
+
 def test_what_is_not_an_index_is_refused(shards: ShardSet, model: Path, tmp_path: Path) -> None:
     collection = ShardCollection(shards)
     (tmp_path / "mine").mkdir()
