@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -65,7 +65,7 @@ def simulate_trials(session: SearchSession, source: TrialSource, runs: str, prog
     shards, number = ShardsRecord.of(read_manifest(session.shards)).to_dict(), 0
     while isinstance(config := searcher.suggest(str(number)), dict):
         request = TrialRequest.from_config(config)
-        epoch = TrialEpoch(_result(100.0 + request.number), seconds_since_report=1.0, seconds_total=1.0)
+        epoch = simulated_epoch([100.0 + request.number])
         experiment = session.search.experiment.with_values(request.values, request.run)
         model = DreamPRVR(experiment.model, experiment.data.video_size, experiment.data.text_size)
         run = session.copy.path / runs / request.run
@@ -88,12 +88,14 @@ def write_finished_search(space: Path, shards: Path, out: Path) -> None:
         driver.run_search(search, resume=False, log=lambda _: None)
 
 
-def _result(sumr: float) -> EpochResult:
-    return EpochResult(
-        epoch=1,
+def simulated_epoch(sumrs: Sequence[float], epochs: int = 1) -> TrialEpoch:
+    """Return the last epoch of a trial whose epochs had these SumR, out of `epochs`."""
+    sumr, best = sumrs[-1], max(sumrs)
+    result = EpochResult(
+        epoch=len(sumrs),
         sumr=sumr,
-        best_sumr=sumr,
-        best_epoch=1,
+        best_sumr=best,
+        best_epoch=sumrs.index(best) + 1,
         recall={1: 10.0, 5: 20.0, 10: 30.0, 100: sumr - 60.0},
         median_rank=4.0,
         ties=0,
@@ -101,7 +103,8 @@ def _result(sumr: float) -> EpochResult:
         learning_rate=1e-4,
         videos_per_second=100.0,
         seconds=1.0,
-        seconds_left=0.0,
+        seconds_left=float(epochs - len(sumrs)),
         waited=0.0,
-        finished=True,
+        finished=len(sumrs) == epochs,
     )
+    return TrialEpoch(result, seconds_since_report=1.0, seconds_total=float(len(sumrs)))

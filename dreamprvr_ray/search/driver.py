@@ -77,6 +77,7 @@ def _run_study(session: SearchSession, source: StudyTrials) -> list[TrialRecord]
     if not source.is_exhausted():
         progress = SearchProgress(study, session.log, session.gauges, lambda: source.retention.stored_bytes)
         run_trials(session, source, RUNS, progress)
+        source.write_leaderboard()
         if source.store_failure:
             raise Failure(f"{source.store_failure}; use --resume to continue when the object store responds again")
         if source.interruption:

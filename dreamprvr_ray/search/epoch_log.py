@@ -14,15 +14,25 @@ from dreamprvr_ray.runtime.metrics import Gauges
 from dreamprvr_ray.runtime.tensorboard import EventFile
 from dreamprvr_ray.search.layout import EPOCHS, read_epochs
 from dreamprvr_ray.search.messages import SECONDS_TOTAL, TrialEpoch, TrialRequest
+from dreamprvr_ray.search.working_copy import WorkingCopy
 from dreamprvr_ray.storage.files import write_text
 
 
 class EpochLog:
     """Logs each epoch once. A training that resumes after a kill may report an epoch twice."""
 
-    def __init__(self, runs: Path, gauges: Gauges, log: Callable[[str], None] = print) -> None:
-        """`runs` is the directory that holds the runs' directories. `log` receives warnings."""
-        self._runs, self._gauges, self._log = runs, gauges, log
+    def __init__(
+        self,
+        runs: Path,
+        gauges: Gauges,
+        log: Callable[[str], None] = print,
+        copy: WorkingCopy | None = None,
+    ) -> None:
+        """`runs` is the directory that holds the runs' directories, in the working copy `copy` if that is given.
+
+        `log` receives warnings.
+        """
+        self._runs, self._gauges, self._log, self._copy = runs, gauges, log, copy
         self._last_epoch: dict[str, int] = {}
         self._seconds_before: dict[str, float] = {}  # of a run's training before it was resumed
         self._seconds: dict[str, float] = {}  # since then, as Ray Tune counts them
@@ -51,6 +61,8 @@ class EpochLog:
         with (self._runs / run / EPOCHS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(epoch.to_dict()) + "\n")
         self._tensorboards[run].add_scalars(epoch.to_dict(), number)
+        if self._copy:
+            self._copy.mark_changed(f"{self._runs.name}/{run}")
         return epoch
 
     def close(self, run: str) -> None:
@@ -58,9 +70,12 @@ class EpochLog:
         self._gauges.mark_ended(run)
         if run in self._tensorboards:
             self._tensorboards.pop(run).close()
+            del self._last_epoch[run], self._seconds_before[run], self._seconds[run]
 
     def _open(self, request: TrialRequest) -> None:
         directory = self._runs / request.run
+        if self._copy:
+            self._copy.fetch_runs([f"{self._runs.name}/{request.run}"])
         logged = read_epochs(directory)
         self._last_epoch[request.run] = logged[-1]["epoch"] if logged else 0
         seconds = logged[-1].get(SECONDS_TOTAL) if logged else None

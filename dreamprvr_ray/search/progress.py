@@ -19,9 +19,8 @@ from dreamprvr_ray.search.time_left import Pace, epochs_left, final_epochs
 from dreamprvr_ray.training.reporter import duration
 
 TABLE_INTERVAL = 20.0  # seconds between two tables, unless a trial ended
-GAUGE_INTERVAL = (
-    5.0  # seconds between two updates of the gauges, unless a trial ended; Ray exports them every few seconds
-)
+GAUGE_INTERVAL = 5.0  # seconds between two updates of the gauges, as above; Ray exports them every few seconds
+MANY_TRIALS, MANY_INTERVAL = 100, 5.0  # once more trials than this have ended: seconds between two tables
 ENDED = ("finished", "pruned", "failed")
 SHOWN_TRIALS = 5  # ended trials in the table
 LOG_WIDTH = 160  # columns if the output is not a terminal
@@ -50,6 +49,8 @@ class SearchProgress:
         """
         self._pace.observe(epochs, ended)
         ended += self._ended_before
+        if MANY_TRIALS < ended < self._planned and time.monotonic() - self._logged < MANY_INTERVAL:
+            return
         if ended != self._ended or time.monotonic() - self._measured > GAUGE_INTERVAL:
             self._measured = time.monotonic()
             self._update_gauges()
@@ -126,7 +127,7 @@ class FinalProgress:
             return
         self._ended, self._logged = ended, time.monotonic()
         elapsed = self._logged - self._started
-        done = {run: epoch.result.epoch for run, epoch in self._pace.latest.items()}
+        done = self._pace.epochs
         ended_early = {run for run in done if run not in epochs}  # their patience ran out
         left = sum(
             planned - done.get(run, 0) for run, planned in self._planned_epochs.items() if run not in ended_early

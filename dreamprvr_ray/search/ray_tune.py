@@ -21,7 +21,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from dreamprvr_ray.errors import first_line
-from dreamprvr_ray.runtime.ray_internals.tune import without_access_keys
+from dreamprvr_ray.runtime.ray_internals.tune import release_results, without_access_keys
 from dreamprvr_ray.search.epoch_log import EpochLog
 from dreamprvr_ray.search.messages import TrialEpoch, TrialRequest, decode_report
 from dreamprvr_ray.search.plan import TrialPlan
@@ -74,9 +74,9 @@ def run_trials(
     # its own.
     for name in ("ray.tune.analysis.experiment_analysis", "ray.tune.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    log = EpochLog(session.copy.path / runs, session.gauges, session.log)
+    log = create_epoch_log(session, runs)
     searcher = SourceSearcher(source)
-    callbacks: list[Callback] = [StartCallback(log), SyncCallback(session.copy)]
+    callbacks: list[Callback] = [StartCallback(log), SyncCallback(session.copy), ReleaseCallback()]
     if progress is not None:
         callbacks.insert(0, ProgressCallback(progress))
     name, settings = session.storage.name, session.search.settings
@@ -104,6 +104,11 @@ def run_trials(
                 failure_config=ray.tune.FailureConfig(max_failures=session.search.experiment.training.max_failures),
             ),
         ).fit()
+
+
+def create_epoch_log(session: SearchSession, runs: str) -> EpochLog:
+    """Return the log of the epochs of the runs in the directory `runs`."""
+    return EpochLog(session.copy.path / runs, session.gauges, session.log, session.copy)
 
 
 def run_name(trial: Trial) -> str:
@@ -165,10 +170,11 @@ class SourceSearcher(Searcher):
         pass  # the scheduler passes results on, because it can stop a trial
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        request = self._requests[trial_id]
+        request = self._requests.pop(trial_id)
+        seconds = self.seconds.pop(trial_id, None)
         report = self.lost.pop(trial_id, TrialFailure("error", "lost")) if error else decode_report(result)
-        if isinstance(report, TrialEpoch):
-            report = replace(report, seconds_total=self.seconds.get(trial_id, report.seconds_total))
+        if isinstance(report, TrialEpoch) and seconds is not None:
+            report = replace(report, seconds_total=seconds)
         try:
             if isinstance(report, TrialFailure):
                 self._source.fail(request, report)
@@ -254,12 +260,31 @@ class SyncCallback(Callback):
         self._copy.try_push()
 
 
+class ReleaseCallback(Callback):
+    """Frees what Ray Tune keeps of the results of trials that have ended, which nothing reads."""
+
+    def __init__(self) -> None:
+        self._ended: list[Trial] = []
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._ended.append(trial)
+
+    on_trial_error = on_trial_complete
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        for trial in self._ended:  # not earlier: other callbacks read the last result
+            release_results(trial)
+        self._ended = []
+
+
 class ProgressCallback(Callback):
     """Updates the display of progress."""
 
     def __init__(self, progress: SearchProgressDisplay) -> None:
         self._progress = progress
         self._latest: dict[str, TrialEpoch] = {}  # by the name of the run
+        self._ended: list[str] = []  # runs that have ended since the last update
+        self._count = 0  # of all that have ended
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -268,9 +293,16 @@ class ProgressCallback(Callback):
         if isinstance(report, TrialEpoch):
             self._latest[TrialRequest.from_config(trial.config).run] = report
 
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._ended.append(TrialRequest.from_config(trial.config).run)
+
+    on_trial_error = on_trial_complete
+
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        ended = [trial for trial in trials if trial.is_finished()]
-        # The last epoch of a trial is passed on once, although the trial may have ended with it.
-        self._progress.update(len(ended), dict(self._latest))
-        for trial in ended:
-            self._latest.pop(TrialRequest.from_config(trial.config).run, None)
+        # Without a look at `trials`, of which there may be ten thousand. The last epoch of a trial is passed on once,
+        # although the trial may have ended with it.
+        self._count += len(self._ended)
+        self._progress.update(self._count, dict(self._latest))
+        for run in self._ended:
+            self._latest.pop(run, None)
+        self._ended = []

@@ -49,6 +49,11 @@ class TrialRecord:
         """Whether the trial finished or was pruned, which is when it may have a checkpoint."""
         return self.state in ("finished", "pruned")
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the trial neither runs nor waits."""
+        return self.state not in ("running", "waiting")
+
     def best_until(self, epoch: int) -> float | None:
         """Return the best SumR up to an epoch, or None if no epoch up to it is recorded."""
         return max((sumr for finished, sumr in self.curve if finished <= epoch), default=None)
@@ -117,17 +122,18 @@ class TrialRecord:
 
 def rank_trials(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
     """Sort by best SumR, highest first, and by number among equals. Trials that failed or have no SumR come last."""
+    return sorted(trials, key=rank_key)
 
-    def key(trial: TrialRecord) -> tuple[bool, float, int]:
-        return trial.state == "failed", math.inf if trial.best_sumr is None else -trial.best_sumr, trial.number
 
-    return sorted(trials, key=key)
+def rank_key(trial: TrialRecord) -> tuple[bool, float, int]:
+    """Return the key by which `rank_trials` sorts."""
+    return trial.state == "failed", math.inf if trial.best_sumr is None else -trial.best_sumr, trial.number
 
 
 def best_trial(trials: Iterable[TrialRecord]) -> TrialRecord | None:
     """Return the trial with the highest SumR, or None if no epoch has finished. Failed trials do not count."""
-    candidates = [trial for trial in trials if trial.best_sumr is not None and trial.state != "failed"]
-    return rank_trials(candidates)[0] if candidates else None
+    candidates = (trial for trial in trials if trial.best_sumr is not None and trial.state != "failed")
+    return min(candidates, key=rank_key, default=None)
 
 
 def finite_curve(points: Iterable[tuple[int, float]]) -> Curve:

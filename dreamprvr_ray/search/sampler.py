@@ -1,18 +1,29 @@
-"""The sampling algorithm: one of Optuna's samplers, with its own seed for every trial."""
+"""The sampling algorithm: one of Optuna's samplers, with its own seed for every trial.
+
+A proposal takes a bounded time: of more than MAX_TRIALS ended trials, the sampler sees the best and the most recent
+ones. TPE calls at most the best 25 trials good, whatever their number, and weighs the others by their age: it loses
+some of those that it compares the good ones with.
+"""
 
 from __future__ import annotations
 
+import heapq
 import warnings
-from typing import Any, assert_never
+from collections.abc import Container, Sequence
+from typing import Any, assert_never, cast
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
-from optuna.trial import FrozenTrial
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 
 from dreamprvr_ray.search.settings import SamplerSettings
+
+MAX_TRIALS = 1000  # ended trials that a sampler sees
+BEST_TRIALS = 100  # of these: the best ones of all, however old they are
 
 
 class PerTrialSampler(BaseSampler):
@@ -26,6 +37,7 @@ class PerTrialSampler(BaseSampler):
         self._settings, self._conditional = settings, conditional
         self._number: int | None = None
         self._sampler: BaseSampler = RandomSampler()
+        self._seen: optuna.Study | None = None  # the study as the sampler sees it, for the trial `_number`
 
     def _sampler_of(self, trial: FrozenTrial) -> BaseSampler:
         if trial.number != self._number:
@@ -50,13 +62,14 @@ class PerTrialSampler(BaseSampler):
         assert_never(self._settings.kind)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        space: dict[str, BaseDistribution] = self._sampler_of(trial).infer_relative_search_space(study, trial)
+        self._seen = _limited(study)
+        space: dict[str, BaseDistribution] = self._sampler_of(trial).infer_relative_search_space(self._seen, trial)
         return space
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        values: dict[str, Any] = self._sampler_of(trial).sample_relative(study, trial, search_space)
+        values: dict[str, Any] = self._sampler_of(trial).sample_relative(self._seen or study, trial, search_space)
         return values
 
     def sample_independent(
@@ -64,4 +77,49 @@ class PerTrialSampler(BaseSampler):
     ) -> Any:
         # Seeded by key as well: if a kill interrupts a proposal halfway, the remaining keys get the values they would
         # have had.
-        return self._create(trial.number, param_name).sample_independent(study, trial, param_name, param_distribution)
+        sampler = self._create(trial.number, param_name)
+        return sampler.sample_independent(self._seen or study, trial, param_name, param_distribution)
+
+
+class _LimitedStudy:
+    """A study with some of its trials. Optuna's samplers read them by `_get_trials`, which has no public equivalent."""
+
+    def __init__(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
+        self._study, self._trials = study, trials
+
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        return [trial for trial in self._trials if states is None or trial.state in states]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+
+def _limited(study: optuna.Study) -> optuna.Study:
+    """Return the study, or one with the trials that the sampler may see if there are too many."""
+    trials = study.get_trials(deepcopy=False)
+    ended = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    if len(ended) <= MAX_TRIALS:
+        return study
+    recent = BEST_TRIALS - MAX_TRIALS
+    chosen = {trial.number for trial in ended[recent:]} | {trial.number for trial in _best(study, ended[:recent])}
+    seen = [trial for trial in trials if trial.number in chosen or trial.state == TrialState.RUNNING]
+    return cast(optuna.Study, _LimitedStudy(study, seen))
+
+
+def _best(study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Return at most `BEST_TRIALS` trials: those with the best value, or those that no other one surpasses in both."""
+    signs = [-1.0 if direction == StudyDirection.MAXIMIZE else 1.0 for direction in study.directions]
+    losses = [
+        ([sign * value for sign, value in zip(signs, trial.values, strict=True)], trial.number, trial)
+        for trial in trials
+        if trial.state == TrialState.COMPLETE
+    ]
+    if len(signs) == 1:
+        return [trial for *_, trial in heapq.nsmallest(BEST_TRIALS, losses)]
+    front: list[tuple[list[float], int, FrozenTrial]] = []
+    for loss in sorted(losses):
+        if not front or loss[0][1] < front[-1][0][1]:
+            front.append(loss)
+    return [trial for *_, trial in front[:BEST_TRIALS]]

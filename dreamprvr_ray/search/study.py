@@ -6,9 +6,11 @@ uninterrupted one. The user attribute `out` of a trial names its search, which i
 
 from __future__ import annotations
 
+import bisect
 import math
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from dreamprvr_ray.errors import UserError, first_line, redact, redact_uri
 from dreamprvr_ray.search.journal import SafeJournal
 from dreamprvr_ray.search.layout import JOURNAL
 from dreamprvr_ray.search.messages import TrialEpoch, TrialRequest
+from dreamprvr_ray.search.results import TrialRecord, rank_key
 from dreamprvr_ray.search.sampler import PerTrialSampler
 from dreamprvr_ray.search.space import Search
 from dreamprvr_ray.training.flops import specified_gflop
@@ -62,6 +65,9 @@ class SearchStudy:
         _name_objectives(self.study, ["val SumR", *objectives[1:]])
         self._running: set[int] = set()  # proposed by this process and not ended
         self._pruned: set[int] = set()
+        self._ended: list[TrialRecord] = []  # the trials that have ended, best first
+        self._ended_numbers: set[int] = set()
+        self._best_at_rung: dict[int, dict[int, float | None]] = {}  # of those, by epoch and number
         self._rungs = (
             [] if search.settings.against else search.settings.pruning.rungs(search.experiment.training.epochs)
         )
@@ -69,6 +75,26 @@ class SearchStudy:
     def trials(self) -> list[FrozenTrial]:
         """Return all trials except rejected proposals."""
         return [trial for trial in self.study.get_trials(deepcopy=False) if not trial.user_attrs.get("infeasible")]
+
+    def ranked(self) -> list[TrialRecord]:
+        """Return the records of all trials except rejected proposals, best first, without their curves.
+
+        A trial that has ended is converted and ranked once: it does not change any more.
+        """
+        open_trials = []
+        for trial in self.study.get_trials(deepcopy=False):
+            if trial.number in self._ended_numbers or trial.user_attrs.get("infeasible"):
+                continue
+            record = replace(TrialRecord.from_study(trial), curve=())
+            if trial.state.is_finished():
+                self._ended_numbers.add(trial.number)
+                bisect.insort(self._ended, record, key=rank_key)
+            else:
+                open_trials.append(record)
+        ranked = self._ended.copy()
+        for record in open_trials:
+            bisect.insort(ranked, record, key=rank_key)
+        return ranked
 
     def proposals(self) -> int:
         """Return the number of all proposals, the rejected ones included."""
@@ -170,13 +196,17 @@ class SearchStudy:
 
     def _is_beaten(self, trial: FrozenTrial, epoch: int) -> bool:
         own = _best_until(trial, epoch)
-        others = [
-            best
-            for other in self.trials()
-            if other.number != trial.number
-            and other.state != TrialState.FAIL
-            and (best := _best_until(other, epoch)) is not None
-        ]
+        known = self._best_at_rung.setdefault(epoch, {})
+        others = []
+        for other in self.trials():
+            if other.number in known:
+                best = known[other.number]
+            else:
+                best = None if other.state == TrialState.FAIL else _best_until(other, epoch)
+                if other.state.is_finished():
+                    known[other.number] = best
+            if best is not None and other.number != trial.number:
+                others.append(best)
         places = math.ceil((len(others) + 1) / self.search.settings.pruning.reduction_factor)
         return own is not None and sum(best > own for best in others) >= places
 
@@ -231,7 +261,9 @@ class SearchStudy:
         return True
 
     def _trial(self, number: int) -> FrozenTrial:
-        return self.study.get_trials(deepcopy=False)[number]
+        # Not from `get_trials`, which makes a list of all trials. Optuna has no public accessor for the study's id.
+        identifier = self.storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
+        return self.storage.get_trial(identifier)
 
     def _set_attribute(self, trial: FrozenTrial, name: str, value: Any) -> None:
         self.storage.set_trial_user_attr(_storage_id(trial), name, value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from contextlib import suppress
 
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.search.layout import RUNS, read_epochs, trial_name
@@ -31,6 +32,8 @@ class StudyTrials:
         self.leaderboard = Leaderboard(study, copy.path, self.retention)
         self.store_failure: str | None = None  # why the object store ended the search
         self.interruption: str | None = None  # another cause that no trial is to blame for
+        self._kept: set[int] | None = None  # the trials that keep a checkpoint, as the leaderboard has them
+        self._ended = 0  # trials, when the last one ended
         self._running: set[int] = set()
         self._suspects: list[tuple[TrialRequest, str]] = []  # failed alike, one after another, and not recorded yet
         self._can_have_more, self._copy, self._log = session.plan.can_have_more, copy, session.log
@@ -52,6 +55,7 @@ class StudyTrials:
         if request.number >= known:
             if renamed := self.retention.set_aside(request.number):
                 self._log(f"{RUNS}/{request.run} is of no trial of the study; renamed to {RUNS}/{renamed}")
+                self._copy.forget_run(f"{RUNS}/{request.run}")
             self._copy.try_push()  # so that a trial is known before its directory exists
         return request
 
@@ -65,6 +69,9 @@ class StudyTrials:
         self.settle()
         self._record_time()
         self.study.report(request.number, epoch)
+        if self.leaderboard.is_due(self._ended):
+            with suppress(UserError):  # of the object store; the leaderboard stays due
+                self.leaderboard.write()
         return not epoch.result.finished and self.study.should_prune(request.number, epoch.result.epoch)
 
     def finish(self, request: TrialRequest, last: TrialEpoch | None) -> None:
@@ -131,11 +138,19 @@ class StudyTrials:
         one that is to continue is damaged.
         """
         trials = ranked_trials(self.study)
-        for trial in trials:
-            if trial.state == "running":
-                read_epochs(self._copy.path / RUNS / trial_name(trial.number))
+        running = [f"{RUNS}/{trial_name(trial.number)}" for trial in trials if trial.state == "running"]
+        self._copy.fetch_runs(running)
+        for run in running:
+            read_epochs(self._copy.path / run)
         self.retention.check_study(trials, self.study.search.name)
+        self.retention.look(trials)
+        self._kept = None
         self._rank()
+
+    def write_leaderboard(self) -> None:
+        """Write the leaderboard, if that is possible: it may lack the trials that ended last."""
+        with suppress(UserError, OSError):
+            self.leaderboard.write()
 
     def _is_late(self) -> bool:
         return self._limit is not None and self._seconds_used() > self._limit
@@ -154,17 +169,20 @@ class StudyTrials:
 
     def _after_trial(self) -> None:
         self._record_time(every=0.0)
-        if not self._copy.try_push():  # otherwise checkpoints that the stored study still refers to could be deleted
-            return
         try:
             self._rank()
         except UserError as error:  # of the object store
             self._log(f"{error}; will retry when the next trial ends")
-        self._copy.try_push()
 
     def _rank(self) -> None:
-        self.retention.delete_unranked_checkpoints(ranked_trials(self.study))
-        self.leaderboard.write()
+        trials = ranked_trials(self.study)
+        kept, self._ended = self.retention.best(trials), sum(trial.has_ended for trial in trials)
+        if kept != self._kept or self.leaderboard.is_due(self._ended):
+            self.leaderboard.write()
+        # Otherwise checkpoints that the stored study and leaderboard still refer to could be deleted.
+        if self._copy.try_push():
+            self._kept = kept
+            self.retention.delete_unranked_checkpoints(trials)
 
 
 def _cause(request: TrialRequest, reason: str) -> str:

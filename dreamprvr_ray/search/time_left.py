@@ -48,14 +48,16 @@ class Pace:
     """How fast this driver trains: counts the epochs of its own time, not those before it resumed the search."""
 
     before: dict[str, int] = field(default_factory=dict)  # epochs of a run before this driver, by the run's name
-    latest: dict[str, TrialEpoch] = field(default_factory=dict)  # the latest epoch of each run that it has seen
+    epochs: dict[str, int] = field(default_factory=dict)  # finished, of each run that it has seen
+    latest: dict[str, TrialEpoch] = field(default_factory=dict)  # the latest epoch of each run that trains now
     ended: int = 0  # trainings that ended in its time
 
     def observe(self, epochs: Mapping[str, TrialEpoch], ended: int) -> None:
         """Take the latest epoch of the runs that train now, and the number of those that have ended."""
         for run, epoch in epochs.items():
             self.before.setdefault(run, epoch.result.epoch - 1)
-            self.latest[run] = epoch
+            self.epochs[run] = epoch.result.epoch
+        self.latest = dict(epochs) or self.latest
         self.ended = ended
 
     def seconds(self, left: float, elapsed: float, running: int) -> float | None:
@@ -64,7 +66,7 @@ class Pace:
         Until the first training has ended, the start of the trainings is no part of the estimate: it would count for
         every epoch.
         """
-        done = sum(epoch.result.epoch - self.before[run] for run, epoch in self.latest.items())
+        done = sum(self.epochs.values()) - sum(self.before.values())
         if not done:
             return None
         if self.ended:

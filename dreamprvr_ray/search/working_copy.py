@@ -3,19 +3,35 @@
 The driver appends to the study, the epoch logs and the leaderboard; an object store has no appending. They are changed
 in the copy and uploaded after every epoch, before its trial continues. A search resumed on another machine therefore
 knows every epoch that pruning decisions depend on. Checkpoints and their test records are not part of the copy: they
-are written to the store directly. Imports no Ray.
+are written to the store directly.
+
+What an upload costs does not depend on the number of trials: the directories of runs are looked at only if they have
+changed, and the journal is uploaded in parts. Imports no Ray.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from dreamprvr_ray.checkpoints.layout import TENSORBOARD
 from dreamprvr_ray.errors import UserError
-from dreamprvr_ray.search.layout import BEST, CHECKPOINTS, JOURNAL, SEARCH, TEST_RECORD, WANDB
+from dreamprvr_ray.search.layout import (
+    BEST,
+    CHECKPOINTS,
+    EPOCHS,
+    FINAL_RUNS,
+    JOURNAL,
+    RUNS,
+    SEARCH,
+    TEST_RECORD,
+    WANDB,
+)
+from dreamprvr_ray.search.stored_journal import StoredJournal, is_journal
 from dreamprvr_ray.storage.location import Storage
 
 
@@ -24,12 +40,37 @@ class WorkingCopy:
 
     def __init__(self, storage: Storage, path: Path, log: Callable[[str], None]) -> None:
         self.storage, self.path, self._log = storage, path, log
-        self._uploaded: dict[str, tuple[int, int]] = {}  # size and modification time of what the store has
+        self._journal = StoredJournal(storage)
+        self._uploaded: dict[str, tuple[int, int]] = {}  # size and modification time of what was uploaded last
+        self._changed: set[str] = set()  # directories of runs with files that the store may lack
+        self._epoch_logs: set[str] = set()  # files of runs that the store has and the copy lacks
 
-    def fetch(self) -> None:
-        """Download the files that the store has."""
-        self.storage.download(filter(_belongs_to_copy, self.storage.files()), self.path)
-        self._uploaded = self._stamps()
+    def fetch(self, with_runs: bool = True) -> None:
+        """Download the files that the store has. Those of runs can also be downloaded later, by `fetch_runs`."""
+        files = self.storage.files()
+        names = list(filter(_belongs_to_copy, files))
+        self._journal.download(files, self.path / JOURNAL)
+        if not with_runs:
+            self._epoch_logs = {name for name in names if _is_of_run(name) and name.endswith(f"/{EPOCHS}")}
+            names = [name for name in names if not _is_of_run(name)]
+        self.storage.download(names, self.path)
+        self._uploaded = self._stamps(())
+
+    def fetch_runs(self, runs: Iterable[str]) -> None:
+        """Download the epoch logs of runs that continue, by their directories such as `runs/trial_007`."""
+        names = self._epoch_logs & {f"{run}/{EPOCHS}" for run in runs}
+        if names:
+            self.storage.download(sorted(names), self.path)
+            self._epoch_logs -= names
+
+    def forget_run(self, run: str) -> None:
+        """Record that what the store had in a run's directory is no longer there."""
+        self._epoch_logs.discard(f"{run}/{EPOCHS}")
+
+    def mark_changed(self, run: str) -> None:
+        """Record that files in a run's directory have changed, for the next upload."""
+        if self.storage.directory is None:
+            self._changed.add(run)
 
     def push(self) -> None:
         """Upload the files that have changed. Raises `ObjectStoreError` if the store does not accept them.
@@ -38,11 +79,16 @@ class WorkingCopy:
         """
         if self.storage.directory is not None:
             return
-        stamps = self._stamps()
-        changed = [name for name, stamp in stamps.items() if self._uploaded.get(name) != stamp]
-        self.storage.upload(self.path, [name for name in changed if name != JOURNAL])
-        self.storage.upload(self.path, [name for name in changed if name == JOURNAL])
-        self._uploaded = stamps
+        stamps = self._stamps(self._changed)
+        self.storage.upload(self.path, [name for name, stamp in stamps.items() if self._uploaded.get(name) != stamp])
+        self._journal.upload(self.path / JOURNAL)
+        self._uploaded, self._changed = stamps, set()
+
+    def finish(self) -> None:
+        """Upload the files that have changed, and make one object of the journal. Raises `ObjectStoreError`."""
+        self.push()
+        if self.storage.directory is None:
+            self._journal.join(self.path / JOURNAL)
 
     def try_push(self) -> bool:
         """Upload the files that have changed. Return False, after logging the error, if that failed."""
@@ -53,13 +99,25 @@ class WorkingCopy:
             return False
         return True
 
-    def _stamps(self) -> dict[str, tuple[int, int]]:
+    def _stamps(self, runs: Iterable[str]) -> dict[str, tuple[int, int]]:
+        """Return the size and modification time of the files outside of runs, and of those of the given runs."""
         stamps = {}
-        for name in filter(_belongs_to_copy, Storage(str(self.path)).files()):
+        for name in filter(_belongs_to_copy, self._files(runs)):
             with suppress(FileNotFoundError):  # a tracker has just removed it
                 stat = (self.path / name).stat()
                 stamps[name] = (stat.st_size, stat.st_mtime_ns)
         return stamps
+
+    def _files(self, runs: Iterable[str]) -> Iterator[str]:
+        directories = list(runs)
+        for entry in os.scandir(self.path):
+            if not entry.is_dir():
+                yield entry.name
+            elif entry.name not in (RUNS, FINAL_RUNS, WANDB):
+                directories.append(entry.name)
+        for directory in directories:
+            for name in Storage(str(self.path / directory)).files():
+                yield f"{directory}/{name}"
 
 
 @contextmanager
@@ -68,12 +126,14 @@ def downloaded(storage: Storage) -> Iterator[Path]:
 
     Raises `UserError` if there is no search.
     """
-    names = storage.files()
-    if SEARCH not in names:
+    files = storage.files()
+    if SEARCH not in files:
         raise UserError(f"{storage} is not a search: it has no {SEARCH}; give the location of `tune --out`")
     with tempfile.TemporaryDirectory(prefix="dreamprvr-search-") as folder:
+        names = [name for name in files if _belongs_to_copy(name) and TENSORBOARD not in name.split("/")]
         test_record = f"{BEST}/{TEST_RECORD}"
-        storage.download([name for name in names if _belongs_to_copy(name) or name == test_record], Path(folder))
+        StoredJournal(storage).download(files, Path(folder) / JOURNAL)
+        storage.download([*names, test_record] if test_record in files else names, Path(folder))
         yield Path(folder)
 
 
@@ -89,10 +149,10 @@ def working_copy(storage: Storage, log: Callable[[str], None]) -> Iterator[Worki
     copy = WorkingCopy(storage, Path(tempfile.mkdtemp(prefix="dreamprvr-search-")), log)
     is_uploaded = True  # nothing has changed yet
     try:
-        copy.fetch()
+        copy.fetch(with_runs=False)
         is_uploaded = False
         yield copy
-        copy.push()
+        copy.finish()
         is_uploaded = True
     except BaseException:
         is_uploaded = is_uploaded or copy.try_push()
@@ -105,10 +165,18 @@ def working_copy(storage: Storage, log: Callable[[str], None]) -> Iterator[Worki
 
 
 def _belongs_to_copy(name: str) -> bool:
-    """Return whether a file is neither a checkpoint's, nor W&B's (which uploads its own), nor a lock, nor temporary."""
+    """Return whether a file is uploaded and downloaded as a whole.
+
+    It is neither the journal, nor a checkpoint's, nor W&B's (which uploads its own), nor a lock, nor temporary.
+    """
     *folders, last = name.split("/")
     return (
         not {BEST, CHECKPOINTS, WANDB} & set(folders)
         and not last.startswith(".")
         and not last.startswith(f"{JOURNAL}.lock")
+        and not is_journal(name)
     )
+
+
+def _is_of_run(name: str) -> bool:
+    return name.partition("/")[0] in (RUNS, FINAL_RUNS)

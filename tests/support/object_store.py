@@ -13,6 +13,11 @@ class S3:
     requests: list[str] = field(default_factory=list)  # lines of the server's log
     buckets: int = 0
 
+    def written(self, folder: str, since: int) -> list[str]:
+        """Return what was written below `folder`, by its relative path, in the requests from number `since` on."""
+        lines = [line for line in self.requests[since:] if "PUT" in line and folder in line]
+        return [line.partition(folder)[2].partition(" ")[0] for line in lines]
+
     def uri(self, path: str = "") -> str:
         """Create a bucket and return the URI of a path in it."""
         from pyarrow.fs import S3FileSystem
