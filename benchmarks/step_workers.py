@@ -1,6 +1,6 @@
 """Measure training steps of one to four workers that have the same share of a core each, without Ray.
 
-There are always `PROCESSES` processes; those that are not workers train a model of their own, so that
+There are always `PROCESSES` processes; those that are not workers train other models, so that
 cores, caches and memory are equally busy however many workers there are.
 """
 
@@ -57,7 +57,7 @@ class MessageTimes:
 
 
 class StepWorker:
-    """One process. It has `share_group`'s share of a core, and is a worker or busy with a model of its own."""
+    """One process. It has `share_group`'s share of a core, and is a worker, or busy with training alone."""
 
     def __init__(self, experiment: Experiment, queries_per_video: int, share_group: Path | None) -> None:
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"

@@ -165,7 +165,7 @@ def test_a_simulated_search_counts_what_its_trials_do() -> None:
     # A driver that takes 1 s a report answers at most 3,600 of them, whatever the number of GPUs.
     busy = SimulatedSearch(quiet, replace(load, driver_report_seconds=1)).run(hours=1)
     assert busy.driver_load == pytest.approx(1, abs=0.03) and 3450 < busy.epochs <= 3600
-    # A failed node's trials go on from their last epoch: no more is lost than one epoch of each of its GPUs.
+    # A failed node's trials continue from their last epoch: no more is lost than one epoch of each of its GPUs.
     failing = SimulatedSearch(replace(quiet, hours_between_failures=0.2), load).run(hours=10)
     assert failing.failures > 20 and 0 < failing.lost_gpu_seconds <= failing.failures * 4 * 5
     assert failing.utilisation < undisturbed.utilisation

@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import pytest
 pytest.importorskip("av", reason="decoding videos requires PyAV")
 pytest.importorskip("watchfiles", reason="the server requires dreamprvr_ray[serve]")
 
-from support.colour_videos import COLOURS, write_colour_videos, write_index
+from support.colour_videos import COLOURS, HELD, HELD_BY, write_colour_videos, write_index
 
 from benchmarks.serve import ask, kill_replica, same
 from dreamprvr_ray.errors import UserError
@@ -40,6 +41,7 @@ class Server:
     index: Path
     paths: dict[str, Path]
     log: Path
+    held_by: Path
 
     def request(self, path: str, body: dict[str, Any] | None = None, **headers: str) -> tuple[int, bytes]:
         headers |= {} if body is None else {"Content-Type": "application/json"}
@@ -58,8 +60,20 @@ def free_port() -> int:
         return port
 
 
+def wait_for_line(path: Path) -> str:
+    """Return the first line of a file once it has been written."""
+    deadline = time.monotonic() + 60
+    while not path.exists() or not path.read_text().endswith("\n"):
+        assert time.monotonic() < deadline, f"{path}: nothing was written"
+        time.sleep(0.01)
+    return path.read_text().strip()
+
+
 def start(index: Path, port: int, log: Path, *arguments: str) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
+    environment = os.environ | {
+        "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}",
+        HELD_BY: str(log.with_name("held_by")),
+    }
     words = [sys.executable, "-m", "dreamprvr_ray.serve", str(index), "--port", str(port), *arguments]
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=log.open("w"), text=True, env=environment)
 
@@ -78,7 +92,7 @@ def server(index: tuple[Path, dict[str, Path]], tmp_path_factory: pytest.TempPat
     assert process.stdout is not None
     line = process.stdout.readline()
     assert line == f"http://127.0.0.1:{port} (Ctrl-C stops)\n", log.read_text()
-    server = Server(process, port, *index, log)
+    server = Server(process, port, *index, log, log.with_name("held_by"))
     yield server
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
@@ -132,6 +146,34 @@ def test_a_lost_replica_loses_no_request(server: Server) -> None:
     measured = ask(server.port, sentences, 8, expected, kill_once, f"Bearer {TOKEN}")
     assert killed and not psutil.pid_exists(killed[0])
     assert (len(measured.milliseconds), measured.lost, measured.different) == (len(sentences), [], [])
+
+
+def test_a_request_whose_replica_dies_is_answered_by_another(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    sentence = f"something red is {HELD}"
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(server.request, "/find", {"sentence": sentence}, Authorization=f"Bearer {TOKEN}")
+        replica = psutil.Process(int(wait_for_line(server.held_by)))
+        assert "Search" in replica.cmdline()[0] and not asked.done()
+        replica.kill()
+        status, content = asked.result(timeout=60)
+    assert status == 200, content
+    monkeypatch.setenv(HELD_BY, str(server.held_by))  # it exists, so that this process does not wait
+    assert same(json.loads(content), Index.open(server.index).find(sentence).to_dict())
+
+
+def test_a_ray_serve_that_does_not_start_is_one_line(index: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
+    """Another program takes the port after it has been checked, so that Serve's proxy dies."""
+    port, log = free_port(), tmp_path / "stderr"
+    process = start(index[0], port, log)
+    while "starting 1 replica" not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.01)
+    with socket.create_server(("127.0.0.1", port)):
+        assert process.wait(120) == 1
+    assert process.stdout is not None and process.stdout.read() == ""
+    lines = log.read_text().splitlines()
+    assert lines[:2] == ["starting Ray ...", "starting 1 replica ..."] and len(lines) == 3, lines
+    assert lines[2].startswith("failed: Ray Serve did not start: "), lines
 
 
 def test_an_address_is_checked_before_anything_starts(
