@@ -5,6 +5,9 @@ and the upload to an object store, which is a local server of moto. A stand-in f
 the values and writes an untrained model as checkpoint. Times are of the driver's process: `cpu` in processor seconds,
 `wall` on the clock, which the server shares. What the stand-in does is not counted.
 
+With --begin-at 9900, the study begins with this many finished trials, without their files: the last trials of a large
+search, in a minute.
+
 With --ray, trials of one epoch are trained by Ray instead, on a disk: the driver's memory, as trials add up.
 """
 
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import resource
 import shutil
 import tempfile
@@ -25,7 +29,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import optuna
 import psutil
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
 from benchmarks.counting_s3 import CountingS3, counting_s3
 from benchmarks.searches import write_search
@@ -51,6 +57,7 @@ from dreamprvr_ray.search.ray_tune import (
 )
 from dreamprvr_ray.search.session import SearchSession
 from dreamprvr_ray.search.space import load_search
+from dreamprvr_ray.search.study_trials import StudyTrials
 
 EPOCHS = 3
 PARTS = ("propose", "report", "sync", "end", "progress")
@@ -140,8 +147,9 @@ def resident_mib() -> float:
 class StandIn:
     """Runs a search's trials in place of Ray Tune, `at_a_time` in turn."""
 
-    def __init__(self, meter: Meter, at_a_time: int, sample_every: int) -> None:
+    def __init__(self, meter: Meter, at_a_time: int, sample_every: int, begin_at: int = 0) -> None:
         self._meter, self._at_a_time, self._sample_every = meter, at_a_time, sample_every
+        self._begin_at = begin_at
         self._checkpoint: dict[str, bytes] = {}
 
     def __call__(self, session: SearchSession, source: TrialSource, runs: str, progress: SearchProgressDisplay) -> None:
@@ -149,6 +157,9 @@ class StandIn:
         meter = self._meter
         with meter.pause():
             self._write_checkpoint(session)
+            if self._begin_at:
+                assert isinstance(source, StudyTrials)
+                _fill(source, self._begin_at)
         log = create_epoch_log(session, runs)
         searcher = SourceSearcher(source)
         scheduler = SourceScheduler(source, searcher, log)
@@ -211,6 +222,35 @@ class StandIn:
             directory.write_bytes(name, content)
 
 
+def _fill(source: StudyTrials, trials: int) -> None:
+    """Add finished trials of random values to a study."""
+    study, draw = source.study, random.Random(0)
+    distributions: dict[str, BaseDistribution] = {
+        "model.registers": IntDistribution(0, 6),
+        "optimizer.learning_rate": FloatDistribution(1e-6, 1e-2, log=True),
+    }
+    for _ in range(trials):
+        values = {"model.registers": draw.randint(0, 6), "optimizer.learning_rate": 10 ** draw.uniform(-6, -2)}
+        curve = {epoch: _sumr(values, epoch) for epoch in range(1, EPOCHS + 1)}
+        best = max(curve.values())
+        study.study.add_trial(
+            optuna.trial.create_trial(
+                params=values,
+                distributions=distributions,
+                value=best,
+                intermediate_values=curve,
+                user_attrs={
+                    "out": study.owner,
+                    "epochs": EPOCHS,
+                    "best_epoch": EPOCHS,
+                    "best_SumR": best,
+                    "seconds": 3.0,
+                },
+            )
+        )
+    source.delete_leftovers()
+
+
 def _sumr(values: dict[str, Any], epoch: int) -> float:
     """Return what the stand-in for a training reports: the best learning rate is 1e-3, registers matter a little."""
     distance = math.log10(values["optimizer.learning_rate"] / 1e-3)
@@ -220,7 +260,7 @@ def _sumr(values: dict[str, Any], epoch: int) -> float:
 
 def measure(options: Any, folder: Path) -> dict[str, Any]:
     """Run a search with the stand-in, resume it once, and return the figures."""
-    window = max(1, options.trials // 20)
+    window = max(1, (options.trials - options.begin_at) // 20)
     space = write_search(
         folder, options.trials, EPOCHS, 16, pruning={"grace_epochs": 1, "reduction_factor": 3}, sampler={"kind": "tpe"}
     )
@@ -229,7 +269,7 @@ def measure(options: Any, folder: Path) -> dict[str, Any]:
         meter = Meter(store)
         search = load_search(space, {"out": out})
         lines: list[str] = []
-        with without_ray(StandIn(meter, options.at_a_time, window)):
+        with without_ray(StandIn(meter, options.at_a_time, window, options.begin_at)):
             run_search(search, resume=False, log=lines.append)
         print(lines[-1])
         samples = meter.samples
@@ -249,7 +289,7 @@ def measure(options: Any, folder: Path) -> dict[str, Any]:
             with downloaded(Storage.of(out)) as copy:
                 shutil.copytree(copy, options.keep, dirs_exist_ok=True)
     return {
-        "trials": samples[-1].trials,
+        "trials": options.begin_at + samples[-1].trials,
         "first": samples[1].per_trial(samples[0]),
         "last": samples[-1].per_trial(samples[-2]),
         "windows_cpu_ms": [after.per_trial(before)["cpu_ms"] for before, after in pairwise(samples)],
@@ -296,6 +336,7 @@ def measure_with_ray(options: Any, folder: Path) -> dict[str, Any]:
 def main(arguments: list[str]) -> None:
     parser = Parser("many_trials", "Measure what a search of many trials costs besides training.", package="benchmarks")
     parser.add_argument("--trials", type=int, default=1000, help="number of trials")
+    parser.add_argument("--begin-at", type=int, default=0, help="of these, trials that have ended before")
     parser.add_argument("--at-a-time", type=int, default=8, help="trials that run at a time")
     parser.add_argument("--place", choices=["s3", "disk"], default="s3", help="where the search is")
     parser.add_argument("--keep", help="directory that gets the search's records, for a report")

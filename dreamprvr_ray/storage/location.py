@@ -284,11 +284,8 @@ class Storage:
         with _requests_to(self), suppress(FileNotFoundError):
             found = filesystem.get_file_info(pyarrow.fs.FileSelector(f"{path}/{name}", allow_not_found=True))
             own = [info for info in found if info.is_file and is_own(info.base_name)]
-            for info in own:
-                if info.base_name == first:
-                    filesystem.delete_file(info.path)
-            with ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="delete") as pool:
-                list(pool.map(filesystem.delete_file, [info.path for info in own if info.base_name != first]))
+            for info in sorted(own, key=lambda info: info.base_name != first):
+                filesystem.delete_file(info.path)
             is_directory = found or filesystem.get_file_info(f"{path}/{name}").type == pyarrow.fs.FileType.Directory
             if is_directory and len(own) == len(found):
                 filesystem.delete_dir(f"{path}/{name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +13,8 @@ from ray.tune.search import Searcher
 from support.searches import make_search, make_session, trial_epoch
 
 from dreamprvr_ray.errors import ObjectStoreError
-from dreamprvr_ray.search.messages import TrialRequest
-from dreamprvr_ray.search.ray_tune import SourceSearcher, lost_trial_failure
+from dreamprvr_ray.search.messages import TrialEpoch, TrialRequest
+from dreamprvr_ray.search.ray_tune import ProgressCallback, ReleaseCallback, SourceSearcher, lost_trial_failure
 from dreamprvr_ray.search.study import SearchStudy
 from dreamprvr_ray.search.study_trials import StudyTrials
 from dreamprvr_ray.training.failure import TrialFailure
@@ -97,3 +98,38 @@ def test_a_trial_that_ran_out_of_memory_runs_once_more_with_the_resources_of_two
         "trial 0 ran out of memory; retrying with the resources of two trials (no memory left)",
         "trial 0 failed: no memory left",
     ]
+
+
+def tune_trial(number: int) -> Trial:
+    return Trial("stub", stub=True, config=TrialRequest.for_trial(number, {}).to_config(), storage=None)
+
+
+def test_an_ended_trial_keeps_no_statistics_of_its_results() -> None:
+    """Before, the driver's memory grew by 0.15 MB with each trial."""
+    release, trial = ReleaseCallback(), tune_trial(0)
+    trial.update_last_result(trial_epoch(9, 50.0, finished=True).to_dict() | {"training_iteration": 9})
+    before = len(trial.run_metadata.get_json_state())
+    release.on_trial_complete(0, [], trial)
+    assert trial.metric_analysis
+    release.on_step_end(0, [])
+    assert not trial.metric_analysis and len(trial.run_metadata.get_json_state()) < before / 3
+    assert trial.last_result["SumR"] == 50.0
+
+
+def test_progress_counts_the_ends_and_shows_the_last_epoch_once() -> None:
+    updates: list[tuple[int, list[str]]] = []
+
+    class Display:
+        def update(self, ended: int, epochs: Mapping[str, TrialEpoch]) -> None:
+            updates.append((ended, list(epochs)))
+
+    progress, trials = ProgressCallback(Display()), [tune_trial(number) for number in range(3)]
+    for trial in trials:
+        progress.on_trial_result(0, trials, trial, trial_epoch(1, 50.0).to_dict())
+    progress.on_trial_complete(0, trials, trials[1])
+    progress.on_step_end(0, trials)
+    progress.on_trial_error(0, trials, trials[0])
+    progress.on_step_end(0, trials)
+    progress.on_step_end(0, trials)
+    names = ["trial_000", "trial_001", "trial_002"]
+    assert updates == [(1, names), (2, [names[0], names[2]]), (2, names[2:])]

@@ -120,3 +120,30 @@ def test_what_a_user_puts_next_to_a_trials_checkpoints_stays(tmp_path: Path, sto
     CheckpointRetention(storage, tmp_path / "out", keep=1).delete_unranked_checkpoints(ranked_trials(study))
     assert kept_checkpoints(storage) == {"trial_001/epoch-0004"}
     assert storage.read_text("runs/trial_000/checkpoints/epoch-0004/plot.svg") == "mine"
+
+
+def test_a_resumed_search_asks_little_of_the_trials_that_keep_nothing(tmp_path: Path, s3: S3) -> None:
+    """Before, 20 ended trials took 87 requests, one after another."""
+    storage = Storage.of(s3.uri("out"))
+    study = SearchStudy(make_search(tmp_path, trials=22), tmp_path / "out")
+    for sumr in range(20):
+        number = study.propose().number  # type: ignore[union-attr]
+        (storage / f"runs/trial_{number:03d}").write_text("experiment.yaml", "")
+        if number > 16:
+            write_checkpoints(storage, number, 4)
+        study.finish(number, trial_epoch(9, float(sumr), finished=True, best_epoch=4))
+    running = study.propose().number  # type: ignore[union-attr]
+    retention = CheckpointRetention(storage, tmp_path / "out", keep=2)
+    before = len(s3.requests)
+    retention.look(ranked_trials(study))
+    assert len(s3.requests) - before == 1
+    retention.delete_unranked_checkpoints(ranked_trials(study))
+    assert len(s3.requests) - before < 40  # of three trials
+    assert kept_checkpoints(storage) == {"trial_018/epoch-0004", "trial_019/epoch-0004"}
+    before = len(s3.requests)
+    retention.delete_unranked_checkpoints(ranked_trials(study))
+    assert len(s3.requests) == before
+    write_checkpoints(storage, running, 2)
+    study.finish(running, trial_epoch(9, 99.0, finished=True, best_epoch=2))
+    retention.delete_unranked_checkpoints(ranked_trials(study))
+    assert kept_checkpoints(storage) == {"trial_019/epoch-0004", "trial_020/epoch-0002"}

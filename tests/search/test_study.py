@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from optuna.trial import TrialState
 from support.searches import make_search, trial_epoch
 
 from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.search.results import TrialRecord, rank_trials
 from dreamprvr_ray.search.study import SearchStudy
 
 
@@ -360,3 +362,20 @@ def test_a_databases_password_is_not_printed(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         open_study(tmp_path, store="postgresql://me:hush-hush@127.0.0.1:1/studies")
     assert "hush" not in str(caught.value) and "me:***@127.0.0.1:1/studies: cannot be used" in str(caught.value)
+
+
+def test_trials_are_ranked_as_they_end(tmp_path: Path) -> None:
+    """Records of ended trials are kept; the ranking equals that of all trials."""
+    study = open_study(tmp_path, trials=12)
+    running = []
+    for number in range(12):
+        proposed(study)
+        study.report(number, trial_epoch(1, (number * 37.0) % 50))
+        running.append(number)
+        if number % 3 == 1:
+            study.finish(running.pop(0), trial_epoch(9, (number * 29.0) % 50, finished=True))
+        if number == 7:
+            study.fail(running.pop(), "broken")
+        expected = rank_trials(replace(TrialRecord.from_study(trial), curve=()) for trial in study.trials())
+        assert study.ranked() == expected and study.ranked() == expected
+    assert SearchStudy(study.search, tmp_path / "out").ranked() == expected
