@@ -18,6 +18,7 @@ from dreamprvr_ray.model.dreamprvr import VideoEncoding
 
 QUERY_BLOCK = 512  # queries scored at a time
 MIN_NORM = 1e-12  # cosines divide by at least this norm
+CACHED_PRODUCTS = 2**19  # of queries and tokens, computed at a time on a CPU: their maxima are found in its cache
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,19 @@ def best_cosines(queries: Tensor, tokens: Tensor, mask: Tensor | None = None) ->
         queries, tokens = at_least_float32(queries), at_least_float32(tokens)
         if not len(tokens) or not len(queries):
             return queries.new_zeros(len(queries), len(tokens))
-        cosines = _products(queries, tokens, mask).div_(tokens.norm(dim=-1).clamp_min(MIN_NORM))
-        best: Tensor = cosines.amax(-1) / queries.norm(dim=-1, keepdim=True).clamp_min(MIN_NORM)
-        return best
+        videos = len(tokens)
+        if tokens.device.type == "cpu":
+            videos = max(1, CACHED_PRODUCTS // (len(queries) * tokens.shape[1]))
+        norms = tokens.norm(dim=-1).clamp_min(MIN_NORM).split(videos)
+        masks = [None] * len(norms) if mask is None else mask.split(videos)
+        best = torch.cat(
+            [
+                _products(queries, own, own_mask).div_(own_norms).amax(-1)
+                for own, own_mask, own_norms in zip(tokens.split(videos), masks, norms, strict=True)
+            ],
+            1,
+        )
+        return best.div_(queries.norm(dim=-1, keepdim=True).clamp_min(MIN_NORM))
 
 
 def _products(queries: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
