@@ -32,7 +32,7 @@ from dreamprvr_ray.index.parts import Block, IndexedRow, PartContent, write_part
 from dreamprvr_ray.index.record import PARTS
 from dreamprvr_ray.index.sentences import query_vectors
 from dreamprvr_ray.index.windows import window_norms
-from dreamprvr_ray.storage.locks import LOCK
+from dreamprvr_ray.storage.locks import is_lock
 
 VIDEO_NOISE, ROW_NOISE = 0.4, 0.25  # of the standard deviation of real components, for a whole video and for each row
 SAMPLE = 400  # videos whose nearest neighbours are compared
@@ -224,7 +224,7 @@ def main() -> None:
         opened, begin = time.perf_counter() - begin, time.perf_counter()
         exact = exact_best(index, queries, 10)
         scanned = 1000 * (time.perf_counter() - begin) / len(exact)
-        size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file() and path.name != LOCK) / videos
+        size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file() and not is_lock(path.name)) / videos
         results.append(
             {"videos": videos, "bytes_per_video": size, "build_s": build, "open_s": opened, "exact_ms": scanned}
             | measure(index, queries, exact)

@@ -33,7 +33,7 @@ from dreamprvr_ray.errors import Failure, NotWritableError, UserError, first_lin
 from dreamprvr_ray.model.authors import read_authors_checkpoint
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.storage.files import read_json, replacing, write_json
-from dreamprvr_ray.storage.locks import LOCK
+from dreamprvr_ray.storage.locks import is_lock
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ def export_checkpoint(source: Path, target: Path) -> dict[str, Any]:
     try:
         with replacing(target) as directory:
             for path in source.iterdir():
-                if path.is_file() and path.name not in (STATE, LOCK):
+                if path.is_file() and path.name != STATE and not is_lock(path.name):
                     _copy(path, directory / path.name)
             _write(directory / "retrieve.py", script)
             _write(directory / README, page.encode())

@@ -9,9 +9,8 @@ If the program is killed in between, the ranks are missing and the reading is on
 test once more, as a further recorded reading. Earlier versions wrote the ranks first: ranks without a record are
 counted as a reading.
 
-A record is added under the directory's lock, so that of several evaluations at once each leaves its record. In an
-object store, the lock holds for the commands of one user on one machine; of two that record within the same moment
-from two machines, one record can be lost.
+A record is added under the directory's lock, so that of several evaluations at once, on several machines too, each
+leaves its record.
 """
 
 from __future__ import annotations
@@ -117,12 +116,13 @@ def _record(evaluation: Evaluation, storage: Storage, shards: str, metrics: dict
     Raises `UserError` or OSError if it cannot be recorded.
     """
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    with storage.lock(LOCK_SECONDS):
+    with storage.lock(LOCK_SECONDS) as lease:
         now_there = parse_json(storage.read_text(METRICS), f"{storage}/{METRICS}")
         if json.dumps(now_there) != json.dumps(metrics):  # as text: NaN differs from itself
             raise UserError(f"{storage}: holds another checkpoint since it was evaluated")
         readings = _Readings.of(storage, evaluation.collection)  # others may have added theirs
         evaluation = replace(evaluation, reading=Reading(now, shards, readings.count + 1))
+        lease.check()
         readings.add(evaluation, storage)
     return evaluation
 

@@ -32,7 +32,7 @@ from dreamprvr_ray.index.record import MODEL, PARTS, RECORD, SCHEMA_VERSION, SOU
 from dreamprvr_ray.index.scoring import score_weights
 from dreamprvr_ray.storage.files import write_bytes, writing
 from dreamprvr_ray.storage.location import Storage
-from dreamprvr_ray.storage.locks import LOCK
+from dreamprvr_ray.storage.locks import is_lock
 from dreamprvr_ray.video.extraction_store import EXTRACTION
 
 PART_ROWS = 512  # videos of a part
@@ -117,8 +117,8 @@ def check_directory(directory: Path) -> None:
         return
     if not directory.is_dir():
         raise UserError(f"{directory}: is a file; choose another --out")
-    own = (LOCK, SOURCE) if (directory / SOURCE / EXTRACTION).is_dir() else (LOCK,)
-    if others := [path.name for path in directory.iterdir() if path.name not in own]:
+    own = SOURCE if (directory / SOURCE / EXTRACTION).is_dir() else None
+    if others := [path.name for path in directory.iterdir() if path.name != own and not is_lock(path.name)]:
         raise UserError(f"{directory}: holds other files, such as {min(others)}; choose another --out")
 
 

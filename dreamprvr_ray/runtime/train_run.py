@@ -66,7 +66,7 @@ def train(
     experiment = with_feature_sizes(experiment, manifest)
     check_run(storage, experiment, resume)
     check_shards(storage, manifest)
-    with storage.lock(), ray_session(dashboard=False, log=log):
+    with storage.lock() as lease, ray_session(dashboard=False, log=log):
         group = plan_group(workers.maximum, min_workers=workers.minimum)
         storage.write_text(EXPERIMENT, experiment.to_yaml())
         store = CheckpointStore(storage / CHECKPOINTS)
@@ -77,11 +77,12 @@ def train(
             trainer = group_trainer(job, group, storage.name, trainer_type=CommandTrainer)
             assert job.messages is not None
             with (
-                publishing_if_it_ends_early(store, storage, log),
+                publishing_if_it_ends_early(store, storage, log, lease.check),
                 progress_relay(job.messages, storage, log, StartTimes(command_started, time.time())),
             ):
                 run_group(trainer, storage)
-    return _publish_best(store, storage, keep_existing=already_finished)
+        lease.check()
+        return _publish_best(store, storage, keep_existing=already_finished)
 
 
 def _message_queue() -> Queue:
@@ -91,12 +92,21 @@ def _message_queue() -> Queue:
 
 
 @contextmanager
-def publishing_if_it_ends_early(store: CheckpointStore, storage: Storage, log: Callable[[str], None]) -> Iterator[None]:
-    """If the block raises, copy the best checkpoint so far to `storage`/best, and re-raise."""
+def publishing_if_it_ends_early(
+    store: CheckpointStore,
+    storage: Storage,
+    log: Callable[[str], None],
+    check: Callable[[], None] = lambda: None,
+) -> Iterator[None]:
+    """If the block raises, copy the best checkpoint so far to `storage`/best, and re-raise.
+
+    Not if `check` raises `LeaseLost`: the run is another process's then.
+    """
     try:
         yield
     except BaseException:
         with suppress(OSError, UserError, Failure, KeyError):  # which must not hide why training ended
+            check()
             store.claim()  # workers that still run must not delete the checkpoint while it is copied
             metrics = _publish_best(store, storage, keep_existing=False)
             log(f"best epoch so far: {metrics['best_epoch']}, checkpoint {storage / BEST}")

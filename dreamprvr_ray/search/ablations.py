@@ -65,6 +65,7 @@ def run_ablations(search: Search, *, resume: bool, log: Callable[[str], None]) -
             )
             epochs = {request.run: search.experiment.training.epochs for request in waiting}
             run_trials(session, queue, RUNS, FinalProgress(epochs, log, stage="ablations"))
+            session.copy.check_lease()
             failures = queue.failures
         recorder.record()
         if failures:
@@ -110,6 +111,7 @@ class RowRecorder:
 
     def record(self) -> None:
         """Test and record every row whose trainings have all finished and that is not recorded yet."""
+        self._session.copy.check_lease()
         for row in self._session.search.table.rows:
             if row.name not in self._tested and self._is_trained(row):
                 self._test(row)

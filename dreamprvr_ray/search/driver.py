@@ -40,8 +40,10 @@ def run_search(search: Search, *, resume: bool, log: Callable[[str], None]) -> S
     if search.table.rows:
         raise UserError(f"{search.name}: has ablations in place of a search; run it with the tune command")
     with open_session(search, resume=resume, log=log) as session:  # checks the search and plans its trials
-        study = SearchStudy(session.search, session.copy.path, owner=session.owner or str(session.storage))
-        with driving(study.study, session.search.settings.store, study.owner), resumable(session.storage):
+        copy = session.copy
+        study = SearchStudy(session.search, copy.path, session.owner or str(session.storage), copy.check_lease)
+        with driving(study, session.search.settings.store) as check, resumable(session.storage):
+            copy.checks.append(check)
             return _run(session, study)
 
 
@@ -61,9 +63,11 @@ def _run(session: SearchSession, study: SearchStudy) -> SearchOutcome:
     source = StudyTrials(session, study)
     trials = _run_study(session, source)
     best, checkpoint = _best_trial(session, source, trials)
+    session.copy.check_lease()
     if session.search.settings.final is None:
         return publish_best_trial(session, trials, best, checkpoint)
     final = _run_finalists(session, trials)
+    session.copy.check_lease()
     return publish_final(session, trials, final)
 
 
@@ -77,6 +81,7 @@ def _run_study(session: SearchSession, source: StudyTrials) -> list[TrialRecord]
     if not source.is_exhausted():
         progress = SearchProgress(study, session.log, session.gauges, lambda: source.retention.stored_bytes)
         run_trials(session, source, RUNS, progress)
+        session.copy.check_lease()
         source.write_leaderboard()
         if source.store_failure:
             raise Failure(f"{source.store_failure}; use --resume to continue when the object store responds again")
@@ -105,6 +110,7 @@ def _run_finalists(session: SearchSession, trials: list[TrialRecord]) -> FinalRe
     search, final_runs = session.search, session.storage / FINAL_RUNS
     candidates = choose_candidates(search, trials)
     runs = retrain_candidates(session, candidates)
+    session.copy.check_lease()
     final = session.compute(evaluate_candidates, search, candidates, runs, trials, final_runs, session.shards)
     write_final_record(final, open_manifest(session.shards), session.copy.path)
     return final

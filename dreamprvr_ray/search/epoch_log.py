@@ -47,6 +47,8 @@ class EpochLog:
 
         Return it with the run's total time, which includes that before it was resumed.
         """
+        if self._copy is not None:
+            self._copy.check_lease()
         run, number = request.run, epoch.result.epoch
         if run not in self._tensorboards:
             self._open(request)

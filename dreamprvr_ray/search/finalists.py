@@ -57,6 +57,7 @@ def retrain_candidates(session: SearchSession, candidates: Sequence[Candidate]) 
         request.run: int(request.values.get(EPOCHS_KEY, search.experiment.training.epochs)) for request in waiting
     }
     run_trials(session, queue, FINAL_RUNS, FinalProgress(epochs, log))
+    session.copy.check_lease()
     if queue.interruption:
         raise Failure(f"{queue.interruption}; no run is lost: fix the cause, then use --resume to continue")
     if queue.failures:

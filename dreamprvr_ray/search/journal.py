@@ -28,13 +28,15 @@ LOCK_SECONDS = 1.0  # for which a lock of Optuna must not change to be a killed 
 class SafeJournal(JournalFileBackend):
     """Optuna's journal, which stays readable when the disk is full. One process writes it, by the directory's lock."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, check: Callable[[], None] = lambda: None) -> None:
+        """`check` is called before each write: see `WorkingCopy`."""
         with writing(path):
             super().__init__(str(path))
-        self._path = path
+        self._path, self._check = path, check
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Append records. If that fails, the file stays as it was."""
+        self._check()
         size = self._path.stat().st_size
         try:
             super().append_logs(logs)

@@ -29,6 +29,7 @@ from dreamprvr_ray.search.session import SearchSession
 from dreamprvr_ray.search.trackers import create_trackers
 from dreamprvr_ray.search.trial import TrialJob, run_trial
 from dreamprvr_ray.search.working_copy import WorkingCopy
+from dreamprvr_ray.storage.lease import LeaseLost
 from dreamprvr_ray.training.failure import TrialFailure
 
 MAX_REASON = 200  # characters of a lost trial's error: Ray lists all common causes of a process's death
@@ -76,7 +77,7 @@ def run_trials(
         logging.getLogger(name).setLevel(logging.ERROR)
     log = create_epoch_log(session, runs)
     searcher = SourceSearcher(source)
-    callbacks: list[Callback] = [StartCallback(log), SyncCallback(session.copy), ReleaseCallback()]
+    callbacks: list[Callback] = [StartCallback(log), SyncCallback(session.copy, source), ReleaseCallback()]
     if progress is not None:
         callbacks.insert(0, ProgressCallback(progress))
     name, settings = session.storage.name, session.search.settings
@@ -157,7 +158,7 @@ class SourceSearcher(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         try:
             request = self._source.next_request()
-        except OSError as error:  # what records the trials cannot be written
+        except (OSError, LeaseLost) as error:  # what records the trials cannot be written
             self._source.interrupt(_describe(error))
             request = None
         if request is None:
@@ -180,7 +181,7 @@ class SourceSearcher(Searcher):
                 self._source.fail(request, report)
             else:
                 self._source.finish(request, report)
-        except OSError as error:
+        except (OSError, LeaseLost) as error:
             self._source.interrupt(_describe(error))
 
     # Nothing is saved with Ray Tune's state: the source's state is the study, or the finished runs.
@@ -212,7 +213,7 @@ class SourceScheduler(FIFOScheduler):
                 self._searcher.seconds[trial.trial_id] = report.seconds_total
                 if self._source.report(request, report):
                     decision = FIFOScheduler.STOP
-            except OSError as error:
+            except (OSError, LeaseLost) as error:
                 self._source.interrupt(_describe(error))
                 decision = FIFOScheduler.STOP
         return decision
@@ -225,7 +226,7 @@ class SourceScheduler(FIFOScheduler):
         self._log.close(TrialRequest.from_config(trial.config).run)
 
 
-def _describe(error: OSError) -> str:
+def _describe(error: Exception) -> str:
     return f"the search cannot be recorded: {first_line(error)}"
 
 
@@ -251,13 +252,16 @@ class StartCallback(Callback):
 class SyncCallback(Callback):
     """Uploads the working copy after every epoch, before the trial continues."""
 
-    def __init__(self, copy: WorkingCopy) -> None:
-        self._copy = copy
+    def __init__(self, copy: WorkingCopy, source: TrialSource) -> None:
+        self._copy, self._source = copy, source
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        self._copy.try_push()
+        try:
+            self._copy.try_push()
+        except LeaseLost as error:
+            self._source.interrupt(_describe(error))
 
 
 class ReleaseCallback(Callback):

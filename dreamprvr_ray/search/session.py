@@ -79,7 +79,7 @@ def open_session(search: Search, *, resume: bool, log: Callable[[str], None]) ->
     search = with_shard_sizes(search)
     manifest = open_manifest(search.settings.shards, log)
     check_directory(storage, search, resume=resume, manifest=manifest)
-    with storage.lock(), working_copy(storage, log) as copy:
+    with storage.lock() as lease, working_copy(storage, log, lease.check) as copy:
         # Again, since another command may have used the directory before it was locked.
         identity = check_directory(storage, search, resume=resume, manifest=manifest)
         if identity.name != search.name:

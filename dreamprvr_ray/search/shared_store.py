@@ -1,34 +1,27 @@
 """Studies in a database (`store:`), where other searches and other machines reach them.
 
 A study belongs to one search, which the study's user attribute `owner` names, and one driver at a time works on it. The
-driver records a sign of life in the user attribute `driver`.
+driver's claims are user attributes too: see `storage.lease`.
 """
 
 from __future__ import annotations
 
-import os
-import socket
-import threading
-import time
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import optuna
-from optuna.storages import BaseStorage
+from optuna.storages import BaseStorage, RDBStorage
 
 from dreamprvr_ray.errors import UserError, redact_uri
-from dreamprvr_ray.storage.locks import is_alive
+from dreamprvr_ray.search.study import SearchStudy
+from dreamprvr_ray.storage.lease import holding
 
-OWNER, DRIVER = "owner", "driver"  # user attributes of a study
-BEAT_SECONDS = 10.0  # between two signs of life
-STALE_SECONDS = 60.0  # after the last one, a driver counts as dead
-CLAIM_SECONDS = 0.5  # for which the sign of life must stay one's own, as two drivers may start at once
+OWNER = "owner"  # user attribute of a study
+CLAIM = "driver-"  # how the names of the attributes with claims begin
 
 
 def check_study(storage: BaseStorage, store: str, name: str, owner: str, *, is_new: bool) -> None:
-    """Raise `UserError` if the database's study of this name belongs to another search, or another driver uses it.
+    """Raise `UserError` if the database's study of this name belongs to another search.
 
     `is_new` says that the search starts now: no study can be its own.
     """
@@ -44,57 +37,62 @@ def check_study(storage: BaseStorage, store: str, name: str, owner: str, *, is_n
             f"store = {redact_uri(store)}: already has a study '{name}', of the search in {others}; rename the search"
             " file, use another database, or resume that search"
         )
-    _check_no_driver(study, store)
-
-
-def _check_no_driver(study: optuna.Study, store: str) -> None:
-    driver = study.user_attrs.get(DRIVER)
-    if not isinstance(driver, dict) or not driver:
-        return
-    silent = time.time() - float(driver.get("time", 0.0))
-    host, process = driver.get("host"), driver.get("process")
-    is_dead = host == socket.gethostname() and isinstance(process, int) and not is_alive(process)
-    if not is_dead and silent < STALE_SECONDS:
-        raise UserError(
-            f"store = {redact_uri(store)}: process {process} on {host} is running the study '{study.study_name}'; wait"
-            f" for it to finish, or stop it (a driver that died is forgotten {STALE_SECONDS:.0f} s after it was last"
-            " seen)"
-        )
 
 
 @contextmanager
-def driving(study: optuna.Study, store: str | None, owner: str) -> Iterator[None]:
+def driving(study: SearchStudy, store: str | None) -> Iterator[Callable[[], None]]:
     """Make this process the driver of a study while the block runs. A study in a file is protected by its directory.
 
-    Raises `UserError` if there is another driver.
+    Yield what raises `LeaseLost` if another driver has taken over. Every change of the study does so as well. Raises
+    `UserError` if there is another driver.
     """
     if store is None:
-        yield
+        yield lambda: None
         return
-    _check_no_driver(study, store)
-    driver = {"host": socket.gethostname(), "process": os.getpid(), "id": uuid.uuid4().hex}
+    from sqlalchemy import event
 
-    def beat() -> None:
-        study.set_user_attr(DRIVER, driver | {"time": time.time()})
+    name = study.study.study_name
+    claims = StudyClaims(RDBStorage(store), name)  # its own connections: those of the study ask for the lease
+    with holding(claims, f"store = {redact_uri(store)}", f"running the study '{name}'") as lease:
+        study.study.set_user_attr(OWNER, study.owner)
+        assert isinstance(study.storage, RDBStorage)
 
-    def keep_beating() -> None:
-        while not ended.wait(BEAT_SECONDS):
-            with suppress(Exception):  # the database may be back at the next beat, and the trials notice if it is not
-                beat()
+        def check(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+            if statement.lstrip()[:6].upper() in ("INSERT", "UPDATE", "DELETE"):
+                lease.check()
 
-    beat()
-    time.sleep(CLAIM_SECONDS)
-    current: Any = study.user_attrs.get(DRIVER)
-    if isinstance(current, dict) and current.get("id") != driver["id"]:
-        _check_no_driver(study, store)
-    study.set_user_attr(OWNER, owner)
-    ended = threading.Event()
-    thread = threading.Thread(target=keep_beating, name="driver-beat", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        with suppress(Exception):
-            study.set_user_attr(DRIVER, {})
+        event.listen(study.storage.engine, "before_cursor_execute", check)
+        try:
+            yield lease.check
+        finally:
+            event.remove(study.storage.engine, "before_cursor_execute", check)
+
+
+class StudyClaims:
+    """Claims among the user attributes of a study in a database."""
+
+    def __init__(self, storage: RDBStorage, name: str) -> None:
+        self._storage, self._study = storage, storage.get_study_id_from_name(name)
+
+    def claims(self) -> list[str]:
+        """Return the names of all claims."""
+        names = self._storage.get_study_user_attrs(self._study)
+        return [name.removeprefix(CLAIM) for name in names if name.startswith(CLAIM)]
+
+    def read(self, name: str) -> str | None:
+        """Return a claim's content; None if it has been removed."""
+        content = self._storage.get_study_user_attrs(self._study).get(CLAIM + name)
+        return None if content is None else str(content)
+
+    def write(self, name: str, content: str) -> None:
+        """Write a claim."""
+        self._storage.set_study_user_attr(self._study, CLAIM + name, content)
+
+    def remove(self, name: str) -> None:
+        """Remove a claim. Optuna itself cannot remove attributes."""
+        from sqlalchemy import column, delete, table
+
+        attributes = table("study_user_attributes", column("study_id"), column("key"))
+        own = (attributes.c.study_id == self._study) & (attributes.c.key == CLAIM + name)
+        with self._storage.engine.begin() as connection:
+            connection.execute(delete(attributes).where(own))

@@ -10,6 +10,7 @@ import bisect
 import math
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,15 +43,17 @@ DATABASE_PACKAGES = {  # what to install for a database driver whose package has
 class SearchStudy:
     """The study of one search, as one driver sees it."""
 
-    def __init__(self, search: Search, directory: Path, owner: str | None = None) -> None:
+    def __init__(
+        self, search: Search, directory: Path, owner: str | None = None, check: Callable[[], None] = lambda: None
+    ) -> None:
         """Open or create the study.
 
         `directory` holds its journal. `owner` identifies this driver's trials in a shared database: the search's
-        location, by default `directory`.
+        location, by default `directory`. `check` is called before each write to the journal: see `WorkingCopy`.
         """
         self.search = search
         self.owner = owner or str(directory)
-        self.storage = open_storage(search.settings.store, directory)
+        self.storage = open_storage(search.settings.store, directory, check)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         objectives = ["SumR"] + ([search.settings.against] if search.settings.against else [])
         conditional = any(parameter.when for parameter in search.parameters)
@@ -277,10 +280,10 @@ def _name_objectives(study: optuna.Study, names: list[str]) -> None:
             study.set_metric_names(names)
 
 
-def open_storage(store: str | None, directory: Path) -> BaseStorage:
+def open_storage(store: str | None, directory: Path, check: Callable[[], None] = lambda: None) -> BaseStorage:
     """Open the database at a URL, or the journal in `directory`. Raises `UserError` if the database cannot be used."""
     if store is None:
-        return JournalStorage(SafeJournal(directory / JOURNAL))
+        return JournalStorage(SafeJournal(directory / JOURNAL, check))
     try:
         return RDBStorage(store)
     except Exception as error:  # the types of SQLAlchemy, the database driver and Optuna have no common base

@@ -38,8 +38,12 @@ from dreamprvr_ray.storage.location import Storage
 class WorkingCopy:
     """The files at `path` of the search in `storage`."""
 
-    def __init__(self, storage: Storage, path: Path, log: Callable[[str], None]) -> None:
+    def __init__(
+        self, storage: Storage, path: Path, log: Callable[[str], None], check: Callable[[], None] = lambda: None
+    ) -> None:
+        """`check` raises `LeaseLost` if this process has lost the search's directory to another one."""
         self.storage, self.path, self._log = storage, path, log
+        self.checks = [check]  # of a study in a database, further ones
         self._journal = StoredJournal(storage)
         self._uploaded: dict[str, tuple[int, int]] = {}  # size and modification time of what was uploaded last
         self._changed: set[str] = set()  # directories of runs with files that the store may lack
@@ -72,21 +76,30 @@ class WorkingCopy:
         if self.storage.directory is None:
             self._changed.add(run)
 
+    def check_lease(self) -> None:
+        """Raise `LeaseLost` if another process has taken over. Call it before anything of the search is changed."""
+        for check in self.checks:
+            check()
+
     def push(self) -> None:
         """Upload the files that have changed. Raises `ObjectStoreError` if the store does not accept them.
 
-        The study comes last, so that every epoch in it is in the epoch logs as well.
+        The study comes last, so that every epoch in it is in the epoch logs as well. Raises `LeaseLost`, and uploads
+        nothing, if another process has taken over.
         """
+        self.check_lease()
         if self.storage.directory is not None:
             return
         stamps = self._stamps(self._changed)
         self.storage.upload(self.path, [name for name, stamp in stamps.items() if self._uploaded.get(name) != stamp])
+        self.check_lease()  # again: many files take long
         self._journal.upload(self.path / JOURNAL)
         self._uploaded, self._changed = stamps, set()
 
     def finish(self) -> None:
         """Upload the files that have changed, and make one object of the journal. Raises `ObjectStoreError`."""
         self.push()
+        self.check_lease()
         if self.storage.directory is None:
             self._journal.join(self.path / JOURNAL)
 
@@ -138,15 +151,17 @@ def downloaded(storage: Storage) -> Iterator[Path]:
 
 
 @contextmanager
-def working_copy(storage: Storage, log: Callable[[str], None]) -> Iterator[WorkingCopy]:
+def working_copy(
+    storage: Storage, log: Callable[[str], None], check: Callable[[], None] = lambda: None
+) -> Iterator[WorkingCopy]:
     """Open the working copy of a search. When the block ends, it is uploaded and removed.
 
     If the upload fails, the copy stays on this machine's disk; the error is raised unless the block raised one.
     """
     if storage.directory is not None:
-        yield WorkingCopy(storage, storage.directory, log)
+        yield WorkingCopy(storage, storage.directory, log, check)
         return
-    copy = WorkingCopy(storage, Path(tempfile.mkdtemp(prefix="dreamprvr-search-")), log)
+    copy = WorkingCopy(storage, Path(tempfile.mkdtemp(prefix="dreamprvr-search-")), log, check)
     is_uploaded = True  # nothing has changed yet
     try:
         copy.fetch(with_runs=False)

@@ -16,15 +16,17 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.fs
 
 from dreamprvr_ray.errors import ObjectStoreError, UserError, first_line, redact, redact_uri
+from dreamprvr_ray.storage.claims import DirectoryClaims, ObjectClaims
 from dreamprvr_ray.storage.files import remove_own_files, replacing, write_bytes
-from dreamprvr_ray.storage.locks import LOCK, locked, object_store_lock
+from dreamprvr_ray.storage.lease import Lease, holding
+from dreamprvr_ray.storage.locks import LOCK, is_lock, locked
 
 _CONNECTIONS = 16
 _SMALL = 8 * 2**20  # bytes that are read or written at once
@@ -109,26 +111,37 @@ class Storage:
         return str(self).rstrip("/").rpartition("/")[2]
 
     @contextmanager
-    def lock(self, wait_seconds: float = 0.0) -> Iterator[None]:
-        """Keep other commands from using the directory while the block runs, as `locks` describes.
+    def lock(self, wait_seconds: float = 0.0) -> Iterator[Lease]:
+        """Keep other commands, on this machine and on others, from using the directory while the block runs.
+
+        On a disk the directory has a lock of the file system as well, which some file systems grant on one machine
+        only, or not at all. What runs for long calls `check` of the lease before it writes: see `storage.lease`.
 
         Raises `UserError` if another command holds the lock for longer than `wait_seconds`.
         """
-        directory = self.directory
-        path = object_store_lock(self.location) if directory is None else directory / LOCK
-        with locked(path, str(self), wait_seconds):
-            yield
+        if (directory := self.directory) is not None:
+            with (
+                locked(directory / LOCK, str(self), wait_seconds),
+                holding(DirectoryClaims(directory), str(self), wait_seconds=wait_seconds) as lease,
+            ):
+                yield lease
+            return
+        filesystem, path = self._store
+        claims = ObjectClaims(filesystem, path, partial(_requests_to, self))
+        with holding(claims, str(self), wait_seconds=wait_seconds) as lease:
+            yield lease
 
     def names(self) -> list[str]:
         """Return the names of the directory's entries but its lock, sorted; empty if the directory does not exist."""
         if (directory := self.directory) is not None:
             with _reading(directory):
-                return sorted(set(os.listdir(directory)) - {LOCK}) if directory.is_dir() else []
-        filesystem, path = self._store
-        with _requests_to(self):
-            return sorted(
-                info.base_name for info in filesystem.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True))
-            )
+                names = os.listdir(directory) if directory.is_dir() else []
+        else:
+            filesystem, path = self._store
+            with _requests_to(self):
+                found = filesystem.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True))
+            names = [info.base_name for info in found]
+        return sorted(name for name in names if not is_lock(name))
 
     def size(self) -> int:
         """Return the total size in bytes of the files in the directory and below."""
@@ -145,11 +158,12 @@ class Storage:
         if (directory := self.directory) is not None:
             with _reading(directory):
                 names = [str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()]
-            return sorted(name for name in names if name != LOCK)
-        filesystem, path = self._store
-        with _requests_to(self):
-            found = filesystem.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True, recursive=True))
-        return sorted(info.path.removeprefix(f"{path}/") for info in found if info.is_file)
+        else:
+            filesystem, path = self._store
+            with _requests_to(self):
+                found = filesystem.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True, recursive=True))
+            names = [info.path.removeprefix(f"{path}/") for info in found if info.is_file]
+        return sorted(name for name in names if not is_lock(name))
 
     def exists(self, name: str) -> bool:
         """Return whether the directory has a file of this name, which may be a relative path."""

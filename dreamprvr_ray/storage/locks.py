@@ -1,41 +1,41 @@
-"""Locks that keep a directory to one command at a time.
+"""Locks of a file system, which keep a directory on a disk to one command at a time.
 
-The lock of a directory on a disk is a file in it, so that whoever sees the directory sees the lock, whatever its
-`TMPDIR`. The lock of a directory in an object store is a file in the user's home directory: it keeps other commands of
-this user away, on this machine and on those that share the home directory.
+The lock is a file in the directory, so that whoever sees the directory sees the lock, whatever its `TMPDIR`. Some file
+systems that machines share grant locks to one machine only, or none: `lease` works there too.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
-import logging
 import os
-import pwd
 import re
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from urllib.parse import parse_qs
 
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.storage.files import writing
 
 LOCK = ".dreamprvr_ray.lock"  # in a directory on a disk
+CLAIM = ".dreamprvr_ray.lease-"  # how the names of a lease's files begin: see `claims`
+_CLAIM = re.compile(rf"{re.escape(CLAIM)}\w+-\d{{6,}}")
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # the file system has no locks
 _RETRY_SECONDS = 0.05  # between two attempts to take a lock that another command holds
 
-_log = logging.getLogger(__name__)
+
+def is_lock(name: str) -> bool:
+    """Return whether a file of this name, in a directory that is locked, is the lock or a lease's."""
+    return name == LOCK or _CLAIM.fullmatch(name) is not None
 
 
 @contextmanager
 def locked(path: Path, shown: str, wait_seconds: float = 0.0) -> Iterator[None]:
     """Hold the lock file `path` while the block runs, then remove it and those of its parents that did not exist.
 
-    `shown` is the directory that it locks, for messages. Where the file system has no locks, go without, and say so.
+    `shown` is the directory that it locks, for messages. Where the file system has no locks, go without.
     The kernel releases the lock of a command that is killed.
 
     Raises:
@@ -77,7 +77,7 @@ def _open(path: Path) -> int:
 
 
 def _acquire(descriptor: int, path: Path, shown: str, deadline: float) -> bool:
-    """Take the lock. Return False, after a warning, if the file system has no locks."""
+    """Take the lock. Return False if the file system has no locks."""
     try:
         while True:
             try:
@@ -88,18 +88,11 @@ def _acquire(descriptor: int, path: Path, shown: str, deadline: float) -> bool:
                     raise
                 time.sleep(_RETRY_SECONDS)
     except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return False
         process, _, host = os.pread(descriptor, 1000, 0).decode(errors="replace").partition(" ")
-        is_here = host in ("", socket.gethostname())
-        holder = f"process {process}" if is_here else f"process {process} on {host}"
-        is_held = error.errno not in _NO_LOCKS or (is_here and process.isdecimal() and is_alive(int(process)))
-        if is_held:
-            raise UserError(f"{shown}: {holder} is using this directory; wait for it to finish, or stop it") from None
-        _log.warning(
-            "%s: the file system grants no locks (%s): start no second command with this directory",
-            path.parent,
-            error.strerror,
-        )
-        return False
+        holder = f"process {process}" if host in ("", socket.gethostname()) else f"process {process} on {host}"
+        raise UserError(f"{shown}: {holder} is using this directory; wait for it to finish, or stop it") from None
 
 
 def is_alive(process: int) -> bool:
@@ -116,28 +109,3 @@ def is_alive(process: int) -> bool:
 def _remove_empty(directory: Path) -> None:
     with suppress(OSError):  # not empty
         directory.rmdir()
-
-
-def object_store_lock(uri: str) -> Path:
-    """Return the path of the lock file of a directory in an object store. Spellings of one location have one."""
-    path, _, query = uri.partition("?")
-    scheme, _, path = path.partition("://")
-    path = re.sub("/+", "/", path.rpartition("@")[2]).strip("/")
-    endpoint = parse_qs(query).get("endpoint_override", [""])[0].rstrip("/")
-    name = hashlib.sha256(f"{scheme.lower()}://{path} {endpoint}".encode()).hexdigest()[:16]
-    return _user_directory() / f"{name}.lock"
-
-
-def _user_directory() -> Path:
-    """Return a directory of this user, the same for all of the user's processes. It does not depend on `TMPDIR`."""
-    user = os.getuid()
-    try:
-        home = Path(pwd.getpwuid(user).pw_dir)
-    except KeyError:  # as in some containers
-        home = Path("~").expanduser()
-    for directory in (home / ".cache" / "dreamprvr_ray" / "locks", Path(f"/tmp/dreamprvr_ray-{user}")):
-        with suppress(OSError):
-            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if directory.lstat().st_uid == user and not directory.is_symlink() and os.access(directory, os.W_OK):
-                return directory
-    raise UserError(f"{home}: no place for locks: neither it nor /tmp can be written")

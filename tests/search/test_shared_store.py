@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.searches import make_search, make_session
+from optuna.trial import TrialState
+from support.searches import make_search, make_session, trial_epoch
 
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.search.identity import SearchIdentity
 from dreamprvr_ray.search.preconditions import check_directory, claim_directory
-from dreamprvr_ray.search.shared_store import DRIVER, STALE_SECONDS, driving
+from dreamprvr_ray.search.shared_store import driving
 from dreamprvr_ray.search.space import Search, load_search
 from dreamprvr_ray.search.study import SearchStudy
+from dreamprvr_ray.storage import lease
+from dreamprvr_ray.storage.lease import LeaseLost
 
 
 def search_in(folder: Path, database: Path, **keys: Any) -> Search:
@@ -39,7 +38,7 @@ def test_a_study_belongs_to_one_search(tmp_path: Path) -> None:
     database = tmp_path / "studies.db"
     one, two = (search_in(tmp_path / name, database) for name in ("one", "two"))
     study = start(one)
-    with driving(study.study, one.settings.store, study.owner):
+    with driving(study, one.settings.store):
         assert study.propose()
     with pytest.raises(UserError) as caught:
         start(two)
@@ -64,24 +63,37 @@ def test_a_second_driver_of_a_study_is_refused_until_the_first_one_has_ended(tmp
     """Before, two hosts that use one path proposed each trial twice."""
     search = search_in(tmp_path / "one", tmp_path / "studies.db")
     study, store = start(search), search.settings.store
-    with driving(study.study, store, study.owner):
-        expected = f"process {os.getpid()} on {socket.gethostname()} is running the study 'synthetic'; wait for it"
-        with pytest.raises(UserError, match=expected):
-            start(search, resume=True)
-        with pytest.raises(UserError, match=expected), driving(study.study, store, study.owner):
+    with driving(study, store):
+        again = start(search, resume=True)
+        expected = f"process {os.getpid()} is running the study 'synthetic'; wait for it to finish, or stop it"
+        with pytest.raises(UserError, match=expected), driving(again, store):
             pass
-    start(search, resume=True)
-    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
-        pass
-    elsewhere = {"host": "elsewhere", "process": 1}
-    for driver, is_refused in (
-        (elsewhere | {"time": time.time()}, True),
-        (elsewhere | {"time": time.time() - STALE_SECONDS - 1}, False),
-        ({"host": socket.gethostname(), "process": ended.pid, "time": time.time()}, False),  # killed
-    ):
-        study.study.set_user_attr(DRIVER, driver)
-        if is_refused:
-            with pytest.raises(UserError, match="process 1 on elsewhere is running the study 'synthetic'"):
-                start(search, resume=True)
-        else:
-            start(search, resume=True)
+    with driving(again, store):
+        assert again.propose()
+    assert set(again.study.user_attrs) == {"objectives", "owner"}
+
+
+def test_a_driver_that_another_one_followed_changes_nothing_in_the_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(lease.LEASE_SECONDS, "0.5")
+    monkeypatch.setattr(lease.Lease, "keep", lambda _: None)  # suspended
+    search = search_in(tmp_path / "one", tmp_path / "studies.db")
+    first, store = start(search), search.settings.store
+    second = start(search, resume=True)
+    with driving(first, store):
+        assert first.propose()
+        monkeypatch.setattr(lease, "_machine", lambda: "another machine")
+        with driving(second, store):
+            before = [trial.number for trial in second.trials()]
+            for change in (
+                first.propose,
+                lambda: first.report(0, trial_epoch(1, 10.0)),
+                lambda: first.finish(0, trial_epoch(1, 10.0, finished=True)),
+                lambda: first.fail(0, "lost"),
+            ):
+                with pytest.raises(LeaseLost, match=f"store = {store}: process {os.getpid()} has taken over"):
+                    change()
+            assert second.propose()
+            (trial,) = second.trials()
+            assert [trial.number] == before and trial.state == TrialState.RUNNING and not trial.intermediate_values
