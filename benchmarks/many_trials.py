@@ -163,7 +163,7 @@ class StandIn:
         log = create_epoch_log(session, runs)
         searcher = SourceSearcher(source)
         scheduler = SourceScheduler(source, searcher, log)
-        sync, shown = SyncCallback(session.copy), ProgressCallback(progress)
+        sync, shown = SyncCallback(session.copy, source), ProgressCallback(progress)
         running: list[tuple[Any, TrialRequest, list[float]]] = []
         started = ended = 0
         meter.sample(0)

@@ -28,7 +28,9 @@ from dreamprvr_ray.evaluation.test_record import evaluate_checkpoint
 from dreamprvr_ray.runtime.ray_internals.trainers import Trainer
 from dreamprvr_ray.runtime.resources import WorkerCount
 from dreamprvr_ray.runtime.train_run import publishing_if_it_ends_early, run_group, train
+from dreamprvr_ray.storage import lease
 from dreamprvr_ray.storage.files import parse_json, read_json
+from dreamprvr_ray.storage.lease import LeaseLost
 from dreamprvr_ray.storage.location import Storage
 from dreamprvr_ray.training.failure import WorkersFailed
 from dreamprvr_ray.training.loop import Training, fit, with_feature_sizes
@@ -235,6 +237,31 @@ def test_another_best_checkpoint_replaces_its_files_only(tmp_path: Path, demo_sh
         raise KeyboardInterrupt
     assert load_model(tmp_path / "run" / "best").metrics["epoch"] == 2 and not best.exists("test.json")
     assert best.read_text("notes.txt") == best.read_text("plots/curve.svg") == "earlier"
+
+
+def test_a_run_that_another_command_has_followed_is_left_to_it(tmp_path: Path, demo_shards: Path) -> None:
+    """Workers of a suspended driver fail when another one resumes its run. Its end must not claim the run back."""
+    storage, store = run_with_checkpoints(tmp_path, demo_shards, 1, 2)
+    follower = CheckpointStore(storage / "checkpoints").claim()
+
+    def check() -> None:
+        raise LeaseLost("another process has taken over")
+
+    with pytest.raises(Failure, match="a worker is lost"), publishing_if_it_ends_early(store, storage, print, check):
+        raise Failure("a worker is lost")
+    assert (storage / "checkpoints").read_text("owner") == follower and not (storage / "best").exists(METRICS)
+
+
+def test_a_run_in_a_bucket_has_one_driver_on_all_machines(
+    s3: S3, demo_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(lease.LEASE_SECONDS, "1.2")
+    storage = Storage.of(s3.uri("run"))
+    with storage.lock():
+        monkeypatch.setattr(lease, "_machine", lambda: "another machine")
+        with pytest.raises(UserError, match="is using this directory; wait for it to finish, or stop it"):
+            train(experiment(), str(demo_shards), storage.location, WorkerCount(1), resume=False, log=print)
+    assert storage.names() == []
 
 
 def test_a_run_that_ends_before_its_first_checkpoint_ends_as_it_did(tmp_path: Path, demo_shards: Path) -> None:
