@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from support import reference_model
 from support.indexes import small_checkpoint, small_shards
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from benchmarks import evaluation, find, measured_process, opening, selection_bias, step_model
+from benchmarks import evaluation, find, many_trials, measured_process, opening, selection_bias, step_model
 from benchmarks.ranking import Ranking
 from benchmarks.search_model import ClusterSize, SearchLoad, SimulatedSearch
 from benchmarks.step_prediction import QUERIES, step_size
@@ -28,6 +29,7 @@ from dreamprvr_ray.index.building import update_index
 from dreamprvr_ray.index.collections import ShardCollection
 from dreamprvr_ray.index.index import Index
 from dreamprvr_ray.index.sentences import query_vectors
+from dreamprvr_ray.report.reader import read_search
 from dreamprvr_ray.training.objective import StepRandomness
 
 SMALL = {
@@ -171,3 +173,11 @@ def test_a_simulated_search_counts_what_its_trials_do() -> None:
     assert failing.utilisation < undisturbed.utilisation
     wide = SimulatedSearch(quiet, replace(load, gpus_per_trial=8)).run(hours=1)
     assert wide.trials == 72 and wide.utilisation == pytest.approx(1)
+
+
+def test_a_search_of_stand_in_trials_is_measured(tmp_path: Path) -> None:
+    options = SimpleNamespace(trials=6, begin_at=0, at_a_time=2, place="s3", keep=str(tmp_path / "kept"))
+    figures = many_trials.measure(options, tmp_path)
+    assert figures["trials"] == 6 and figures["requests"] > 60 and figures["written_mb"] > 0.01
+    assert figures["last"]["cpu_ms_by_part"]["sync"] > 0 and figures["resume"]["requests"] > 0
+    assert len(read_search(tmp_path / "kept").trials) == 6

@@ -8,6 +8,7 @@ some of those that it compares the good ones with.
 from __future__ import annotations
 
 import heapq
+import math
 import warnings
 from collections.abc import Container, Sequence
 from typing import Any, assert_never, cast
@@ -98,28 +99,25 @@ class _LimitedStudy:
 
 def _limited(study: optuna.Study) -> optuna.Study:
     """Return the study, or one with the trials that the sampler may see if there are too many."""
-    trials = study.get_trials(deepcopy=False)
-    ended = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
     if len(ended) <= MAX_TRIALS:
         return study
     recent = BEST_TRIALS - MAX_TRIALS
-    chosen = {trial.number for trial in ended[recent:]} | {trial.number for trial in _best(study, ended[:recent])}
-    seen = [trial for trial in trials if trial.number in chosen or trial.state == TrialState.RUNNING]
-    return cast(optuna.Study, _LimitedStudy(study, seen))
+    seen = _best(study, ended[:recent]) + ended[recent:]
+    seen += study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    return cast(optuna.Study, _LimitedStudy(study, sorted(seen, key=lambda trial: trial.number)))
 
 
 def _best(study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """Return at most `BEST_TRIALS` trials: those with the best value, or those that no other one surpasses in both."""
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     signs = [-1.0 if direction == StudyDirection.MAXIMIZE else 1.0 for direction in study.directions]
-    losses = [
-        ([sign * value for sign, value in zip(signs, trial.values, strict=True)], trial.number, trial)
-        for trial in trials
-        if trial.state == TrialState.COMPLETE
-    ]
     if len(signs) == 1:
-        return [trial for *_, trial in heapq.nsmallest(BEST_TRIALS, losses)]
-    front: list[tuple[list[float], int, FrozenTrial]] = []
-    for loss in sorted(losses):
-        if not front or loss[0][1] < front[-1][0][1]:
-            front.append(loss)
-    return [trial for *_, trial in front[:BEST_TRIALS]]
+        return heapq.nsmallest(BEST_TRIALS, complete, key=lambda trial: signs[0] * trial.value)
+    front: list[FrozenTrial] = []
+    lowest = math.inf
+    for trial in sorted(complete, key=lambda trial: [signs[0] * trial.values[0], signs[1] * trial.values[1]]):
+        if (second := signs[1] * trial.values[1]) < lowest:
+            lowest = second
+            front.append(trial)
+    return front[:BEST_TRIALS]
