@@ -18,7 +18,7 @@ from benchmarks.step_workers import MessageTimes, StepProcesses, StepTimes, step
 from dreamprvr_ray.config import Experiment
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
-from dreamprvr_ray.storage.files import write_text
+from dreamprvr_ray.storage.files import write_json
 
 QUERIES = 3  # per video
 WITHIN = 0.15  # of the measurement
@@ -115,7 +115,7 @@ def measure(
         for number in range(rounds):
             _measure_round(found, processes, fitted, steps, f"round {number + 1} of {rounds}", log)
             found.messages.append(processes.messages(2, 5))
-        write_text(path, json.dumps(found.to_dict()))
+        write_json(path, found.to_dict())
         model = found.fit()
         log(describe(model))
         for workers in PREDICTED:
@@ -124,7 +124,7 @@ def measure(
         for number in range(rounds):
             _measure_round(found, processes, predicted, steps, f"round {number + 1} of {rounds}", log)
     found.machine["load_after"] = os.getloadavg()[0]
-    write_text(path, json.dumps(found.to_dict()))
+    write_json(path, found.to_dict())
     return found
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.storage.location import local_folder
 
 if TYPE_CHECKING:
-    from dreamprvr_ray.index.building import Progress, Update
+    from dreamprvr_ray.index.building import EncodeBlocks, Progress, Update
     from dreamprvr_ray.index.collections import Collection
 
 ZERO_SHOT = "zero-shot"
@@ -77,8 +78,10 @@ def _parser() -> command_line.Parser:
         "--files", type=local_folder, metavar="DIR", help="directory of the video files of --shards or --source"
     )
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="number of processes that decode --videos (default: one per CPU)"
-    )
+        "--workers", type=int, metavar="N",
+        help="number of processes, on all nodes of a cluster, that decode --videos (default: one per CPU) and that"
+        " encode (default: this one)",
+    )  # fmt: skip
     return parser
 
 
@@ -86,8 +89,9 @@ def _check(options: argparse.Namespace) -> None:
     """Raise `UserError` for options that do not go together."""
     allowed = {
         "split": "shards", "features": "source", "encoder": "videos", "fps": "videos", "window": "videos",
-        "workers": "videos",
     }  # fmt: skip
+    if options.workers is not None and options.workers < 1:
+        raise UserError(f"--workers {options.workers}: must be at least 1")
     for name, other in allowed.items():
         if getattr(options, name) not in (None, []) and getattr(options, other) is None:
             raise UserError(f"--{name}: needs --{other}")
@@ -118,30 +122,50 @@ def _model(location: str) -> Iterator[Path | None]:
 def _update(options: argparse.Namespace, model: Path | None) -> Update:
     from dreamprvr_ray.index.building import update_index
 
-    return update_index(
-        options.out,
-        _collection(options, model),
-        model,
-        sentence_encoder=options.sentence_encoder,
-        videos_directory=options.videos or options.files,
-        compact=options.compact,
-        report=_Display(),
-    )
+    open_collection = _collection(options, model)
+    collection = open_collection()  # before Ray starts
+    with _encoding(options, open_collection) as encode:
+        return update_index(
+            options.out,
+            collection,
+            model,
+            sentence_encoder=options.sentence_encoder,
+            videos_directory=options.videos or options.files,
+            compact=options.compact,
+            report=_Display(),
+            encode=encode,
+        )
 
 
-def _collection(options: argparse.Namespace, model: Path | None) -> Collection:
-    from dreamprvr_ray.index.collections import ShardCollection, SourceCollection
+@contextmanager
+def _encoding(options: argparse.Namespace, open_collection: Callable[[], Collection]) -> Iterator[EncodeBlocks | None]:
+    """Yield what encodes with `--workers`; None if this process does."""
+    if options.workers is None:
+        yield None
+        return
+    from dreamprvr_ray.runtime.index_encoding import ClusterEncoding
+    from dreamprvr_ray.runtime.ray_internals import quiet_losses
+    from dreamprvr_ray.runtime.session import ray_session
+
+    with (
+        ray_session(dashboard=False, log=command_line.print_progress, resume="run the same command again"),
+        quiet_losses(),
+    ):
+        yield ClusterEncoding(open_collection, options.workers)
+
+
+def _collection(options: argparse.Namespace, model: Path | None) -> Callable[[], Collection]:
+    """Return what opens the collection, here or in another process."""
+    from dreamprvr_ray.index.collections import open_shards, open_source
+    from dreamprvr_ray.storage.location import absolute
 
     if options.shards is not None:
-        from dreamprvr_ray.data.cache import local_shards
-
-        return ShardCollection(local_shards(options.shards), options.split)
-    from dreamprvr_ray.data.source import Source
-
+        return partial(open_shards, absolute(options.shards), options.split)
     if options.source is not None:
         name = options.collection or options.source.resolve().name
-        return SourceCollection(Source.open(options.source, name, options.features))
-    return SourceCollection(Source.open(*_extract(options, model)))
+        return partial(open_source, options.source.absolute(), name, options.features)
+    source, name = _extract(options, model)
+    return partial(open_source, source.absolute(), name)
 
 
 def _extract(options: argparse.Namespace, model: Path | None) -> tuple[Path, str]:

@@ -7,6 +7,7 @@ running the same command again continues.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,10 +27,11 @@ from dreamprvr_ray.index.calibration import CALIBRATION
 from dreamprvr_ray.index.coarse import COARSE, require_faiss
 from dreamprvr_ray.index.collections import Collection
 from dreamprvr_ray.index.compression import Compressor
-from dreamprvr_ray.index.encoding import encode_videos
+from dreamprvr_ray.index.encoding import BLOCK, encode_videos
 from dreamprvr_ray.index.parts import Part, PartContent, is_part, remove_part, write_part
 from dreamprvr_ray.index.record import MODEL, PARTS, RECORD, SCHEMA_VERSION, SOURCE, IndexRecord, PartRecord
 from dreamprvr_ray.index.scoring import score_weights
+from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.storage.files import write_bytes, writing
 from dreamprvr_ray.storage.location import Storage
 from dreamprvr_ray.storage.locks import is_lock
@@ -38,6 +40,9 @@ from dreamprvr_ray.video.extraction_store import EXTRACTION
 PART_ROWS = 512  # videos of a part
 COMPACT_PART_ROWS = 4096  # of a compact index
 SAMPLE = 1024  # videos to which compression is fitted
+
+# Encodes blocks of ids with a model, and yields the content of each in their order.
+EncodeBlocks = Callable[[DreamPRVR | None, Sequence[Sequence[str]]], Iterator[PartContent]]
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,7 @@ def update_index(
     videos_directory: Path | None = None,
     compact: bool = False,
     report: Callable[[Progress], None] = lambda progress: None,
+    encode: EncodeBlocks | None = None,
 ) -> Update:
     """Make an index of a collection, or update the one in `directory`.
 
@@ -99,6 +105,7 @@ def update_index(
         videos_directory: The directory that the videos' files are relative to.
         compact: Whether a new index takes at most 16 KB a video, for large collections.
         report: Called when videos have been encoded.
+        encode: What encodes the videos in place of this process (`runtime.index_encoding`).
 
     Raises:
         UserError: `directory` holds something else, or an index of another model or encoder; or the model does not fit
@@ -108,7 +115,7 @@ def update_index(
         record = _open_or_begin(directory, collection, model, sentence_encoder, videos_directory, compact)
         trained = None if record.model is None else _load(directory, model)
         _remove_leftovers(directory, record)
-        return _Update(directory, record, collection, trained, report).run()
+        return _Update(directory, record, collection, trained, report, encode).run()
 
 
 def check_directory(directory: Path) -> None:
@@ -269,6 +276,15 @@ def _remove_leftovers(directory: Path, record: IndexRecord) -> None:
             remove_part(path)
 
 
+def _groups(ids: Sequence[str]) -> list[list[Sequence[str]]]:
+    """Divide a part's videos into groups that are compressed together, and these into blocks that are encoded."""
+    return [
+        [ids[start : min(start + BLOCK, end)] for start in range(first, end, BLOCK)]
+        for first in range(0, len(ids), PART_ROWS)
+        for end in [min(first + PART_ROWS, len(ids))]
+    ]
+
+
 class _Update:
     """One run of `update_index`."""
 
@@ -279,9 +295,11 @@ class _Update:
         collection: Collection,
         trained: TrainedModel | None,
         report: Callable[[Progress], None],
+        encode: EncodeBlocks | None,
     ) -> None:
         self._directory, self._record, self._collection = directory, record, collection
         self._model = None if trained is None else trained.model.to(best_device())
+        self._encode_blocks = encode or self._encode_here
         self._weights, self._report = score_weights(trained, directory / MODEL), report
         self._part_rows = COMPACT_PART_ROWS if record.compact else PART_ROWS
 
@@ -318,32 +336,33 @@ class _Update:
         self._commit(parts)
 
     def _add(self, ids: Sequence[str]) -> None:
-        begin, done = time.perf_counter(), 0
+        begin = time.perf_counter()
         if not ids:
             return
         self._report(Progress(0, len(ids), 0.0))
         compressor = self._compressor(ids) if self._record.compact else None
-        while done < len(ids):
-            # A part that is not full is replaced by one that also holds the next videos.
-            last = list(self._parts())[-1:] if self._record.parts else []
-            last = [part for part in last if len(part) < self._part_rows // 2]
-            room = self._part_rows - sum(len(part) for part in last)
-            block = ids[done : done + room]
-            content = self._encode(block, compressor)
+        # A part that is not full is replaced by one that also holds the first of these videos.
+        last = list(self._parts())[-1:] if self._record.parts else []
+        last = [part for part in last if len(part) < self._part_rows // 2]
+        ends = [*range(self._part_rows - sum(len(part) for part in last), len(ids), self._part_rows), len(ids)]
+        parts = [_groups(ids[start:end]) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+        encoded = self._encode_blocks(self._model, [block for groups in parts for blocks in groups for block in blocks])
+        for groups, end in zip(parts, ends, strict=True):
+            content = PartContent.joined([self._content(len(blocks), encoded, compressor) for blocks in groups])
             before = list(self._record.parts[: len(self._record.parts) - len(last)])
             for part in last:
                 content = PartContent.joined([part.content(range(len(part))), content])
+            last = []
             self._commit([*before, self._write(content)])
-            done += len(block)
-            self._report(Progress(done, len(ids), time.perf_counter() - begin))
+            self._report(Progress(end, len(ids), time.perf_counter() - begin))
 
-    def _encode(self, ids: Sequence[str], compressor: Compressor | None) -> PartContent:
-        contents = []
-        for start in range(0, len(ids), PART_ROWS):
-            videos = [(id, self._collection.read(id)) for id in ids[start : start + PART_ROWS]]
-            content = encode_videos(videos, self._model)
-            contents.append(content if compressor is None else compressor.compress(content))
-        return PartContent.joined(contents)
+    def _content(self, blocks: int, encoded: Iterator[PartContent], compressor: Compressor | None) -> PartContent:
+        """Join the next `blocks` contents."""
+        content = PartContent.joined(list(itertools.islice(encoded, blocks)))
+        return content if compressor is None else compressor.compress(content)
+
+    def _encode_here(self, model: DreamPRVR | None, blocks: Sequence[Sequence[str]]) -> Iterator[PartContent]:
+        return (encode_videos([(id, self._collection.read(id)) for id in ids], model) for ids in blocks)
 
     def _compressor(self, ids: Sequence[str]) -> Compressor:
         """Return what compresses the index's rows; it is fitted to a sample of the first videos."""

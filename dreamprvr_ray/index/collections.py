@@ -9,11 +9,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from dreamprvr_ray.data import pooling
+from dreamprvr_ray.data.cache import local_shards
 from dreamprvr_ray.data.encoding import EncodingRecord, VideoTimes
 from dreamprvr_ray.data.near_misses import quoted
 from dreamprvr_ray.data.shards import ShardSet
@@ -142,6 +144,16 @@ class SourceCollection:
                 f"{self.origin}: video {quoted(id)} has {len(rows)} frames, but {times.frames} are listed for it"
             )
         return PooledVideo(pooling.clips(rows).astype(self.dtype), pooling.frames(rows).astype(self.dtype), times)
+
+
+def open_shards(location: str, splits: Sequence[str] = ()) -> ShardCollection:
+    """Open shards in a directory or an object store, by the node's cache. Raises what `ShardCollection` raises."""
+    return ShardCollection(local_shards(location), splits)
+
+
+def open_source(directory: Path, name: str, features: str | None = None) -> SourceCollection:
+    """Open a source tree. Raises `UserError` if it is none."""
+    return SourceCollection(Source.open(directory, name, features))
 
 
 def check_splits(shards: ShardSet, splits: Sequence[str]) -> None:

@@ -10,10 +10,8 @@ crashes repeatedly counts as failed.
 from __future__ import annotations
 
 import json
-import logging
-import warnings
 from collections.abc import Collection, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +19,11 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.data import ActorPoolStrategy, Dataset
 
 from dreamprvr_ray.data.encoding import EncoderRecord
 from dreamprvr_ray.errors import Failure, UserError, one_line
+from dreamprvr_ray.runtime.ray_data import data_context, one_line_errors
 from dreamprvr_ray.runtime.resources import current_cluster
 from dreamprvr_ray.runtime.video_processes import (
     BLOCK_BYTES,
@@ -39,6 +38,7 @@ from dreamprvr_ray.runtime.video_processes import (
 from dreamprvr_ray.video.encoders.protocols import FrameEncoder, SentenceEncoder, SentenceFeatures
 from dreamprvr_ray.video.encoders.registry import open_frame_encoder, open_sentence_encoder
 
+EXTRACTION = "the extraction"
 MEMORY_PER_PROCESS = 8 * BLOCK_BYTES  # of frames under way
 TRIES = 3  # after a crash
 PASSES = 3  # over what a lost node or a crash has left: Ray may use up its tries before it notices that a node is gone
@@ -142,7 +142,7 @@ def describe_encoders(
         return first, _record(open_sentence_encoder(sentences))
 
     remote = ray.remote(num_cpus=pools.encoder_cpus, num_gpus=pools.encoder_gpus)(describe)
-    with _errors():
+    with one_line_errors(EXTRACTION):
         records: tuple[EncoderRecord, EncoderRecord | None] = ray.get(remote.remote())
     return records
 
@@ -179,7 +179,7 @@ def _encode_once(
         {"video": task.id, "path": task.path, "bytes": task.bytes}
         for task in sorted(tasks, key=lambda task: -task.bytes)
     ]
-    with _context(pools), _errors():
+    with _context(pools), one_line_errors(EXTRACTION):
         frames = (
             ray.data.from_items(items, override_num_blocks=min(len(items), MOST_BLOCKS))
             .map_batches(
@@ -210,7 +210,7 @@ def encode_sentences(
     sentences: Sequence[str], encoder: str, pools: Pools
 ) -> Iterator[list[tuple[str, SentenceFeatures]]]:
     """Encode sentences, and yield them in batches, in any order. Raises `Failure` if the encoder failed."""
-    with _context(pools), _errors():
+    with _context(pools), one_line_errors(EXTRACTION):
         encoders = min(pools.encoders, -(-len(sentences) // SENTENCES_AT_ONCE))
         encoded = ray.data.from_items(
             [{"sentence": sentence} for sentence in sentences],
@@ -230,45 +230,10 @@ def encode_sentences(
             yield [_sentence(row) for row in table.to_pylist()]
 
 
-@contextmanager
-def _context(pools: Pools) -> Iterator[None]:
-    """Set what Ray Data needs to know for the datasets that the block makes."""
-    context = DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.target_max_block_size = BLOCK_BYTES
-    context.max_errored_blocks = -1  # of a file at which the decoder crashes; what is missing is noticed
-    context.execution_options.resource_limits = context.execution_options.resource_limits.copy(
-        object_store_memory=MEMORY_PER_PROCESS * (pools.decoders + pools.encoders)
-    )
-    # Ray Data's own progress stays in Ray's logs.
-    handlers = [each for each in logging.getLogger("ray.data").handlers if isinstance(each, logging.StreamHandler)]
-    levels = [handler.level for handler in handlers]
-    for handler in handlers:
-        handler.setLevel(logging.CRITICAL)
-    try:
-        with DataContext.current(context), warnings.catch_warnings():
-            # `max_restarts` and `max_task_retries` have no other name in this release of Ray.
-            warnings.filterwarnings("ignore", message=r".*ray_remote_args.* is deprecated")
-            yield
-    finally:
-        for handler, level in zip(handlers, levels, strict=True):
-            handler.setLevel(level)
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    """Turn errors of Ray's into one line: of an encoder that cannot be loaded on a node, or of processes that do not
-    start."""
-    try:
-        yield
-    except ray.exceptions.RayError as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, UserError):
-            cause = getattr(cause, "cause", None) or cause.__cause__
-        if isinstance(cause, UserError):
-            raise UserError(*cause.mistakes) from None
-        last = one_line(str(error).strip().splitlines()[-1])
-        raise Failure(f"a process of the extraction could not start or continue: {last}") from None
+def _context(pools: Pools) -> AbstractContextManager[None]:
+    # Of a file at which the decoder crashes, what is missing is noticed.
+    memory = MEMORY_PER_PROCESS * (pools.decoders + pools.encoders)
+    return data_context(memory, BLOCK_BYTES, skip_errors=True)
 
 
 def _tables(dataset: Dataset) -> Iterator[pa.Table]:
