@@ -1,6 +1,6 @@
 """Leases: one process at a time uses a place that several machines reach, such as a directory in an object store.
 
-A process that uses a place keeps a claim in it, a small record with a name of its own, and renews the claim under the
+A process that uses a place keeps a claim in it, a small record with its own name, and renews the claim under the
 next name: `ID-000001` becomes `ID-000002`. The rules need no clock that machines share, and no conditional writes: only
 that a record which has been written is in every listing from then on. S3, Google Cloud Storage, Azure and databases
 promise this.
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import random
 import socket
@@ -71,8 +72,8 @@ class Claim:
     process: int = 0
     started: str | None = None  # tells it from a later process of the same number
     machine: str = ""  # whose processes have their own numbers: see `_machine`
-    time: float = 0.0
-    seconds: float = DEFAULT_SECONDS  # without a renewal, after which it is dead
+    time: float = math.inf  # not known: it is watched before it counts as dead
+    seconds: float = 0.0  # without a renewal, after which it is dead
 
     @classmethod
     def of_this_process(cls, seconds: float) -> Claim:
@@ -83,9 +84,10 @@ class Claim:
     def from_text(cls, text: str) -> Claim:
         """Return what a claim holds; of one that is damaged or another version's, what is known."""
         try:
-            values = json.loads(text)
-            return cls(**{key: value for key, value in values.items() if key in cls.__dataclass_fields__})
-        except (ValueError, AttributeError, TypeError):
+            values = {key: value for key, value in json.loads(text).items() if key in cls.__dataclass_fields__}
+            numbers = {"process": int(values["process"])} | {key: float(values[key]) for key in ("time", "seconds")}
+            return cls(**values | numbers)
+        except (ValueError, AttributeError, TypeError, KeyError):
             return cls()
 
     def __str__(self) -> str:
@@ -138,9 +140,10 @@ class Lease:
         self._ended.set()
         with self._mutex:
             _held.discard(self._id)
-            if self._lost is None:
-                with suppress(Exception):  # then it is dead, since this process no longer holds it
-                    self._place.remove(self._name(self._beat))
+            with suppress(Exception):  # the place may be gone; the claim is dead after a while
+                for name in self._place.claims():
+                    if _id(name) == self._id:
+                        self._place.remove(name)
 
     def _claim(self, dead: Collection[str]) -> str | None:
         """Write a claim. If there is another one than the `dead`, withdraw, and return that one."""
@@ -171,7 +174,7 @@ class Lease:
                 return
             began, before, name = _clock(), self._name(self._beat), self._name(self._beat + 1)
             self._place.write(name, self._content())
-            # In time, nobody can have taken over. Late, the earlier claim is gone if somebody has.
+            # In time, no other process can have taken over. Late, the earlier claim is gone if one has.
             if _clock() - self._renewed >= self._seconds:
                 names = self._place.claims()
                 others = [other for other in names if _id(other) != self._id]
@@ -302,7 +305,7 @@ def _id(name: str) -> str:
 
 
 def _clock() -> float:
-    """Return seconds of a clock that goes on while the machine sleeps or the process is stopped."""
+    """Return seconds of a clock that continues while the machine sleeps or the process is stopped."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
