@@ -33,8 +33,8 @@ from dreamprvr_ray.storage.files import write_bytes
 
 COARSE = "coarse.safetensors"
 MOMENTS = 16  # K: every other clip
-SIZE = 64  # d
-CODE_BYTES = 16  # B: 32 pairs of dimensions, 4 bits each
+SIZE = 128  # d
+CODE_BYTES = 32  # B: 64 pairs of dimensions, 4 bits each
 LEAST_TRAINED = 1024  # moment vectors
 _SEED = 0  # of the rotation and the training
 

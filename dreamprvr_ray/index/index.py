@@ -37,7 +37,7 @@ from dreamprvr_ray.video.encoders.protocols import SentenceEncoder
 
 MOST_RESULTS = 1000  # of a search
 EXACT_ROWS = 20_000  # up to which all videos of a compact index are scored
-CANDIDATES = 1000  # videos that the coarse stage leaves
+CANDIDATES = 4000  # videos that the coarse stage leaves
 
 
 class Index:
