@@ -147,3 +147,5 @@ def test_a_resumed_search_asks_little_of_the_trials_that_keep_nothing(tmp_path: 
     study.finish(running, trial_epoch(9, 99.0, finished=True, best_epoch=2))
     retention.delete_unranked_checkpoints(ranked_trials(study))
     assert kept_checkpoints(storage) == {"trial_019/epoch-0004", "trial_020/epoch-0002"}
+    best = ranked_trials(study)[0]
+    assert best.number == running and retention.checkpoint(best) is not None
