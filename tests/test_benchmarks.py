@@ -175,7 +175,7 @@ def test_a_simulated_search_counts_what_its_trials_do() -> None:
     assert wide.trials == 72 and wide.utilisation == pytest.approx(1)
 
 
-def test_a_search_of_stand_in_trials_is_measured(tmp_path: Path) -> None:
+def test_a_search_without_training_is_measured(tmp_path: Path) -> None:
     options = SimpleNamespace(trials=6, begin_at=0, at_a_time=2, place="s3", keep=str(tmp_path / "kept"))
     figures = many_trials.measure(options, tmp_path)
     assert figures["trials"] == 6 and figures["requests"] > 60 and figures["written_mb"] > 0.01
