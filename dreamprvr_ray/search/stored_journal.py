@@ -56,6 +56,7 @@ class StoredJournal:
                     )
                 if begin + len(part) > len(content):
                     content, self._begin = content[:begin] + part, begin
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
         self._end = content.rfind(b"\n") + 1
         if self._end == len(content):

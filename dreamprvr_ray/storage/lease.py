@@ -106,6 +106,10 @@ class Lease:
         self._ended = threading.Event()
         self._mutex = threading.Lock()
 
+    def __reduce__(self) -> tuple[type[Lease], tuple[Place, str, str, float]]:
+        """Ray Tune writes what its searcher refers to into a file, which nothing reads. A copy holds nothing."""
+        return Lease, (self._place, self._shown, self._using, self._seconds)
+
     def check(self) -> None:
         """Raise `LeaseLost` if another process has taken over, or may have. Takes no request while it is renewed."""
         if self._lost is not None or _clock() - self._renewed > self._seconds / 2:
