@@ -33,6 +33,7 @@ from dreamprvr_ray.storage.files import write_text
 from dreamprvr_ray.training.failure import TrialFailure
 
 EPOCHS = 3
+HANGING_SECONDS = 120.0  # after which a driver that should have ended never will
 
 
 @dataclass
@@ -58,7 +59,8 @@ class Driver:
 
     def end(self) -> tuple[int, list[str]]:
         """Wait for its end, and return its exit code and its lines."""
-        self.process.join()
+        self.process.join(HANGING_SECONDS)
+        assert self.process.exitcode is not None, f"still runs: {self.lines()}"
         return self.process.exitcode, self.lines()
 
 
