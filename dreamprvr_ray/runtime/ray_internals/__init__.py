@@ -50,6 +50,7 @@ PRIVATE_NAMES = (
     "ray.train.v2._internal.callbacks.placement_group_callback:PlacementGroupCleanerCallback",
     "ray.train.v2._internal.execution.controller:TrainController.abort",
     "ray.tune.execution.class_cache:ENV_VARS_TO_PROPAGATE",
+    "ray.tune.experiment:Trial",
 )
 
 
