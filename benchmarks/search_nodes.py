@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import optuna
 from optuna.trial import TrialState
 from ray._common.network_utils import find_free_port
 from ray.cluster_utils import Cluster
@@ -91,6 +92,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--trials", type=int, default=48, help="trials of the search (default: 48)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the choice of nodes")
     options = parser.parse_args(arguments)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it is asked for the trials again and again
     with tempfile.TemporaryDirectory(prefix="dreamprvr-search-nodes-") as folder, cluster_of(options.nodes) as cluster:
         keys = {"keep": KEEP, "trial": {"at_a_time": options.nodes}, "pruning": {"enabled": False}}
         space = write_search(Path(folder), options.trials, EPOCHS, 40, **keys)
