@@ -33,7 +33,7 @@ class Leaderboard:
 
     def trials(self) -> list[TrialRecord]:
         """Return all trials, best first, each with its checkpoint if that is kept."""
-        trials = ranked_trials(self._study)
+        trials = self._study.ranked()
         best = self._retention.best(trials)
         return [self._with_checkpoint(trial) if trial.number in best else trial for trial in trials]
 
@@ -53,8 +53,3 @@ class Leaderboard:
     def _with_checkpoint(self, trial: TrialRecord) -> TrialRecord:
         checkpoint = self._retention.checkpoint(trial)
         return replace(trial, checkpoint=str(checkpoint)) if checkpoint else trial
-
-
-def ranked_trials(study: SearchStudy) -> list[TrialRecord]:
-    """Return all trials of a study, best first, without their checkpoints."""
-    return study.ranked()

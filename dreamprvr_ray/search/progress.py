@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from dreamprvr_ray.runtime.metrics import Gauges
 from dreamprvr_ray.search.layout import trial_name
-from dreamprvr_ray.search.leaderboard import ranked_trials
 from dreamprvr_ray.search.messages import TrialEpoch
 from dreamprvr_ray.search.results import STATES, TrialRecord, best_trial
 from dreamprvr_ray.search.study import SearchStudy
@@ -39,7 +38,7 @@ class SearchProgress:
         self._started = self._logged = time.monotonic()
         self._pace = Pace()
         self._measured = -math.inf
-        self._ended_before = sum(trial.state in ENDED for trial in ranked_trials(study))  # by an earlier driver
+        self._ended_before = sum(trial.state in ENDED for trial in study.ranked())  # by an earlier driver
         self._ended = self._ended_before
 
     def update(self, ended: int, epochs: Mapping[str, TrialEpoch]) -> None:
@@ -58,12 +57,12 @@ class SearchProgress:
         if ended == self._ended and not is_due:
             return
         self._ended, self._logged = ended, time.monotonic()
-        trials = ranked_trials(self._study)
+        trials = self._study.ranked()
         table = ("  " + line for line in format_progress(trials, self._keys))
         self._log("\n".join([self._summary(trials, epochs), *table]))
 
     def _update_gauges(self) -> None:
-        trials = ranked_trials(self._study)
+        trials = self._study.ranked()
         best = best_trial(trials)
         self._gauges.record_search(
             [trial.state for trial in trials],

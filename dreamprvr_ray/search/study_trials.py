@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.search.layout import RUNS, read_epochs, trial_name
-from dreamprvr_ray.search.leaderboard import Leaderboard, ranked_trials
+from dreamprvr_ray.search.leaderboard import Leaderboard
 from dreamprvr_ray.search.messages import TrialEpoch, TrialRequest
 from dreamprvr_ray.search.retention import CheckpointRetention
 from dreamprvr_ray.search.session import SearchSession
@@ -137,7 +137,7 @@ class StudyTrials:
         Raises `UserError` if the study does not know the trials in the search's directory, or the log of the epochs of
         one that is to continue is damaged.
         """
-        trials = ranked_trials(self.study)
+        trials = self.study.ranked()
         running = [f"{RUNS}/{trial_name(trial.number)}" for trial in trials if trial.state == "running"]
         self._copy.fetch_runs(running)
         for run in running:
@@ -175,7 +175,7 @@ class StudyTrials:
             self._log(f"{error}; will retry when the next trial ends")
 
     def _rank(self) -> None:
-        trials = ranked_trials(self.study)
+        trials = self.study.ranked()
         kept, self._ended = self.retention.best(trials), sum(trial.has_ended for trial in trials)
         if kept != self._kept or self.leaderboard.is_due(self._ended):
             self.leaderboard.write()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.fs
 
 from dreamprvr_ray.storage.files import write_text, writing
-from dreamprvr_ray.storage.locks import CLAIM, LOCK, is_lock
+from dreamprvr_ray.storage.locks import CLAIM, is_claim
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class DirectoryClaims:
     def claims(self) -> list[str]:
         # A client of NFS keeps a directory's entries for up to a minute, unless it changes the directory itself.
         with writing(self.directory):
-            descriptor, probe = tempfile.mkstemp(prefix=f"{CLAIM}look-", dir=self.directory)
+            descriptor, probe = tempfile.mkstemp(prefix=f"{CLAIM}look.", dir=self.directory)
         os.close(descriptor)
         os.unlink(probe)
-        return [name.removeprefix(CLAIM) for name in os.listdir(self.directory) if is_lock(name) and name != LOCK]
+        return [name.removeprefix(CLAIM) for name in os.listdir(self.directory) if is_claim(name)]
 
     def read(self, name: str) -> str | None:
         try:
@@ -54,7 +54,7 @@ class ObjectClaims:
         selector = pyarrow.fs.FileSelector(self.path, allow_not_found=True)
         with self.requests():
             names = [info.base_name for info in self.filesystem.get_file_info(selector)]
-        return [name.removeprefix(CLAIM) for name in names if is_lock(name)]
+        return [name.removeprefix(CLAIM) for name in names if is_claim(name)]
 
     def read(self, name: str) -> str | None:
         with self.requests():

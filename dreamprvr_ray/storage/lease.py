@@ -112,7 +112,8 @@ class Lease:
 
     def check(self) -> None:
         """Raise `LeaseLost` if another process has taken over, or may have. Takes no request while it is renewed."""
-        if self._lost is not None or _clock() - self._renewed > self._seconds / 2:
+        # Again if the renewal itself took long: the time that is left after it must be enough for a write.
+        while not self._ended.is_set() and (self._lost is not None or _clock() - self._renewed > self._seconds / 2):
             self._renew()
 
     def acquire(self, wait_seconds: float) -> None:

@@ -28,7 +28,12 @@ _RETRY_SECONDS = 0.05  # between two attempts to take a lock that another comman
 
 def is_lock(name: str) -> bool:
     """Return whether a file of this name, in a directory that is locked, is the lock or a lease's."""
-    return name == LOCK or _CLAIM.fullmatch(name) is not None
+    return name == LOCK or name.startswith(CLAIM)
+
+
+def is_claim(name: str) -> bool:
+    """Return whether a file of this name is a claim of a lease."""
+    return _CLAIM.fullmatch(name) is not None
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from support.object_store import S3
 from support.searches import make_search, trial_epoch
 
 from dreamprvr_ray.errors import UserError
-from dreamprvr_ray.search.leaderboard import Leaderboard, ranked_trials
+from dreamprvr_ray.search.leaderboard import Leaderboard
 from dreamprvr_ray.search.retention import CheckpointRetention
 from dreamprvr_ray.search.study import SearchStudy
 from dreamprvr_ray.storage.location import Storage
@@ -47,7 +47,7 @@ def test_the_best_trials_keep_one_checkpoint_each_and_the_others_none(tmp_path: 
     leaderboard = Leaderboard(study, tmp_path / "out", retention)
 
     def update() -> None:
-        retention.delete_unranked_checkpoints(ranked_trials(study))
+        retention.delete_unranked_checkpoints(study.ranked())
         leaderboard.write()
 
     for sumr in (50.0, 60.0, 70.0):
@@ -101,13 +101,13 @@ def test_trials_that_the_study_does_not_know_end_a_resume(tmp_path: Path, storag
     study = SearchStudy(make_search(tmp_path), tmp_path / "out")
     retention = CheckpointRetention(storage, tmp_path / "out", keep=2)
     (storage / "runs" / "notes").write_text("experiment.yaml", "a user's")
-    retention.check_study(ranked_trials(study), "synthetic")
+    retention.check_study(study.ranked(), "synthetic")
     (storage / "runs" / "trial_000").write_text("experiment.yaml", "")
     with pytest.raises(UserError, match=r"runs: holds 1 trials, but the study 'synthetic' has none; nothing was dele"):
-        retention.check_study(ranked_trials(study), "synthetic")
+        retention.check_study(study.ranked(), "synthetic")
     assert set((storage / "runs").names()) == {"notes", "trial_000"}
     study.propose()
-    retention.check_study(ranked_trials(study), "synthetic")
+    retention.check_study(study.ranked(), "synthetic")
 
 
 def test_what_a_user_puts_next_to_a_trials_checkpoints_stays(tmp_path: Path, storage: Storage) -> None:
@@ -117,7 +117,7 @@ def test_what_a_user_puts_next_to_a_trials_checkpoints_stays(tmp_path: Path, sto
         write_checkpoints(storage, number, 4)
         storage.write_text(f"runs/trial_{number:03d}/checkpoints/epoch-0004/plot.svg", "mine")
         study.finish(number, trial_epoch(9, sumr, finished=True, best_epoch=4))
-    CheckpointRetention(storage, tmp_path / "out", keep=1).delete_unranked_checkpoints(ranked_trials(study))
+    CheckpointRetention(storage, tmp_path / "out", keep=1).delete_unranked_checkpoints(study.ranked())
     assert kept_checkpoints(storage) == {"trial_001/epoch-0004"}
     assert storage.read_text("runs/trial_000/checkpoints/epoch-0004/plot.svg") == "mine"
 
@@ -135,17 +135,17 @@ def test_a_resumed_search_asks_little_of_the_trials_that_keep_nothing(tmp_path: 
     running = study.propose().number  # type: ignore[union-attr]
     retention = CheckpointRetention(storage, tmp_path / "out", keep=2)
     before = len(s3.requests)
-    retention.look(ranked_trials(study))
+    retention.look(study.ranked())
     assert len(s3.requests) - before == 1
-    retention.delete_unranked_checkpoints(ranked_trials(study))
+    retention.delete_unranked_checkpoints(study.ranked())
     assert len(s3.requests) - before < 40  # of three trials
     assert kept_checkpoints(storage) == {"trial_018/epoch-0004", "trial_019/epoch-0004"}
     before = len(s3.requests)
-    retention.delete_unranked_checkpoints(ranked_trials(study))
+    retention.delete_unranked_checkpoints(study.ranked())
     assert len(s3.requests) == before
     write_checkpoints(storage, running, 2)
     study.finish(running, trial_epoch(9, 99.0, finished=True, best_epoch=2))
-    retention.delete_unranked_checkpoints(ranked_trials(study))
+    retention.delete_unranked_checkpoints(study.ranked())
     assert kept_checkpoints(storage) == {"trial_019/epoch-0004", "trial_020/epoch-0002"}
-    best = ranked_trials(study)[0]
+    best = study.ranked()[0]
     assert best.number == running and retention.checkpoint(best) is not None
