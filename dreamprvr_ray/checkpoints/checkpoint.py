@@ -1,4 +1,5 @@
-"""Checkpoint directories: `weights.safetensors`, `state.pt`, `experiment.yaml`, `checksums.json`, `metrics.json`.
+"""Checkpoint directories: `weights.safetensors`, `state.pt`, `experiment.yaml`, `checksums.json`, `metrics.json`, and
+`moments.safetensors` if the training learned to find moments.
 
 They hold tensors and plain values only, so loading one never executes code. A directory is written under a temporary
 name and renamed once it is complete, so a directory that exists can be loaded.
@@ -24,7 +25,7 @@ import torch
 from dreamprvr_ray import __version__
 from dreamprvr_ray.checkpoints.checksums import check_file, format_checksums
 from dreamprvr_ray.checkpoints.export_page import README, export_page
-from dreamprvr_ray.checkpoints.layout import CHECKSUMS, STATE, WEIGHTS, is_checkpoint_file
+from dreamprvr_ray.checkpoints.layout import CHECKSUMS, MOMENTS, STATE, WEIGHTS, is_checkpoint_file
 from dreamprvr_ray.checkpoints.layout import EXPERIMENT as EXPERIMENT
 from dreamprvr_ray.checkpoints.layout import METRICS as METRICS
 from dreamprvr_ray.config import Experiment, load_experiment
@@ -32,17 +33,22 @@ from dreamprvr_ray.data.encoding import ENCODING, KEY, EncodingRecord
 from dreamprvr_ray.errors import Failure, NotWritableError, UserError, first_line
 from dreamprvr_ray.model.authors import read_authors_checkpoint
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
+from dreamprvr_ray.model.moment_network import MomentNetwork
 from dreamprvr_ray.storage.files import read_json, replacing, write_json
 from dreamprvr_ray.storage.locks import is_lock
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model in evaluation mode, the experiment that trained it, and the metrics of its checkpoint."""
+    """A model in evaluation mode, the experiment that trained it, and the metrics of its checkpoint.
+
+    `moments` is the network that finds moments in its similarities; None if the training learned none.
+    """
 
     model: DreamPRVR
     experiment: Experiment
     metrics: dict[str, Any]
+    moments: MomentNetwork | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class Checkpoint:
     state: dict[str, Any] | None  # what resuming needs besides the weights; None if only evaluation matters
     experiment: Experiment
     metrics: dict[str, Any]
+    moments: Mapping[str, torch.Tensor] | None = None  # weights of the network that finds moments
 
     def write(self, directory: Path) -> None:
         """Write the files into `directory`, which must exist. Raises OSError if they cannot be written."""
@@ -60,6 +67,8 @@ class Checkpoint:
         # safetensors requires each tensor to have its own memory, and stacked branches may be views of one tensor.
         weights = {name: tensor.contiguous() for name, tensor in self.weights.items()}
         files: dict[str, bytes | memoryview] = {WEIGHTS: safetensors.torch.save(weights)}
+        if self.moments is not None:
+            files[MOMENTS] = safetensors.torch.save(dict(self.moments))
         if self.state is not None:
             buffer = io.BytesIO()
             torch.save(self.state, buffer)
@@ -102,15 +111,32 @@ def read_weights(directory: Path) -> dict[str, torch.Tensor]:
 
     Raises `UserError` if they are missing or damaged, or if a value is NaN or infinite.
     """
-    check_file(directory, WEIGHTS)
+    if not (directory / WEIGHTS).exists():
+        raise UserError(f"{directory}: not a checkpoint: it has no {WEIGHTS}")
+    return _read_tensors(directory, WEIGHTS)
+
+
+def read_moments(directory: Path) -> MomentNetwork | None:
+    """Read the network that finds moments of a checkpoint; None if it has none. Raises `UserError` if it is damaged."""
+    if not (directory / MOMENTS).exists():
+        return None
+    weights, network = _read_tensors(directory, MOMENTS), MomentNetwork()
     try:
-        weights = safetensors.torch.load_file(directory / WEIGHTS)
-    except FileNotFoundError:
-        raise UserError(f"{directory}: not a checkpoint: it has no {WEIGHTS}") from None
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{directory / MOMENTS}: damaged, or of another version: {reason}") from None
+    return network.eval()
+
+
+def _read_tensors(directory: Path, name: str) -> dict[str, torch.Tensor]:
+    check_file(directory, name)
+    try:
+        tensors = safetensors.torch.load_file(directory / name)
     except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{directory / WEIGHTS}: damaged: {first_line(error)}") from None
-    _check_finite(weights, directory / WEIGHTS)
-    return weights
+        raise UserError(f"{directory / name}: damaged: {first_line(error)}") from None
+    _check_finite(tensors, directory / name)
+    return tensors
 
 
 def read_experiment(directory: Path) -> Experiment:
@@ -141,9 +167,11 @@ def load_model(path: Path) -> TrainedModel:
     if path.is_file():
         authors = read_authors_checkpoint(path)
         experiment, weights, metrics = authors.experiment, authors.weights, {"epoch": authors.epoch}
+        moments = None
         _check_finite(weights, path)
     elif path.is_dir():
         weights, experiment, metrics = read_weights(path), read_experiment(path), read_metrics(path)
+        moments = read_moments(path)
     else:
         raise UserError(f"{path}: checkpoint does not exist")
     data = experiment.data
@@ -159,7 +187,7 @@ def load_model(path: Path) -> TrainedModel:
     with torch.random.fork_rng(devices=[]):
         model = DreamPRVR(experiment.model, data.video_size, data.text_size, data.trim_frames)
     model.load_state_dict(weights)
-    return TrainedModel(model.eval(), experiment, metrics)
+    return TrainedModel(model.eval(), experiment, metrics, moments)
 
 
 def _check_finite(weights: Mapping[str, torch.Tensor], path: Path) -> None:

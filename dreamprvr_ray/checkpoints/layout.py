@@ -13,11 +13,12 @@ RAY = "ray"  # Ray Train's own records of the run
 
 # In a checkpoint's directory:
 WEIGHTS, STATE, METRICS, CHECKSUMS = "weights.safetensors", "state.pt", "metrics.json", "checksums.json"
+MOMENTS = "moments.safetensors"  # the network that finds moments, if the training learned one
 TEST_RECORD = "test.json"  # a record of every evaluation on test
 TEST_RANKS = "test_ranks.json"  # ranks of the queries' videos at the first one; see `further_ranks`
 VALUES = "values.json"  # the searched values, in the `best` of a search
 
-_FILES = (WEIGHTS, STATE, METRICS, CHECKSUMS, EXPERIMENT, TEST_RECORD, TEST_RANKS, VALUES)
+_FILES = (WEIGHTS, MOMENTS, STATE, METRICS, CHECKSUMS, EXPERIMENT, TEST_RECORD, TEST_RANKS, VALUES)
 _FURTHER_RANKS = re.compile(r"test_ranks-[A-Za-z0-9_-]+\.json")
 _TEMPORARY = re.compile(r"\.(.+)\.partial-.+")
 

@@ -5,26 +5,27 @@ Several ways were compared before this one was chosen (docs/lab-notes.md, 2026-1
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from dreamprvr_ray.data.moments import Span
+from dreamprvr_ray.model.moment_network import MomentNetwork, smoothed
 
 SMOOTHING = 1.5  # standard deviation of the Gaussian that smooths the similarities, in frame rows
 SLOPE, MIDPOINT = 5.0, 0.55  # of the logistic function of a frame's height, from the median (0) to the peak (1)
 
 
-def find_moment(similarities: np.ndarray) -> tuple[int, int]:
+def find_moment(similarities: np.ndarray, network: MomentNetwork | None = None) -> tuple[int, int]:
     """Return the frames [start, end) of the moment that similarities along a video point to.
 
     Args:
         similarities: (L,) of a sentence with each of the video's frame rows, finite. Their scale does not matter.
+        network: That of a model which learned from annotated windows.
 
-    How high its smoothed similarity is between the median and the peak gives each frame a chance of being in the
-    moment. The moment is the run of frames with the largest expected overlap: the chances inside, divided by the length
-    of the run and the chances outside. So short gaps between similar frames are bridged, and a single frame that
-    resembles the sentence elsewhere is not taken in. Where all frames are alike, the moment is the whole video.
+    Each frame has a chance of being in the moment: the network's or, without one, a logistic function of how high its
+    smoothed similarity is between the median and the peak. The moment is the run of frames with the largest expected
+    overlap: the chances inside, divided by the length of the run and the chances outside. So short gaps between similar
+    frames are bridged, and a single frame that resembles the sentence elsewhere is not taken in. Where all frames are
+    alike, the moment is the whole video.
 
     Raises:
         ValueError: There is no frame, or a similarity is not finite.
@@ -32,12 +33,21 @@ def find_moment(similarities: np.ndarray) -> tuple[int, int]:
     values = np.asarray(similarities, dtype=np.float64)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
         raise ValueError(f"similarities must be finite and of shape (L,) with L > 0, not {values.shape}")
-    smooth = _smooth(values)
+    smooth = smoothed(values, SMOOTHING)
     median, peak = float(np.median(smooth)), float(smooth.max())
     if peak - median <= 1e-9 * max(abs(peak), 1.0):
         return 0, len(values)
-    height = (smooth - median) / (peak - median)
-    sums = np.concatenate([[0.0], np.cumsum(1 / (1 + np.exp(-SLOPE * (height - MIDPOINT))))])
+    if network is None:
+        height = (smooth - median) / (peak - median)
+        chances = 1 / (1 + np.exp(-SLOPE * (height - MIDPOINT)))
+    else:
+        chances = network.chances(values)
+    return _largest_overlap(chances)
+
+
+def _largest_overlap(chances: np.ndarray) -> tuple[int, int]:
+    """Return the run of frames [start, end) with the largest expected overlap by the frames' chances (L,)."""
+    sums = np.concatenate([[0.0], np.cumsum(chances)])
     starts, ends = np.triu_indices(len(sums), 1)
     inside = sums[ends] - sums[starts]
     best = int((inside / (ends - starts + sums[-1] - inside)).argmax())
@@ -64,12 +74,3 @@ def overlap(first: Span, second: Span) -> float:
     common = max(0.0, min(first.end, second.end) - max(first.start, second.start))
     union = (first.end - first.start) + (second.end - second.start) - common
     return common / union if union > 0 else 0.0
-
-
-def _smooth(values: np.ndarray) -> np.ndarray:
-    """Return the Gaussian average of each value's surroundings; beyond the ends there is nothing."""
-    reach = math.ceil(4 * SMOOTHING)
-    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / SMOOTHING) ** 2)
-    inside = slice(reach, reach + len(values))
-    smooth: np.ndarray = np.convolve(values, kernel)[inside] / np.convolve(np.ones_like(values), kernel)[inside]
-    return smooth

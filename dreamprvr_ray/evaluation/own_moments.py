@@ -5,6 +5,8 @@ Shapes: Q queries and V videos of a split, B videos of a block, D hidden size.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from dreamprvr_ray.evaluation.moment_metrics import MomentRecall
 from dreamprvr_ray.evaluation.moments import best_overlap, find_moment, to_shares
 from dreamprvr_ray.evaluation.weights import ScoreWeights
 from dreamprvr_ray.model.dreamprvr import VideoEncoding
+from dreamprvr_ray.model.moment_network import MomentNetwork
 
 
 class OwnMoments:
@@ -23,8 +26,8 @@ class OwnMoments:
     Only queries with annotated windows count. Of a video, no more than its own queries' curves exist at a time.
     """
 
-    def __init__(self, split: Split, weights: ScoreWeights) -> None:
-        self._split, self._weights = split, weights
+    def __init__(self, split: Split, weights: ScoreWeights, network: MomentNetwork | None = None) -> None:
+        self._split, self._weights, self._network = split, weights, network
         self._windows = split.moment_windows or [np.empty((0, 2))] * len(split.owner)
         self._overlaps = np.full(len(split.owner), np.nan)
 
@@ -55,7 +58,7 @@ class OwnMoments:
             if not curves.isfinite().all():
                 continue  # the scores are not finite either, which is reported with them
             for query, curve in zip(own.tolist(), curves.numpy(), strict=True):
-                found = to_shares(find_moment(curve), count)
+                found = to_shares(find_moment(curve, self._network), count)
                 self._overlaps[query] = best_overlap(found, self._windows[query])
 
     def result(self, is_own_first: Tensor) -> MomentRecall | None:
@@ -77,3 +80,14 @@ def encoder_moments(split: Split, is_own_first: Tensor) -> MomentRecall | None:
     moments = OwnMoments(split, ENCODER_ALONE)
     moments.add(np.arange(len(split)))
     return moments.result(is_own_first)
+
+
+def encoder_curves(split: Split, queries: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the curve (L,) of the encoder alone of each query, given by number in ascending order, along its own video.
+
+    The features must be of one encoder.
+    """
+    videos, places = np.unique(split.owner[queries], return_index=True)
+    for video, own in zip(videos.tolist(), np.split(queries, places[1:]), strict=True):
+        rows = VideoRows(features=split.frames(video).float())
+        yield from similarity_curves(QueryVectors(encoder=split.sentences(own)), rows, ENCODER_ALONE).numpy()

@@ -161,7 +161,7 @@ def rank_checkpoint(
         model, weights = trained.model.to(best_device()), _weights(trained, storage)
         if split.moment_windows is None:
             return rank_split(model, split, weights, best=best), None
-        moments = OwnMoments(split, weights)
+        moments = OwnMoments(split, weights, trained.moments)
         ranks = rank_split(model, split, weights, on_encoded=moments.add, best=best)
         return ranks, moments.result(ranks.is_own_first)
 

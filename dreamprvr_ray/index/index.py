@@ -253,7 +253,7 @@ class Index:
             block = self._compressor.compression.restore(block)
             query = self._compressor.compression.project(query)
         curve = similarity_curves(query, _rows(block), self.weights)[0].numpy()
-        first, stop = find_moment(curve)
+        first, stop = find_moment(curve, None if self._model is None else self._model.moments)
         start = end = None
         middles = [(frame + 0.5) / row.frames for frame in range(row.frames)]
         if (times := row.times) is not None:

@@ -27,6 +27,7 @@ from dreamprvr_ray.checkpoints.checkpoint import (
     Checkpoint,
     read_experiment,
     read_metrics,
+    read_moments,
     read_state,
     read_weights,
 )
@@ -47,10 +48,12 @@ from dreamprvr_ray.evaluation.retrieval import ScoresNotFinite
 from dreamprvr_ray.evaluation.val import ValEvaluation, ValResult
 from dreamprvr_ray.evaluation.weights import CHOSEN
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
+from dreamprvr_ray.model.moment_network import MomentNetwork
 from dreamprvr_ray.training.divergence import all_finite, losses_diverged, scores_diverged, weights_diverged
 from dreamprvr_ray.training.flops import specified_gflop
 from dreamprvr_ray.training.gradient_step import GradientPass
 from dreamprvr_ray.training.losses import Losses
+from dreamprvr_ray.training.moment_fitting import learn_moments
 from dreamprvr_ray.training.objective import StepRandomness, stream_seed
 from dreamprvr_ray.training.optimizer import build_optimizer
 from dreamprvr_ray.training.reporter import EpochResult, Reporter, StepTraffic
@@ -199,15 +202,19 @@ class Training:
         self._resident = ResidentSplit.if_it_fits(self._train, device)
         self._evaluation = ValEvaluation(self._vals, experiment, device, workers)
         self._one_encoder = all(part.one_encoder for part in collections.parts)
+        self._moments: MomentNetwork | None = None
         self._first_epoch, self._started = 0, 0.0
 
     def restore(self, checkpoint: Path | None) -> None:
         """Continue from the first worker's checkpoint, if it has one; the other workers copy its state.
 
-        Raises `UserError` if the checkpoint is damaged or belongs to another experiment.
+        Without one, the first worker learns where moments are. Raises `UserError` if the checkpoint is damaged or
+        belongs to another experiment.
         """
-        if checkpoint and self._workers.rank == 0:
+        if self._workers.rank == 0 and checkpoint:
             self._load(checkpoint)
+        elif self._workers.rank == 0 and self._one_encoder:
+            self._moments = learn_moments(self._train, list(self._vals.values()), self.experiment.training.seed)
         if self._workers.count > 1:
             self._copy_from_first_worker()
         self._optimizer.continue_at(self.progress.epoch * self._steps_per_epoch)
@@ -339,7 +346,8 @@ class Training:
             "progress": asdict(self.progress),
             "optimizer": tree_map_only(torch.Tensor, lambda t: t.to("cpu", copy=True), self._optimizer.state_dict()),
         }
-        return Checkpoint(weights, state, self.experiment, metrics)
+        moments = None if self._moments is None else self._moments.state_dict()
+        return Checkpoint(weights, state, self.experiment, metrics, moments)
 
     def _load(self, checkpoint: Path) -> None:
         saved = read_experiment(checkpoint)
@@ -353,6 +361,7 @@ class Training:
             raise UserError(*(f"{checkpoint}: was trained on other shards: {change}" for change in changes))
         try:
             self._model.load_state_dict(read_weights(checkpoint))
+            self._moments = read_moments(checkpoint)
             state = read_state(checkpoint)
             self._optimizer.load_state_dict(state["optimizer"])
             self.progress = Progress.from_dict(state["progress"])

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dreamprvr_ray.data.moments import Span
-from dreamprvr_ray.evaluation.moments import MIDPOINT, SLOPE, SMOOTHING, _smooth, find_moment, overlap, to_seconds
+from dreamprvr_ray.evaluation.moments import MIDPOINT, SLOPE, SMOOTHING, find_moment, overlap, to_seconds
+from dreamprvr_ray.model.moment_network import smoothed
 
 CURVES = st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=40).map(np.array)
 
@@ -17,7 +18,7 @@ CURVES = st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=40).map(np.ar
 def test_the_run_has_the_largest_expected_overlap_of_all(curve: np.ndarray) -> None:
     start, end = find_moment(curve)
     assert 0 <= start < end <= len(curve)
-    smooth = _smooth(curve)
+    smooth = smoothed(curve, SMOOTHING)
     median, peak = np.median(smooth), smooth.max()
     if peak - median <= 1e-9:
         assert (start, end) == (0, len(curve))
@@ -42,8 +43,8 @@ def test_smoothing_averages_the_surroundings_and_keeps_constants() -> None:
     distances = np.arange(20)[:, None] - np.arange(20)
     weights = np.where(abs(distances) <= 4 * SMOOTHING, np.exp(-0.5 * (distances / SMOOTHING) ** 2), 0)
     curve = np.random.default_rng(0).standard_normal(20)
-    np.testing.assert_allclose(_smooth(curve), weights @ curve / weights.sum(1))
-    np.testing.assert_allclose(_smooth(np.full(5, 0.3)), 0.3)
+    np.testing.assert_allclose(smoothed(curve, SMOOTHING), weights @ curve / weights.sum(1))
+    np.testing.assert_allclose(smoothed(np.full(5, 0.3), SMOOTHING), 0.3)
 
 
 def test_gaps_are_bridged_and_single_frames_elsewhere_left_out() -> None:

@@ -124,14 +124,14 @@ def compute_figures(
     manifest = shards.manifest
     model = ModelEmbedder(trained.model.to(best_device()), model_label(trained))
     weights = ScoreWeights.of(trained.experiment.evaluation, trained.metrics, checkpoint)
-    sources = [CurveSource(model.label, MODEL_ALONE, model)]
+    sources = [CurveSource(model.label, MODEL_ALONE, model, moments=trained.moments)]
     if settings.without is not None:
         without = _without_registers(settings.without, shards)
         sources.append(CurveSource(without.label, MODEL_ALONE, without))
     elif manifest.video_size == manifest.text_size and manifest.one_encoder is not False:
         sources.append(CurveSource(EncoderEmbedder().label, ENCODER_ALONE, encoder=EncoderEmbedder()))
     if weights.encoder:
-        sources.append(CurveSource(BOTH, weights, model, EncoderEmbedder()))
+        sources.append(CurveSource(BOTH, weights, model, EncoderEmbedder(), trained.moments))
     log(f"scoring {len(data.queries):,} queries against {len(data):,} videos of {data.name}")
     scores = score_checkpoint(trained, data, checkpoint, shards)
     ranks = rank_queries(scores, data)

@@ -149,7 +149,7 @@ def _example_parts(example: QueryExample, videos: int) -> list[Part]:
     peaks = [_describe_peak(example, curve) for curve in example.curves]
     if example.timeline.duration is not None:
         scored = example.curves[example.scored]
-        moment = example.timeline.found(scored.cosines)
+        moment = example.timeline.found(scored)
         peaks.append(f"Moment found {scored.label}: {moment.start:.1f} s to {moment.end:.1f} s.")
     rows = [_retrieved_row(place, found) for place, found in enumerate(example.top, start=1)]
     heads = ["rank", "video", "score", "most similar frame", "what it shows"]

@@ -17,6 +17,7 @@ from dreamprvr_ray.evaluation.moment_metrics import OVERLAPS, reaches
 from dreamprvr_ray.evaluation.moments import find_moment, overlap, to_seconds
 from dreamprvr_ray.evaluation.score_blocks import VIDEO_BLOCK
 from dreamprvr_ray.evaluation.weights import ScoreWeights
+from dreamprvr_ray.model.moment_network import MomentNetwork
 from dreamprvr_ray.report.figures.embedders import Embedder
 
 TOP = 3  # videos listed for a query
@@ -30,6 +31,7 @@ class CurveSource:
     weights: ScoreWeights
     model: Embedder | None = None
     encoder: Embedder | None = None
+    moments: MomentNetwork | None = None  # finds the moments in the curves, if the model learned to
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +40,7 @@ class Curve:
 
     label: str  # of its source
     cosines: np.ndarray
+    moments: MomentNetwork | None = None  # of its source
 
     @property
     def peak(self) -> int:
@@ -65,10 +68,10 @@ class Timeline:
         """The times (frames,) of all frames, as `at` returns them."""
         return np.array([self.at(frame) for frame in range(self.frames)])
 
-    def found(self, similarities: np.ndarray) -> Span:
-        """Return the moment that similarities (frames,) point to; in frames from 0 if the duration is not known."""
+    def found(self, curve: Curve) -> Span:
+        """Return the moment that a curve points to; in frames from 0 if the duration is not known."""
         length = float(self.frames) if self.duration is None else self.duration
-        return to_seconds(find_moment(similarities), self.frames, length)
+        return to_seconds(find_moment(curve.cosines, curve.moments), self.frames, length)
 
     def inside(self, spans: Sequence[Span]) -> np.ndarray:
         """Return which frames (frames,) have their middle in one of the spans; none if the duration is not known."""
@@ -150,7 +153,7 @@ def curves_of(source: CurveSource, split: Split, pairs: Sequence[tuple[int, int]
     for number, video in enumerate(place.tolist()):
         (query, frames), (sentence, features) = models(number, video), encoders(number, video)
         curve = similarity_curves(QueryVectors(query, sentence), VideoRows(None, frames, features), source.weights)
-        curves.append(Curve(source.label, curve[0].numpy()))
+        curves.append(Curve(source.label, curve[0].numpy(), source.moments))
     return curves
 
 
@@ -254,7 +257,7 @@ def localisation(source: CurveSource, split: Split, files: MomentFiles) -> Local
         is_inside = timeline.inside(moment)
         inside += bool(is_inside[curve.peak])
         chance += float(is_inside.mean())
-        found = timeline.found(curve.cosines)
+        found = timeline.found(curve)
         overlaps.append(max(overlap(found, span) for span in moment))
     return Localisation(source.label, inside, len(known), chance, tuple(overlaps))
 
