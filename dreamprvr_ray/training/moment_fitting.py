@@ -2,7 +2,7 @@
 
 A `MomentNetwork` is learned from curves of the encoder alone along train's videos, before the training: they need no
 model, and the network serves the trained model's curves as well (docs/lab-notes.md, 2026-11-27). It is kept only if it
-finds the moments of val better than `find_moment` does without one.
+finds the moments of val better than `find_moment` without a network.
 
 Shapes: Q queries of a split, L frame rows of a video, B curves of a batch.
 """

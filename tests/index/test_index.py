@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from support.indexes import small_checkpoint, small_shards
 from support.tiny_encoder import NAME
 
@@ -18,6 +19,7 @@ from dreamprvr_ray.data.shards import ShardSet, Split
 from dreamprvr_ray.data.source import Source
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.evaluation.encoder import encoder_scores
+from dreamprvr_ray.evaluation.moments import find_moment, to_shares
 from dreamprvr_ray.evaluation.retrieval import rank_queries, score_split
 from dreamprvr_ray.evaluation.weights import ScoreWeights
 from dreamprvr_ray.index import building
@@ -26,6 +28,7 @@ from dreamprvr_ray.index.collections import PooledVideo, ShardCollection, Source
 from dreamprvr_ray.index.index import Index
 from dreamprvr_ray.index.sentences import query_vectors
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
+from dreamprvr_ray.model.moment_network import MomentNetwork
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +68,21 @@ def test_its_ranks_are_those_of_evaluate(
     torch.testing.assert_close(scores, expected, atol=2e-6, rtol=0)
     assert len(set(rank_queries(scores, split).rank.tolist())) > 5
     torch.testing.assert_close(rank_queries(scores, split).rank, rank_queries(expected, split).rank)
+
+
+def test_its_moments_are_found_as_the_model_learned_to(shards: ShardSet, model: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "model"
+    shutil.copytree(model, checkpoint)
+    torch.manual_seed(3)
+    network = MomentNetwork()
+    save_file(network.state_dict(), checkpoint / "moments.safetensors")
+    for path, used in ((checkpoint, network), (model, None)):
+        directory = tmp_path / f"index-{used is None}"
+        update_index(directory, ShardCollection(shards, ["val"]), path, sentence_encoder=NAME)
+        for found in Index.open(directory).find(shards.split("val").captions[5]).results:
+            frames = len(found.curve.similarities)
+            expected = to_shares(find_moment(np.array(found.curve.similarities), used), frames)
+            assert found.shares == pytest.approx(expected)
 
 
 def test_an_index_of_the_encoder_alone_ranks_as_the_encoder(shards: ShardSet, tmp_path: Path) -> None:
