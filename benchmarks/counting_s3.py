@@ -1,4 +1,4 @@
-"""An S3 server in memory, in a process of its own, which counts what it receives.
+"""An S3 server in memory, in a separate process, which counts what it receives.
 
 It has what an object store costs a client, its requests, and little more. moto's server takes several milliseconds for
 a request and walks through all objects for each listing, so that it and not the search would be measured.

@@ -23,7 +23,7 @@ import safetensors.torch
 import torch
 
 from dreamprvr_ray import __version__
-from dreamprvr_ray.checkpoints.checksums import check_file, format_checksums
+from dreamprvr_ray.checkpoints.checksums import check_file, format_checksums, with_checksum
 from dreamprvr_ray.checkpoints.export_page import README, export_page
 from dreamprvr_ray.checkpoints.layout import CHECKSUMS, MOMENTS, STATE, WEIGHTS, is_checkpoint_file
 from dreamprvr_ray.checkpoints.layout import EXPERIMENT as EXPERIMENT
@@ -35,6 +35,7 @@ from dreamprvr_ray.model.authors import read_authors_checkpoint
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.model.moment_network import MomentNetwork
 from dreamprvr_ray.storage.files import read_json, replacing, write_json
+from dreamprvr_ray.storage.location import Storage
 from dreamprvr_ray.storage.locks import is_lock
 
 
@@ -120,13 +121,23 @@ def read_moments(directory: Path) -> MomentNetwork | None:
     """Read the network that finds moments of a checkpoint; None if it has none. Raises `UserError` if it is damaged."""
     if not (directory / MOMENTS).exists():
         return None
-    weights, network = _read_tensors(directory, MOMENTS), MomentNetwork()
+    weights = _read_tensors(directory, MOMENTS)
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced
+        network = MomentNetwork()
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{directory / MOMENTS}: damaged, or of another version: {reason}") from None
     return network.eval()
+
+
+def add_moments(checkpoint: Storage, network: MomentNetwork) -> None:
+    """Add the network that finds moments to a complete checkpoint, and its checksum to the others."""
+    content = safetensors.torch.save(network.state_dict())
+    checkpoint.write_bytes(MOMENTS, content)
+    path = f"{checkpoint}/{CHECKSUMS}"
+    checkpoint.write_text(CHECKSUMS, with_checksum(checkpoint.read_text(CHECKSUMS), path, MOMENTS, content))
 
 
 def _read_tensors(directory: Path, name: str) -> dict[str, torch.Tensor]:

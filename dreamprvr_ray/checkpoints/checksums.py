@@ -10,16 +10,27 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from dreamprvr_ray.checkpoints.layout import CHECKSUMS
 from dreamprvr_ray.errors import UserError
-from dreamprvr_ray.storage.files import read_json
+from dreamprvr_ray.storage.files import parse_json, read_json
 
 
 def format_checksums(files: Mapping[str, bytes | memoryview]) -> bytes:
     """Return the content of `checksums.json` for files of these names and contents."""
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     return (json.dumps({"sha256": digests}, indent=1) + "\n").encode()
+
+
+def with_checksum(text: str, path: str, name: str, content: bytes) -> str:
+    """Return the text of a `checksums.json` with the checksum of one more file.
+
+    Raises `UserError` naming its `path` if it is damaged.
+    """
+    values = parse_json(text, path)
+    _digests(values, path)[name] = hashlib.sha256(content).hexdigest()
+    return json.dumps(values, indent=1) + "\n"
 
 
 def check_file(directory: Path, name: str) -> None:
@@ -32,9 +43,7 @@ def check_file(directory: Path, name: str) -> None:
         raise UserError(f"{path}: cannot be read: not a regular file")
     if not path.is_file() or not (directory / CHECKSUMS).is_file():
         return
-    digests = read_json(directory / CHECKSUMS).get("sha256")
-    if not isinstance(digests, dict):
-        raise UserError(f"{directory / CHECKSUMS}: damaged: must hold checksums by file name under 'sha256'")
+    digests = _digests(read_json(directory / CHECKSUMS), str(directory / CHECKSUMS))
     if name not in digests:
         return
     try:
@@ -44,3 +53,10 @@ def check_file(directory: Path, name: str) -> None:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     if digest != digests[name]:
         raise UserError(f"{path}: damaged: its SHA-256 differs from the one in {CHECKSUMS}; use another checkpoint")
+
+
+def _digests(values: dict[str, Any], path: str) -> dict[str, str]:
+    digests = values.get("sha256")
+    if not isinstance(digests, dict):
+        raise UserError(f"{path}: damaged: must hold checksums by file name under 'sha256'")
+    return digests

@@ -43,8 +43,8 @@ for found in Index.open("INDEX").find("a person opens a door").results:
 ## Files
 
 `weights.safetensors`: the weights; `experiment.yaml`: the configuration; `metrics.json`: val metrics and the encoders;
-`moments.safetensors`, if there is one: what finds the moments; `checksums.json`: SHA-256 of these. They hold tensors and
-plain values only: loading them never executes code.
+`moments.safetensors`, if there is one: what finds the moments; `checksums.json`: SHA-256 of these. They hold tensors
+and plain values only: loading them never executes code.
 """
 
 

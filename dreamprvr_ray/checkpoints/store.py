@@ -16,9 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dreamprvr_ray.checkpoints.checkpoint import METRICS, check_metrics
+from dreamprvr_ray.checkpoints.checkpoint import METRICS, add_moments, check_metrics
 from dreamprvr_ray.checkpoints.layout import is_checkpoint_file
 from dreamprvr_ray.errors import Failure, ObjectStoreError, StorageFailure, first_line
+from dreamprvr_ray.model.moment_network import MomentNetwork
 from dreamprvr_ray.storage.files import parse_json
 from dreamprvr_ray.storage.location import Storage
 
@@ -119,6 +120,22 @@ class CheckpointStore:
         if pending:
             pending.result()
 
+    def add_moments(self, epoch: int, learn: Callable[[Path], MomentNetwork | None]) -> None:
+        """Add the network that `learn` learns from the checkpoint of an epoch to it, if it learns one.
+
+        Waits for the last checkpoint first. Raises what `wait` raises.
+        """
+        self.wait()
+        with self.opened(epoch) as directory:
+            network = learn(directory)
+        if network is None:
+            return
+        self._check_writer()
+        try:
+            add_moments(self.at(epoch), network)
+        except OSError as error:
+            raise self._failure(epoch, error) from None
+
     def _write(self, epoch: int, best_epoch: int, write: Callable[[Path], None]) -> None:
         try:
             if self.writer is None:
@@ -127,16 +144,19 @@ class CheckpointStore:
             self.storage.write_directory(_name(epoch), write, METRICS, is_checkpoint_file)
         except OSError as error:
             self._check_writer()  # a later writer deletes what this one has not finished
-            epochs = self.epochs()
-            latest = f"the latest checkpoint is of epoch {epochs[-1]}" if epochs else "no checkpoint exists yet"
-            reason = error.strerror or first_line(error)
-            message = f"{self.storage}: cannot write the checkpoint of epoch {epoch}: {reason}; {latest}"
-            raise (StorageFailure if self.storage.directory else ObjectStoreError)(message) from None
+            raise self._failure(epoch, error) from None
         names = self.storage.names()  # including incomplete checkpoints of killed writers
         # Check after listing the names: a writer that claims the store from here on sees this checkpoint, and its own
         # is not listed.
         self._check_writer()
         self._delete_others(names, (epoch, best_epoch))
+
+    def _failure(self, epoch: int, error: OSError) -> StorageFailure | ObjectStoreError:
+        epochs = self.epochs()
+        latest = f"the latest checkpoint is of epoch {epochs[-1]}" if epochs else "no checkpoint exists yet"
+        reason = error.strerror or first_line(error)
+        message = f"{self.storage}: cannot write the checkpoint of epoch {epoch}: {reason}; {latest}"
+        return (StorageFailure if self.storage.directory else ObjectStoreError)(message)
 
     def _delete_others(self, names: Iterable[str], epochs: Collection[int]) -> None:
         """Delete the checkpoints among `names` but those of `epochs`. What is not the store's own stays."""

@@ -24,7 +24,7 @@ from dreamprvr_ray.errors import UserError, first_line
 from dreamprvr_ray.runtime.metrics import Gauges
 from dreamprvr_ray.runtime.tensorboard import EventFile
 from dreamprvr_ray.storage.location import Storage
-from dreamprvr_ray.training.reporter import EpochResult, Snapshot
+from dreamprvr_ray.training.reporter import EpochResult, Learn, Snapshot
 
 POLL_SECONDS = 0.5  # how often the driver looks into the queue
 
@@ -109,6 +109,9 @@ class RayTrainReporter:
         workers = ray.train.get_context().get_world_size()
         self._send(TrainingStarted(workers, self._worker_entered, time.time()))
 
+    def add_moments(self, epoch: int, learn: Learn) -> None:
+        self.store.add_moments(epoch, learn)
+
     def report(self, result: EpochResult, snapshot: Snapshot) -> None:
         write_checkpoint(self.store, result, snapshot)
         with suppress(OSError):  # of a full disk
@@ -128,6 +131,9 @@ class FollowerReporter:
         return nullcontext()
 
     def on_training_start(self) -> None:
+        pass
+
+    def add_moments(self, epoch: int, learn: Learn) -> None:
         pass
 
     def report(self, result: EpochResult, snapshot: Snapshot) -> None:

@@ -20,7 +20,7 @@ from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dreamprvr_ray.checkpoints.checkpoint import EXPERIMENT, METRICS, copy_checkpoint_files
-from dreamprvr_ray.checkpoints.layout import BEST, CHECKPOINTS, RAY, is_checkpoint_file
+from dreamprvr_ray.checkpoints.layout import BEST, CHECKPOINTS, CHECKSUMS, MOMENTS, RAY, is_checkpoint_file
 from dreamprvr_ray.checkpoints.store import CheckpointStore
 from dreamprvr_ray.config import Experiment
 from dreamprvr_ray.data.collections import open_manifest
@@ -127,6 +127,9 @@ def _publish_best(store: CheckpointStore, storage: Storage, keep_existing: bool)
         if not exists or not (keep_existing or published.read_text(METRICS) == read_text(best / METRICS)):
             write = partial(copy_checkpoint_files, best)
             storage.write_directory(BEST, write, METRICS, is_checkpoint_file)
+        elif (best / MOMENTS).exists() and not published.exists(MOMENTS):  # published before the training had ended
+            for name in (MOMENTS, CHECKSUMS):
+                published.write_bytes(name, (best / name).read_bytes())
         return metrics
 
 

@@ -35,7 +35,7 @@ from dreamprvr_ray.search.messages import TrialRequest
 from dreamprvr_ray.storage.location import Storage
 from dreamprvr_ray.training.failure import TrialFailure, is_out_of_memory, is_storage_error
 from dreamprvr_ray.training.loop import fit
-from dreamprvr_ray.training.reporter import EpochResult, Snapshot, latest_result
+from dreamprvr_ray.training.reporter import EpochResult, Learn, Snapshot, latest_result
 from dreamprvr_ray.yaml_files import format_value
 
 STORE_RETRY_SECONDS = 5.0  # before a trial is retried after a failed object-store request
@@ -151,6 +151,9 @@ class TuneReporter:
 
     def on_training_start(self) -> None:
         pass
+
+    def add_moments(self, epoch: int, learn: Learn) -> None:
+        self._store.add_moments(epoch, learn)
 
     def report(self, result: EpochResult, snapshot: Snapshot) -> None:
         write_checkpoint(self._store, result, snapshot)

@@ -25,9 +25,9 @@ from torch.utils._pytree import tree_map_only
 from dreamprvr_ray.checkpoints.checkpoint import (
     METRICS,
     Checkpoint,
+    load_model,
     read_experiment,
     read_metrics,
-    read_moments,
     read_state,
     read_weights,
 )
@@ -46,7 +46,7 @@ from dreamprvr_ray.distributed import Division, Workers, token_traffic
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.evaluation.retrieval import ScoresNotFinite
 from dreamprvr_ray.evaluation.val import ValEvaluation, ValResult
-from dreamprvr_ray.evaluation.weights import CHOSEN
+from dreamprvr_ray.evaluation.weights import CHOSEN, ScoreWeights
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.model.moment_network import MomentNetwork
 from dreamprvr_ray.training.divergence import all_finite, losses_diverged, scores_diverged, weights_diverged
@@ -84,6 +84,8 @@ def fit(
     result = None
     while not training.progress.finished:
         result = training.run_epoch(reporter.on_training_start if result is None else None)
+        if result.finished:  # before the last checkpoint: after a kill in between, its epoch and this are repeated
+            training.learn_moments(result, reporter)
         reporter.report(result, partial(training.snapshot, result))
     return result
 
@@ -208,13 +210,10 @@ class Training:
     def restore(self, checkpoint: Path | None) -> None:
         """Continue from the first worker's checkpoint, if it has one; the other workers copy its state.
 
-        Without one, the first worker learns where moments are. Raises `UserError` if the checkpoint is damaged or
-        belongs to another experiment.
+        Raises `UserError` if the checkpoint is damaged or belongs to another experiment.
         """
-        if self._workers.rank == 0 and checkpoint:
+        if checkpoint and self._workers.rank == 0:
             self._load(checkpoint)
-        elif self._workers.rank == 0 and self._one_encoder:
-            self._moments = learn_moments(self._train, list(self._vals.values()), self.experiment.training.seed)
         if self._workers.count > 1:
             self._copy_from_first_worker()
         self._optimizer.continue_at(self.progress.epoch * self._steps_per_epoch)
@@ -327,6 +326,27 @@ class Training:
             val = Split.joined(list(self._vals.values()))
             raise scores_diverged(self.progress.epoch + 1, val, self._collections.directories) from None
 
+    def learn_moments(self, result: EpochResult, reporter: Reporter) -> None:
+        """Learn where moments are in the curves of the best model, on the first worker, and keep it with that model.
+
+        `result` is the last epoch's, which is not reported yet.
+        """
+        if self._workers.rank > 0:
+            return
+        if result.best_epoch == result.epoch:
+            self._moments = self._learned(self._model, result.to_dict())
+            return
+
+        def learned(best: Path) -> MomentNetwork | None:
+            trained = load_model(best)
+            return self._learned(trained.model.to(self._device), trained.metrics)
+
+        reporter.add_moments(result.best_epoch, learned)
+
+    def _learned(self, model: DreamPRVR, metrics: Mapping[str, Any]) -> MomentNetwork | None:
+        weights = ScoreWeights.of(self.experiment.evaluation, metrics, METRICS)
+        return learn_moments(model, weights, self._train, list(self._vals.values()), self.experiment.training.seed)
+
     def snapshot(self, result: EpochResult) -> Checkpoint:
         """Copy the state to the CPU's memory, as the checkpoint of the epoch with this result."""
         manifest = self._collections.manifest
@@ -361,7 +381,6 @@ class Training:
             raise UserError(*(f"{checkpoint}: was trained on other shards: {change}" for change in changes))
         try:
             self._model.load_state_dict(read_weights(checkpoint))
-            self._moments = read_moments(checkpoint)
             state = read_state(checkpoint)
             self._optimizer.load_state_dict(state["optimizer"])
             self.progress = Progress.from_dict(state["progress"])

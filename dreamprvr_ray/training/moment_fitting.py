@@ -1,15 +1,14 @@
 """Learning from annotated windows where in a video the moment of a sentence is.
 
-A `MomentNetwork` is learned from curves of the encoder alone along train's videos, before the training: they need no
-model, and the network serves the trained model's curves as well (docs/lab-notes.md, 2026-11-27). It is kept only if it
-finds the moments of val better than `find_moment` without a network.
+When a training ends, a `MomentNetwork` is learned from the curves of its best model along train's videos. It is kept
+only if it finds the moments of val better than `find_moment` without a network (docs/lab-notes.md, 2026-11-27).
 
-Shapes: Q queries of a split, L frame rows of a video, B curves of a batch.
+Shapes: L frame rows of a video, B curves of a batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,9 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dreamprvr_ray.data.shards import Split
-from dreamprvr_ray.evaluation.curves import ENCODER_ALONE
 from dreamprvr_ray.evaluation.moment_metrics import MomentRecall
-from dreamprvr_ray.evaluation.own_moments import OwnMoments, encoder_curves
+from dreamprvr_ray.evaluation.moments import best_overlap, find_moment, to_shares
+from dreamprvr_ray.evaluation.own_moments import own_curves, queries_with_windows
+from dreamprvr_ray.evaluation.weights import ScoreWeights
+from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.model.moment_network import MomentNetwork, curve_inputs
 
 LEAST, MOST = 200, 3000  # windows of train to learn from, and those that are drawn of more
@@ -37,31 +38,33 @@ class Example:
     inside: Tensor  # (L,) how much of each frame is in a window, 0 to 1
 
 
-def learn_moments(train: Split, vals: Sequence[Split], seed: int) -> MomentNetwork | None:
-    """Return a network that finds moments, learned from a train split; the features must be of one encoder.
+def learn_moments(
+    model: DreamPRVR, weights: ScoreWeights, train: Split, vals: Sequence[Split], seed: int
+) -> MomentNetwork | None:
+    """Return a network that finds moments in the curves of a model, learned from a train split.
 
     None if train has less than `LEAST` annotated windows or a val split has none, or if the network finds val's moments
-    no better than `find_moment` without one. The same on every machine with the same seed.
+    no better than `find_moment` without one. `weights` are those of the model's score.
     """
-    if not _has_windows(train, LEAST) or not all(_has_windows(val, 1) for val in vals):
+    known = queries_with_windows(train)
+    if len(known) < LEAST or not all(len(queries_with_windows(val)) for val in vals):
         return None
+    drawn = np.sort(np.random.default_rng(seed).permutation(known)[:MOST])
+    examples = list(_examples(train, own_curves(model, weights, train, drawn)))
+    if not examples:
+        return None
+    curves = [own_curves(model, weights, val, queries_with_windows(val)) for val in vals]
     with _one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = _fit(list(_examples(train, seed)), seed)
-        return network if _found(vals, network) > _found(vals, None) else None
+        network = _fit(examples, seed)
+        return network if _found(vals, curves, network) > _found(vals, curves, None) else None
 
 
-def _has_windows(split: Split, least: int) -> bool:
-    return split.moment_windows is not None and sum(len(windows) > 0 for windows in split.moment_windows) >= least
-
-
-def _examples(split: Split, seed: int) -> Iterator[Example]:
-    """Yield the curve of each query with a window, or of `MOST` of them, along its video."""
+def _examples(split: Split, curves: Mapping[int, np.ndarray]) -> Iterator[Example]:
+    """Yield the examples of queries with these curves; curves without any height show nothing."""
     assert split.moment_windows is not None
-    known = np.array([query for query, windows in enumerate(split.moment_windows) if len(windows)])
-    drawn = np.sort(np.random.default_rng(seed).permutation(known)[:MOST])
-    for query, curve in zip(drawn.tolist(), encoder_curves(split, drawn), strict=True):
-        if np.isfinite(curve).all() and np.ptp(curve) > 0:
+    for query, curve in curves.items():
+        if np.ptp(curve) > 0:
             inside = _inside(split.moment_windows[query], len(curve))
             yield Example(torch.from_numpy(curve_inputs(curve)), torch.from_numpy(inside))
 
@@ -111,15 +114,16 @@ def _loss(odds: Tensor, inside: Tensor, mask: Tensor) -> Tensor:
     return (CROSS_ENTROPY * entropy - overlap).mean()
 
 
-def _found(vals: Sequence[Split], network: MomentNetwork | None) -> float:
-    """Return how often the moments of val splits are found, summed over the least IoUs; the mean of the splits."""
+def _found(vals: Sequence[Split], curves: Sequence[Mapping[int, np.ndarray]], network: MomentNetwork | None) -> float:
+    """Return how often moments are found in the curves of val splits, summed over the least IoUs; the splits' mean."""
     results = []
-    for val in vals:
-        moments = OwnMoments(val, ENCODER_ALONE, network)
-        moments.add(np.arange(len(val)))
-        results.append(moments.result(torch.zeros(len(val.owner), dtype=torch.bool)))
+    for val, own in zip(vals, curves, strict=True):
+        assert val.moment_windows is not None
+        found = ((query, to_shares(find_moment(curve, network), len(curve))) for query, curve in own.items())
+        overlaps = np.array([best_overlap(span, val.moment_windows[query]) for query, span in found])
+        results.append(MomentRecall.of(overlaps, np.zeros(len(overlaps), dtype=bool)))
     mean = MomentRecall.mean(results)
-    return -1.0 if mean is None else sum(mean.found.values())
+    return 0.0 if mean is None else sum(mean.found.values())
 
 
 @contextmanager

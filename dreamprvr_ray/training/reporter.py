@@ -11,12 +11,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from dreamprvr_ray.checkpoints.checkpoint import Checkpoint, check_metrics, copy_checkpoint
+from dreamprvr_ray.checkpoints.checkpoint import Checkpoint, add_moments, check_metrics, copy_checkpoint
 from dreamprvr_ray.checkpoints.layout import is_checkpoint_file
 from dreamprvr_ray.checkpoints.store import CheckpointStore
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.evaluation.metrics import RECALL_RANKS
+from dreamprvr_ray.model.moment_network import MomentNetwork
 from dreamprvr_ray.storage.files import replacing
+from dreamprvr_ray.storage.location import Storage
 
 NAN = float("nan")
 LOSS, RECALL, TRAFFIC, COLLECTION = "loss/", "R@", "sent_MB/", "SumR/"  # prefixes of keys in `EpochResult.to_dict`
@@ -166,6 +168,9 @@ def latest_result(store: CheckpointStore) -> EpochResult | None:
 Snapshot = Callable[[], Checkpoint]
 """Copies the state of a training to the CPU's memory, so that it can be written while training continues."""
 
+Learn = Callable[[Path], MomentNetwork | None]
+"""Learns where moments are from the checkpoint in a directory; None if nothing useful."""
+
 
 class Reporter(Protocol):
     """Receives the progress of a training and keeps its checkpoints. Each worker has its own and calls every method."""
@@ -175,6 +180,10 @@ class Reporter(Protocol):
 
     def on_training_start(self) -> None:
         """Called once, when model and data are ready and the first step is about to run."""
+
+    def add_moments(self, epoch: int, learn: Learn) -> None:
+        """Add the network that `learn` learns to the checkpoint of an earlier epoch, the best. Called before the last
+        report, on the first worker only."""
 
     def report(self, result: EpochResult, snapshot: Snapshot) -> None:
         """Called after every epoch. The state changes when this returns: call `snapshot()` before, or not at all."""
@@ -193,6 +202,10 @@ class DirectoryReporter:
 
     def on_training_start(self) -> None:
         pass
+
+    def add_moments(self, epoch: int, learn: Learn) -> None:
+        if (network := learn(self.best)) is not None:
+            add_moments(Storage.of(self.best), network)
 
     def report(self, result: EpochResult, snapshot: Snapshot) -> None:
         # The best first: a kill in between repeats this epoch, whereas a `last` alone would never become the best.

@@ -1,4 +1,4 @@
-"""Shards of one encoder whose moments begin where a sentence fits best and go on where it fits less."""
+"""Shards of one encoder whose moments begin where a sentence fits best and continue where it fits less."""
 
 from __future__ import annotations
 

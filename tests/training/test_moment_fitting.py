@@ -6,29 +6,32 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from support.moments import SIZE, fading_shards
 
 from dreamprvr_ray.checkpoints.checkpoint import Checkpoint, load_model
+from dreamprvr_ray.checkpoints.store import CheckpointStore
 from dreamprvr_ray.config import Experiment, load_experiment
+from dreamprvr_ray.data.batches import collate
 from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.errors import UserError
-from dreamprvr_ray.evaluation.curves import ENCODER_ALONE
-from dreamprvr_ray.evaluation.moment_metrics import MomentRecall
-from dreamprvr_ray.evaluation.own_moments import OwnMoments, encoder_curves
+from dreamprvr_ray.evaluation.own_moments import own_curves
 from dreamprvr_ray.evaluation.test_record import evaluate_checkpoint
+from dreamprvr_ray.evaluation.weights import ScoreWeights
 from dreamprvr_ray.model.moment_network import MomentNetwork
 from dreamprvr_ray.storage.location import Storage
 from dreamprvr_ray.training.loop import fit
 from dreamprvr_ray.training.moment_fitting import _inside, learn_moments
-from dreamprvr_ray.training.reporter import DirectoryReporter, EpochResult
+from dreamprvr_ray.training.reporter import DirectoryReporter, EpochResult, Learn
 
 
 @pytest.fixture(scope="module")
@@ -36,62 +39,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     return fading_shards(tmp_path_factory.mktemp("moments") / "shards")
 
 
-@pytest.fixture(scope="module")
-def network(shards: ShardSet) -> MomentNetwork:
-    learned = learn_moments(shards.split("train"), [shards.split("val")], seed=0)
-    assert learned is not None
-    return learned
-
-
-def test_what_is_learned_finds_moments_of_other_videos(shards: ShardSet, network: MomentNetwork) -> None:
-    def found(network: MomentNetwork | None) -> MomentRecall:
-        test = shards.split("test")
-        moments = OwnMoments(test, ENCODER_ALONE, network)
-        moments.add(np.arange(len(test)))
-        result = moments.result(torch.zeros(len(test.owner), dtype=torch.bool))
-        assert result is not None
-        return result
-
-    without, learned = found(None), found(network)
-    assert learned.mean_iou > without.mean_iou + 0.1 and learned.found[0.5] > without.found[0.5] + 10
-
-
-def test_the_same_seed_gives_the_same_network(shards: ShardSet, network: MomentNetwork) -> None:
-    before, threads = torch.get_rng_state(), torch.get_num_threads()
-    torch.set_num_threads(threads + 1)
-    again = learn_moments(shards.split("train"), [shards.split("val")], seed=0)
-    assert torch.get_num_threads() == threads + 1
-    torch.set_num_threads(threads)
-    assert again is not None and torch.equal(torch.get_rng_state(), before)
-    for name, tensor in network.state_dict().items():
-        assert torch.equal(again.state_dict()[name], tensor)
-
-
-def test_few_windows_and_windows_without_meaning_teach_nothing(shards: ShardSet, tmp_path: Path) -> None:
-    few = fading_shards(tmp_path / "few", videos={"train": 20, "val": 20})
-    assert learn_moments(few.split("train"), [few.split("val")], seed=0) is None
-    random = fading_shards(tmp_path / "random", meaningful=False)
-    assert learn_moments(random.split("train"), [shards.split("val")], seed=0) is None
-
-
-@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted), min_size=1, max_size=1), st.integers(1, 128))
-def test_the_shares_inside_add_up_to_the_window(windows: list[list[float]], count: int) -> None:
-    inside = _inside(np.array(windows), count)
-    assert inside.shape == (count,) and inside.min() >= 0 and inside.max() <= 1
-    assert inside.sum() == pytest.approx(count * (windows[0][1] - windows[0][0]), abs=1e-3)
-
-
-def test_curves_of_the_encoder_are_those_of_each_query_alone(shards: ShardSet) -> None:
-    split = shards.split("val")
-    queries = np.array([0, 2, 3, 4, 50])
-    for query, curve in zip(queries, encoder_curves(split, queries), strict=True):
-        frames = torch.nn.functional.normalize(split.frames(int(split.owner[query])).float(), dim=1)
-        np.testing.assert_allclose(curve, (frames @ split.sentences(np.array([query]))[0]).numpy(), atol=1e-5)
-
-
 def small_model(**values: object) -> Experiment:
     settings: dict[str, object] = {"model.hidden_size": SIZE, "model.branches": 1, "model.registers": 1}
-    settings |= {"training.epochs": 2, "evaluation.encoder_weight": 0.5}
+    settings |= {"model.initialization": "aligned", "training.epochs": 2, "evaluation.encoder_weight": 0.5}
     return load_experiment("demo", settings | values)
 
 
@@ -102,13 +52,91 @@ def trained(shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def test_a_training_keeps_it_with_its_checkpoints(shards: ShardSet, network: MomentNetwork, trained: Path) -> None:
-    for name in ("best", "last"):
-        kept = load_model(trained / name).moments
-        assert kept is not None
-        for key, tensor in learn_moments(shards.split("train"), [shards.split("val")], seed=0).state_dict().items():  # type: ignore[union-attr]
-            assert torch.equal(kept.state_dict()[key], tensor)
+def learn(run: Path, shards: ShardSet) -> MomentNetwork | None:
+    model = load_model(run / "best").model
+    return learn_moments(model, ScoreWeights(0.5, 0.5), shards.split("train"), [shards.split("val")], seed=0)
+
+
+def test_the_same_seed_gives_the_same_network(shards: ShardSet, trained: Path) -> None:
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
+    first = learn(trained, shards)
+    assert first is not None and torch.get_num_threads() == threads and torch.equal(torch.get_rng_state(), before)
+    again = learn(trained, shards)
+    assert again is not None
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor)
+
+
+def test_few_windows_and_windows_without_meaning_teach_nothing(shards: ShardSet, trained: Path, tmp_path: Path) -> None:
+    few = fading_shards(tmp_path / "few", videos={"train": 20, "val": 20})
+    assert learn(trained, few) is None
+    assert learn(trained, fading_shards(tmp_path / "random", meaningful=False)) is None
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted), min_size=1, max_size=1), st.integers(1, 128))
+def test_the_shares_inside_add_up_to_the_window(windows: list[list[float]], count: int) -> None:
+    inside = _inside(np.array(windows), count)
+    assert inside.shape == (count,) and inside.min() >= 0 and inside.max() <= 1
+    assert inside.sum() == pytest.approx(count * (windows[0][1] - windows[0][0]), abs=1e-3)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+def test_curves_are_those_of_each_query_alone(shards: ShardSet, trained: Path, weight: float) -> None:
+    split, model, queries = shards.split("val"), load_model(trained / "best").model, np.array([0, 2, 3, 4, 50])
+    curves = own_curves(model, ScoreWeights(0.5, weight), split, queries)
+    assert list(curves) == queries.tolist()
+    batch = collate(split, np.arange(len(split)))
+    with torch.no_grad():
+        tokens = model.encode_videos(batch.clips, batch.frames, batch.frame_mask).frame_tokens
+        embeddings = model.encode_queries(batch.tokens, batch.token_mask)
+    for query, curve in curves.items():
+        video = int(split.owner[query])
+        own = F.normalize(tokens[video, :64], dim=1) @ F.normalize(embeddings[query], dim=0)
+        encoder = F.normalize(split.frames(video).float(), dim=1) @ split.sentences(np.array([query]))[0]
+        np.testing.assert_allclose(curve, ((1 - weight) * own + weight * encoder).numpy(), atol=1e-5)
+
+
+def test_a_training_keeps_it_with_its_best_checkpoint(shards: ShardSet, trained: Path) -> None:
+    kept, learned = load_model(trained / "best").moments, learn(trained, shards)
+    assert kept is not None and learned is not None
+    for name, tensor in learned.state_dict().items():
+        assert torch.equal(kept.state_dict()[name], tensor)
     assert "moments.safetensors" in json.loads((trained / "best" / "checksums.json").read_text())["sha256"]
+
+
+@pytest.mark.parametrize("place", ["a directory", "an object store"])
+def test_an_earlier_best_checkpoint_gets_it(
+    shards: ShardSet, tmp_path: Path, place: str, request: pytest.FixtureRequest
+) -> None:
+    where = str(tmp_path / "run") if place == "a directory" else request.getfixturevalue("s3").uri("run")
+    storage = Storage.of(where)
+    store = CheckpointStore(storage)
+    store.claim()
+    # A learning rate at which the second epoch is worse.
+    experiment = small_model(**{"optimizer.learning_rate": 0.3, "evaluation.encoder_weight": 0.0})
+    fit(experiment, shards, StoreReporter(store))
+    assert store.epochs() == [1, 2]
+    with store.opened(1) as best:
+        assert load_model(best).moments is not None
+    with store.opened(2) as last:
+        assert load_model(last).moments is None
+
+
+class StoreReporter(DirectoryReporter):
+    """Keeps checkpoints in a store, as trials and runs do."""
+
+    def __init__(self, store: CheckpointStore) -> None:
+        self._store = store
+
+    def latest_checkpoint(self) -> AbstractContextManager[Path | None]:
+        return self._store.latest()
+
+    def add_moments(self, epoch: int, learn: Learn) -> None:
+        self._store.add_moments(epoch, learn)
+
+    def report(self, result: EpochResult, snapshot: Callable[[], Checkpoint]) -> None:
+        self._store.write(result.epoch, result.best_epoch, snapshot().write)
+        self._store.wait()
 
 
 def test_a_resumed_training_keeps_what_was_learned(shards: ShardSet, trained: Path, tmp_path: Path) -> None:
@@ -124,14 +152,7 @@ def test_a_resumed_training_keeps_what_was_learned(shards: ShardSet, trained: Pa
         fit(small_model(), shards, StopsAfterOne(tmp_path))
     fit(small_model(), shards, DirectoryReporter(tmp_path))
     for name in ("moments.safetensors", "weights.safetensors"):
-        assert (tmp_path / "last" / name).read_bytes() == (trained / "last" / name).read_bytes()
-
-
-def test_features_of_two_encoders_teach_nothing(tmp_path: Path) -> None:
-    shards = fading_shards(tmp_path / "shards", one_encoder=False)
-    fit(small_model(**{"evaluation.encoder_weight": 0.0}), shards, DirectoryReporter(tmp_path / "run"))
-    assert load_model(tmp_path / "run" / "best").moments is None
-    assert not (tmp_path / "run" / "best" / "moments.safetensors").exists()
+        assert (tmp_path / "best" / name).read_bytes() == (trained / "best" / name).read_bytes()
 
 
 def test_an_evaluation_finds_moments_by_it(shards: ShardSet, trained: Path, tmp_path: Path) -> None:
