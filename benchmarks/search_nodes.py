@@ -46,8 +46,11 @@ def cluster_of(nodes: int) -> Iterator[Cluster]:
         cluster.shutdown()
 
 
-def replace_a_node(cluster: Cluster, moments: random.Random) -> None:
-    """Kill a node that runs a trial but not the driver, which would die with it, and add another one."""
+def replace_a_node(cluster: Cluster, moments: random.Random) -> bool:
+    """Kill a node that runs a trial but not the driver, which would die with it, and add another one.
+
+    Returns whether there was one.
+    """
     drivers = {worker.node_id for worker in list_workers(cluster.address) if worker.worker_type == "DRIVER"}
     raylets = {node.all_processes["raylet"][0].process.pid: node for node in cluster.list_all_nodes()}
     busy = {process.ppid() for process in ray_processes("ImplicitFunc")} & set(raylets)
@@ -55,33 +58,35 @@ def replace_a_node(cluster: Cluster, moments: random.Random) -> None:
     if victims:
         cluster.remove_node(moments.choice(victims), allow_graceful=False)
         cluster.add_node(**NODE)
+    return bool(victims)
 
 
 def search_on(cluster: Cluster, space: Path, trials: int, kills: int, moments: random.Random) -> dict[str, Any]:
     """Run the search, with kills spread over it, and return what was left."""
-    out = space.parent / "out"
-    began = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dreamprvr_ray.tune", "--space", str(space)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"RAY_ADDRESS": cluster.address},
-    )
+    out, messages = space.parent / "out", space.parent / "messages"
+    began, replaced = time.monotonic(), 0
+    with messages.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dreamprvr_ray.tune", "--space", str(space)],
+            stdout=subprocess.DEVNULL,
+            stderr=file,
+            env=os.environ | {"RAY_ADDRESS": cluster.address},
+        )
     for kill in range(kills):
         wanted = trials * (kill + 1) // (kills + 2)
-        while len(ended_trials(out)) < wanted and process.poll() is None:
+        while process.poll() is None:
+            if len(ended_trials(out)) >= wanted and replace_a_node(cluster, moments):
+                ended = f"{len(ended_trials(out))} of {trials} trials ended"
+                print(f"node {kill + 1} of {kills} replaced: {ended}", flush=True)
+                replaced += 1
+                break
             time.sleep(0.2)
-        if process.poll() is None:
-            replace_a_node(cluster, moments)
-            print(f"node {kill + 1} of {kills} replaced: {len(ended_trials(out))} of {trials} trials ended", flush=True)
-    _, messages = process.communicate()
-    if process.returncode:
-        raise RuntimeError(f"exit code {process.returncode}:\n{messages[-2000:]}")
+    if process.wait():
+        raise RuntimeError(f"exit code {process.returncode}:\n{messages.read_text()[-2000:]}")
     logs = [[epoch["epoch"] for epoch in read_epochs(out / RUNS / trial_name(number))] for number in range(trials)]
     complete = sum(trial.state == TrialState.COMPLETE for trial in study_trials(out))
     gaps = sum(log != list(range(1, EPOCHS + 1)) for log in logs)
-    counts = {"trials": len(ended_trials(out)), "lost": trials - complete, "gaps": gaps}
+    counts = {"trials": len(ended_trials(out)), "lost": trials - complete, "gaps": gaps, "kills": replaced}
     return counts | examine(out) | {"seconds": round(time.monotonic() - began, 1)}
 
 
@@ -97,7 +102,7 @@ def main(arguments: list[str]) -> None:
         keys = {"keep": KEEP, "trial": {"at_a_time": options.nodes}, "pruning": {"enabled": False}}
         space = write_search(Path(folder), options.trials, EPOCHS, 40, **keys)
         results = search_on(cluster, space, options.trials, options.kills, random.Random(options.seed))
-    results |= {"nodes": options.nodes, "kills": options.kills}
+    results |= {"nodes": options.nodes}
     print("\n".join(f"{name}: {value}" for name, value in results.items()))
     if options.json:
         print_json(results)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,9 +14,19 @@ from support import reference_model
 from support.indexes import small_checkpoint, small_shards
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from benchmarks import evaluation, find, many_trials, measured_process, opening, selection_bias, step_model
+from benchmarks import (
+    evaluation,
+    find,
+    many_trials,
+    measured_process,
+    opening,
+    search_nodes,
+    selection_bias,
+    step_model,
+)
 from benchmarks.ranking import Ranking
 from benchmarks.search_model import ClusterSize, SearchLoad, SimulatedSearch
+from benchmarks.searches import write_search
 from benchmarks.step_prediction import QUERIES, step_size
 from benchmarks.step_workers import StepWorker
 from benchmarks.synthetic import random_batch
@@ -181,3 +192,11 @@ def test_a_search_without_training_is_measured(tmp_path: Path) -> None:
     assert figures["trials"] == 6 and figures["requests"] > 60 and figures["written_mb"] > 0.01
     assert figures["last"]["cpu_ms_by_part"]["sync"] > 0 and figures["resume"]["requests"] > 0
     assert len(read_search(tmp_path / "kept").trials) == 6
+
+
+def test_a_search_survives_the_loss_of_a_node(tmp_path: Path) -> None:
+    keys = {"keep": 2, "trial": {"at_a_time": 2}, "pruning": {"enabled": False}}
+    with search_nodes.cluster_of(2) as cluster:
+        space = write_search(tmp_path, 5, search_nodes.EPOCHS, 16, **keys)
+        left = search_nodes.search_on(cluster, space, 5, 1, random.Random(0))
+    assert (left["trials"], left["lost"], left["gaps"], left["kills"]) == (5, 0, 0, 1)

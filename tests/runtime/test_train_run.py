@@ -25,6 +25,7 @@ from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.distributed import Workers
 from dreamprvr_ray.errors import Failure, ObjectStoreError, UserError
 from dreamprvr_ray.evaluation.test_record import evaluate_checkpoint
+from dreamprvr_ray.model.moment_network import MomentNetwork
 from dreamprvr_ray.runtime.ray_internals.trainers import Trainer
 from dreamprvr_ray.runtime.resources import WorkerCount
 from dreamprvr_ray.runtime.train_run import publishing_if_it_ends_early, run_group, train
@@ -225,6 +226,20 @@ def test_a_run_that_ends_early_publishes_its_best_checkpoint(
         assert load_model(tmp_path / "run" / "best").metrics["epoch"] == 2
         (storage / "best").write_text("test.json", '{"readings": []}')
     assert (storage / "best").exists("test.json")  # the same checkpoint keeps the record of its readings
+
+
+def test_a_published_checkpoint_gets_what_the_training_learned_later(tmp_path: Path, demo_shards: Path) -> None:
+    storage, store = run_with_checkpoints(tmp_path, demo_shards, 1, 2)
+    best = storage / "best"
+    for learned in (False, True):
+        if learned:
+            best.write_text("test.json", '{"readings": []}')
+            store.add_moments(2, lambda checkpoint: MomentNetwork())
+        with pytest.raises(KeyboardInterrupt), publishing_if_it_ends_early(store, storage, print):
+            raise KeyboardInterrupt
+        assert (load_model(tmp_path / "run" / "best").moments is not None) == learned
+    assert best.exists("test.json")
+    assert best.read_text("checksums.json") == store.at(2).read_text("checksums.json")
 
 
 def test_another_best_checkpoint_replaces_its_files_only(tmp_path: Path, demo_shards: Path) -> None:
