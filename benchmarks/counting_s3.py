@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from email.utils import formatdate
 from multiprocessing.connection import Connection
 from multiprocessing.sharedctypes import Synchronized
+from urllib.parse import unquote
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
@@ -25,6 +26,7 @@ from pyarrow.fs import S3FileSystem
 
 BUCKET = "bucket"
 MOST = 1000  # entries of a listing
+MOMENT = "2026-01-01T00:00:00.000Z"  # at which all objects were written
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,9 @@ class _Bucket:
         if method == "PUT" and "uploadId" in query:
             self._uploads[query["uploadId"]][int(query["partNumber"])] = body
             return web.Response(headers={"ETag": _tag(body)})
+        if method == "PUT" and (source := request.headers.get("x-amz-copy-source")):
+            self._put(name, self._objects[unquote(source).lstrip("/").partition("/")[2]])
+            return _xml("CopyObjectResult", _tags(ETag=_tag(self._objects[name]), LastModified=MOMENT))
         if method == "PUT":
             if name:
                 self._put(name, body)
@@ -151,7 +156,7 @@ class _Bucket:
                 place = bisect_left(self._names, inside[:-1] + chr(ord(delimiter) + 1))
             else:
                 size, tag = len(self._objects[name]), _tag(self._objects[name])
-                about = _tags(Key=name, Size=str(size), ETag=tag, LastModified="2026-01-01T00:00:00.000Z")
+                about = _tags(Key=name, Size=str(size), ETag=tag, LastModified=MOMENT)
                 entries.append(f"<Contents>{about}</Contents>")
                 place += 1
         more = place < len(self._names) and self._names[place].startswith(prefix)

@@ -14,6 +14,8 @@ import argparse
 import resource
 import time
 from dataclasses import replace
+from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +31,14 @@ from dreamprvr_ray.index.collections import ShardCollection
 from dreamprvr_ray.index.compression import Compression, Compressor
 from dreamprvr_ray.index.index import Index
 from dreamprvr_ray.index.parts import Block, IndexedRow, PartContent, write_part
-from dreamprvr_ray.index.record import PARTS
+from dreamprvr_ray.index.record import PARTS, PartRecord
 from dreamprvr_ray.index.sentences import query_vectors
 from dreamprvr_ray.index.windows import window_norms
 from dreamprvr_ray.storage.locks import is_lock
 
 VIDEO_NOISE, ROW_NOISE = 0.4, 0.25  # of the standard deviation of real components, for a whole video and for each row
+WRITERS = 2  # processes
+NORMAL_ROWS = 2**17
 SAMPLE = 400  # videos whose nearest neighbours are compared
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
@@ -51,9 +55,22 @@ def perturbed(real: Block, count: int, random: np.random.Generator, noise: tuple
         mean, spread, lengths = flat.mean(0), flat.std(0), np.linalg.norm(flat, axis=1, keepdims=True)
         whole = random.standard_normal((count, flat.shape[1]), np.float32) * (noise[0] * spread)
         moved = mean + kept * (flat - mean) + whole[owner]
-        moved += random.standard_normal(flat.shape, np.float32) * (noise[1] * spread)
+        moved += _normal_rows(flat.shape[1])[_pieces(random, owner)] * (noise[1] * spread)
         arrays[name] = (moved * (lengths / np.linalg.norm(moved, axis=1, keepdims=True))).reshape(rows.shape)
     return replace(block, norms=window_norms(arrays["features"], block.counts), coarse=None, **arrays)
+
+
+@cache
+def _normal_rows(size: int) -> np.ndarray:
+    """Return normal random rows (NORMAL_ROWS, size), which many videos share: drawing them takes long."""
+    return np.random.default_rng(size).standard_normal((NORMAL_ROWS, size), np.float32)
+
+
+def _pieces(random: np.random.Generator, owner: np.ndarray) -> np.ndarray:
+    """Return the numbers of normal rows for rows with these owners: for each owner, one piece at a random place."""
+    starts = random.integers(0, NORMAL_ROWS, int(owner[-1]) + 1)
+    pieces: np.ndarray = (starts[owner] + np.arange(len(owner))) % NORMAL_ROWS
+    return pieces
 
 
 def quantised(block: Block, compressor: Compressor) -> Block:
@@ -88,24 +105,35 @@ def nearest(block: Block) -> np.ndarray:
 
 
 def synthetic(out: Path, real: Index, videos: int, seed: int, noise: tuple[float, float]) -> float:
-    """Write an index of perturbed videos, and return the seconds that quantising and writing took."""
-    compressor, restored = _restored(real)
-    random = np.random.default_rng(seed)
+    """Write an index of perturbed videos by `WRITERS` processes, and return the seconds that this took."""
     out.mkdir(parents=True)
     for name in ("compression.safetensors", "coarse.safetensors", "model"):
         (out / name).symlink_to((real.directory / name).resolve())
-    records, seconds = [], 0.0
-    for start in range(0, videos, COMPACT_PART_ROWS):
-        count = min(COMPACT_PART_ROWS, videos - start)
-        block = perturbed(restored, count, random, noise)
-        begin = time.perf_counter()
-        rows = [IndexedRow(f"v{start + row}", "", int(block.counts[row]), None) for row in range(count)]
-        content = PartContent(rows, quantised(block, compressor))
-        records.append(write_part(out / PARTS / f"{len(records):06d}", content))
-        seconds += time.perf_counter() - begin
-        print_progress(f"{start + count:,} of {videos:,} videos written")
+    starts, records, begin = range(0, videos, COMPACT_PART_ROWS), [], time.perf_counter()
+    parts = [(number, range(start, min(start + COMPACT_PART_ROWS, videos))) for number, start in enumerate(starts)]
+    write = partial(write_videos, out, real.directory, seed, noise)
+    with get_context("spawn").Pool(WRITERS) as pool:
+        for record in pool.imap(write, parts):
+            records.append(record)
+            seconds, done = time.perf_counter() - begin, parts[len(records) - 1][1].stop
+            left = seconds / done * (videos - done)
+            print_progress(f"{done:,} of {videos:,} videos written, {left:.0f} s left")
     replace(real.record, parts=tuple(records), next_part=len(records)).write(out)
-    return seconds
+    return time.perf_counter() - begin
+
+
+def write_videos(out: Path, real: Path, seed: int, noise: tuple[float, float], part: tuple[int, range]) -> PartRecord:
+    """Write a part of an index, given by its number and those of its videos, and return its record."""
+    torch.set_num_threads(1)
+    (number, videos), (compressor, restored) = part, _cached(real)
+    block = perturbed(restored, len(videos), np.random.default_rng((seed, number)), noise)
+    rows = [IndexedRow(f"v{video}", "", int(count), None) for video, count in zip(videos, block.counts, strict=True)]
+    return write_part(out / PARTS / f"{number:06d}", PartContent(rows, quantised(block, compressor)))
+
+
+@cache
+def _cached(real: Path) -> tuple[Compressor, Block]:
+    return _restored(Index.open(real))
 
 
 def _restored(real: Index) -> tuple[Compressor, Block]:

@@ -15,6 +15,7 @@ import numpy as np
 from dreamprvr_ray.evaluation.encoder import WINDOWS
 from dreamprvr_ray.model.scoring import MIN_NORM
 
+_BLOCK = 16  # videos whose sums are computed together, in the cache
 _STEPS = np.maximum(np.array(WINDOWS) // 4, 1)  # from one window to the next
 
 
@@ -59,10 +60,14 @@ def window_numbers(counts: np.ndarray) -> np.ndarray:
 
 def window_norms(features: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Return the norms (W,) float32 of the sums of the windows' frame rows: features (N, D), counts (V,)."""
-    windows, sums = windows_of(counts), np.zeros((1 + len(features), features.shape[1]))
-    np.cumsum(features, axis=0, dtype=np.float64, out=sums[1:])
-    norms = np.linalg.norm(sums[windows.stops] - sums[windows.starts], axis=1)
-    result: np.ndarray = np.maximum(norms, MIN_NORM).astype(np.float32)
+    norms, first = [], 0
+    for start in range(0, len(counts), _BLOCK):
+        own = counts[start : start + _BLOCK]
+        windows, sums = windows_of(own), np.zeros((1 + int(own.sum()), features.shape[1]))
+        np.cumsum(features[first : first + len(sums) - 1], axis=0, dtype=np.float64, out=sums[1:])
+        norms.append(np.linalg.norm(sums[windows.stops] - sums[windows.starts], axis=1))
+        first += len(sums) - 1
+    result: np.ndarray = np.maximum(np.concatenate(norms), MIN_NORM).astype(np.float32)
     return result
 
 

@@ -30,10 +30,12 @@ def without_access_keys() -> Iterator[None]:
 
 
 def release_results(trial: Trial) -> None:
-    """Free the statistics that Ray Tune keeps of every number that an ended trial reported.
+    """Free the statistics that Ray Tune keeps of every number that an ended trial reported, and its first message.
 
-    Why: a trial that has ended keeps five numbers and two queues for each of them, and the text of it all. Without it:
-    the driver's memory grows with the number of trials.
+    Why: a trial that has ended keeps five numbers and two queues for each of them, and the text of it all; and the
+    reference to its process's first message, which it needs no longer, keeps the message and how to get it again in the
+    memory of Ray's core. Without it: the driver's memory grows with the number of trials.
     """
+    trial._default_result_or_future = None
     metadata = trial.run_metadata
     metadata.metric_analysis, metadata.metric_n_steps = {}, {}
