@@ -81,7 +81,7 @@ def importances(search: SearchRecord) -> list[Importance]:
     # out. Chance gives parameters different shares (a float can split a forest in more places than a choice of two), so
     # each is measured relative to its own mean.
     mean = np.maximum(shuffled.mean(axis=0), 1e-12)
-    bound = np.quantile((shuffled / mean).max(axis=1), CONFIDENCE) * mean
+    bound = np.minimum(np.quantile((shuffled / mean).max(axis=1), CONFIDENCE) * mean, 1.0)
     found = [
         Importance(parameter, float(share), float(chance))
         for parameter, share, chance in zip(search.parameters, real, bound, strict=True)
