@@ -17,7 +17,7 @@ import yaml
 from dreamprvr_ray.errors import UserError
 from dreamprvr_ray.report.charts.finals import candidate_chart, difference_chart
 from dreamprvr_ray.report.content import Chart, Part, Section, code, paragraph, table
-from dreamprvr_ray.report.final_sections import describe_interval, describe_seeds, describe_split
+from dreamprvr_ray.report.final_sections import describe_interval, describe_seeds, describe_split, moment_parts
 from dreamprvr_ray.report.formatting import format_count, format_value
 from dreamprvr_ray.report.html_page import check_replaceable, write_page
 from dreamprvr_ray.report.record_files import AblationFile, FinalFile, check, read_json_record
@@ -102,6 +102,7 @@ def _results(final: FinalRecord) -> Section:
         names = [comparison.better for comparison in result.ablations]
         parts.append(Chart(difference_chart(result.ablations, names), caption))
     names = [row.name for row in result.candidates]
+    parts += moment_parts(result, {name: name for name in names})
     has_seeds = any(len(row.runs) > 1 for row in result.candidates)
     parts.append(Chart(candidate_chart(result.candidates, names), describe_seeds(has_seeds)))
     return Section("Results", tuple(parts))

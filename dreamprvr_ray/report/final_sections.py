@@ -24,7 +24,7 @@ def final_section(search: SearchRecord) -> Section | None:
         return None
     result, names = final.result, _names(search, final.result)
     parts: list[Part] = [paragraph(describe_split(final)), _result_table(result, names)]
-    parts += [*_list_parts(result, names), *_moment_parts(result, names)]
+    parts += [*_list_parts(result, names), *moment_parts(result, names)]
     if result.candidates[0].by_collection():
         parts.append(_collection_table(result, names))
         parts += [paragraph(_describe_on(comparison, names)) for comparison in result.by_collection]
@@ -177,7 +177,7 @@ def _list_parts(result: FinalResult, names: dict[str, str]) -> list[Part]:
     return [paragraph(text), table(["", *_RECALL_HEADS], rows)]
 
 
-def _moment_parts(result: FinalResult, names: dict[str, str]) -> list[Part]:
+def moment_parts(result: FinalResult, names: dict[str, str]) -> list[Part]:
     """Return how often moments are found, where annotated windows are known."""
     rows = [
         [names[candidate.name], *_moment_cells(moments)]

@@ -17,13 +17,20 @@ if TYPE_CHECKING:
     from dreamprvr_ray.search.space import Search
 
 
+MOMENT = 0.5  # least IoU of a found moment
+
+
 def table_cells(result: FinalResult) -> list[list[str]]:
-    """Return the cells of the table, its head first. Means are over the seeds; ± is their standard deviation."""
+    """Return the cells of the table, its head first. Means are over the seeds; ± is their standard deviation.
+
+    How often moments are found has a column where annotated windows are known.
+    """
     against = {comparison.better: comparison for comparison in result.ablations}
     first = result.ablations[0].than if result.ablations else ""
     confidence = f" ({result.ablations[0].confidence:.0%} interval)" if result.ablations else ""
     head = ["", *(f"R@{rank}" for rank in RECALL_RANKS), "SumR", f"against {first}{confidence}" if first else ""]
-    rows = [[*head, "val SumR", "seeds"]]
+    has_moments = all(row.moments is not None for row in result.candidates)
+    rows = [[*head, *([f"IoU>={MOMENT:g}"] if has_moments else []), "val SumR", "seeds"]]
     for row in result.candidates:
         deviation = "" if row.std is None else f" ± {row.std:.1f}"
         difference = ""
@@ -31,7 +38,8 @@ def table_cells(result: FinalResult) -> list[list[str]]:
             difference = f"{comparison.difference:+.1f} ({comparison.low:+.1f} to {comparison.high:+.1f})"
         val = "-" if row.val_mean is None else f"{row.val_mean:.1f}"
         recall = [f"{row.mean_recall(rank):.1f}" for rank in RECALL_RANKS]
-        rows.append([row.name, *recall, f"{row.mean:.1f}{deviation}", difference, val, str(len(row.runs))])
+        moments = [f"{row.moments.found[MOMENT]:.1f}"] if has_moments and row.moments is not None else []
+        rows.append([row.name, *recall, f"{row.mean:.1f}{deviation}", difference, *moments, val, str(len(row.runs))])
     return rows
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from dreamprvr_ray.config import load_experiment, presets
 from dreamprvr_ray.data.manifest import Manifest, SplitRecord
 from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.evaluation.moment_metrics import MomentRecall
 from dreamprvr_ray.report.ablation_page import is_ablation_table, read_ablations, write_ablation_report
 from dreamprvr_ray.runtime.reporting import write_checkpoint
 from dreamprvr_ray.search.ablation_table import table_lines
@@ -32,7 +33,7 @@ from dreamprvr_ray.search.session import SearchSession
 from dreamprvr_ray.search.space import Search, load_search
 from dreamprvr_ray.storage.location import Storage
 from dreamprvr_ray.training.loop import fit
-from dreamprvr_ray.training.reporter import EpochResult, Snapshot
+from dreamprvr_ray.training.reporter import EpochResult, Learn, Snapshot
 
 SHIPPED = Path(__file__).parents[2] / "search_spaces" / "ablations.yaml"
 ROWS = {"full": {}, "No registers!": {"model.registers": 0}, "noise": {"model.diffusion_start": "noise"}}
@@ -144,8 +145,19 @@ def test_the_table_compares_each_row_with_the_first() -> None:
     assert cells[0] == "noise" and cells[5] == "190.5 ± 0.7"
     assert cells[6] == f"-50.0 ({comparison.low:+.1f} to {comparison.high:+.1f})" and comparison.low < -50
     assert note == "intervals over videos and seeds"
+    assert "IoU" not in head  # without annotated windows
     alone = table_lines(FinalResult((row("full", 200.0),)))  # the rows so far
     assert len(alone) == 2 and "200.0 |" in alone[1]
+
+
+def test_the_table_shows_how_often_moments_are_found() -> None:
+    moments = MomentRecall(9, 0.4, {0.3: 60.0, 0.5: 44.4, 0.7: 11.0}, {0.3: 50.0, 0.5: 33.0, 0.7: 9.0})
+    full = row("full", 200.0)
+    test = full.runs[0].test
+    found = replace(full.runs[0], test=replace(test, retrieval=replace(test.retrieval, moments=moments)))
+    head, line = table_lines(FinalResult((replace(full, runs=(found,)),)))
+    assert [cell.strip() for cell in head.split("|")][7:] == ["IoU>=0.5", "val SumR", "seeds"]
+    assert [cell.strip() for cell in line.split("|")][7:] == ["44.4", "210.0", "1"]
 
 
 @dataclass(frozen=True)
@@ -167,6 +179,9 @@ class StoreReporter:
 
     def on_training_start(self) -> None:
         pass
+
+    def add_moments(self, epoch: int, learn: Learn) -> None:
+        self._store.add_moments(epoch, learn)
 
     def report(self, result: EpochResult, snapshot: Snapshot) -> None:
         write_checkpoint(self._store, result, snapshot)
@@ -206,4 +221,5 @@ def test_rows_are_recorded_and_reported_as_soon_as_they_are_trained(demo_shards:
     table = read_ablations(out)
     assert write_ablation_report(table, tmp_path / "report.html") == ["Results", "Rows", "Reproduce"]
     page = (tmp_path / "report.html").read_text()
+    assert "R@1, IoU ≥ 0.5" in page and "IoU&gt;=0.5" in page
     assert "3 of 3 rows are finished." in page and "model.diffusion_start = noise" in page and "against full" in page
