@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import formatdate
+from itertools import count
 from multiprocessing.connection import Connection
 from multiprocessing.sharedctypes import Synchronized
 from urllib.parse import unquote
@@ -86,6 +87,7 @@ class _Bucket:
         self._objects: dict[str, bytes] = {}
         self._names: list[str] = []  # sorted
         self._uploads: dict[str, dict[int, bytes]] = {}
+        self._numbers = count()
 
     async def answer(self, request: web.Request) -> web.Response:
         body = _content(request, await request.read())
@@ -99,7 +101,7 @@ class _Bucket:
                     self._delete(element.text or "")
             return _xml("DeleteResult", "")
         if method == "POST" and "uploads" in query:
-            upload = str(len(self._uploads))
+            upload = str(next(self._numbers))
             self._uploads[upload] = {}
             return _xml("InitiateMultipartUploadResult", _tags(Key=name, UploadId=upload))
         if method == "POST":
@@ -117,7 +119,8 @@ class _Bucket:
                 self._put(name, body)
             return web.Response(headers={"ETag": _tag(body)})
         if method == "DELETE":
-            self._delete(name)
+            if self._uploads.pop(query.get("uploadId", ""), None) is None:
+                self._delete(name)
             return web.Response(status=204)
         if not name:
             return web.Response() if method == "HEAD" else self._listed(query)

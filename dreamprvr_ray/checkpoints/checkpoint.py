@@ -133,11 +133,20 @@ def read_moments(directory: Path) -> MomentNetwork | None:
 
 
 def add_moments(checkpoint: Storage, network: MomentNetwork) -> None:
-    """Add the network that finds moments to a complete checkpoint, and its checksum to the others."""
+    """Add the network that finds moments to a complete checkpoint, and its checksum to the others if it has any.
+
+    A kill in between leaves a checkpoint that can be read.
+    """
     content = safetensors.torch.save(network.state_dict())
+    checksums, path = None, f"{checkpoint}/{CHECKSUMS}"
+    if checkpoint.exists(CHECKSUMS):
+        checksums = checkpoint.read_text(CHECKSUMS)
+        without = with_checksum(checksums, path, MOMENTS, None)
+        if without != checksums:  # that of an earlier network
+            checkpoint.write_text(CHECKSUMS, without)
     checkpoint.write_bytes(MOMENTS, content)
-    path = f"{checkpoint}/{CHECKSUMS}"
-    checkpoint.write_text(CHECKSUMS, with_checksum(checkpoint.read_text(CHECKSUMS), path, MOMENTS, content))
+    if checksums is not None:
+        checkpoint.write_text(CHECKSUMS, with_checksum(checksums, path, MOMENTS, content))
 
 
 def _read_tensors(directory: Path, name: str) -> dict[str, torch.Tensor]:

@@ -23,13 +23,16 @@ def format_checksums(files: Mapping[str, bytes | memoryview]) -> bytes:
     return (json.dumps({"sha256": digests}, indent=1) + "\n").encode()
 
 
-def with_checksum(text: str, path: str, name: str, content: bytes) -> str:
-    """Return the text of a `checksums.json` with the checksum of one more file.
+def with_checksum(text: str, path: str, name: str, content: bytes | None) -> str:
+    """Return the text of a `checksums.json` with the checksum of one more file; without one, if `content` is None.
 
     Raises `UserError` naming its `path` if it is damaged.
     """
     values = parse_json(text, path)
-    _digests(values, path)[name] = hashlib.sha256(content).hexdigest()
+    digests = _digests(values, path)
+    digests.pop(name, None)
+    if content is not None:
+        digests[name] = hashlib.sha256(content).hexdigest()
     return json.dumps(values, indent=1) + "\n"
 
 

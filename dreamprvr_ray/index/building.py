@@ -16,8 +16,15 @@ from pathlib import Path
 
 import numpy as np
 
-from dreamprvr_ray.checkpoints.checkpoint import TrainedModel, export_checkpoint, load_model, model_encoding
-from dreamprvr_ray.checkpoints.layout import METRICS, WEIGHTS
+from dreamprvr_ray.checkpoints.checkpoint import (
+    TrainedModel,
+    add_moments,
+    export_checkpoint,
+    load_model,
+    model_encoding,
+    read_moments,
+)
+from dreamprvr_ray.checkpoints.layout import METRICS, MOMENTS, WEIGHTS
 from dreamprvr_ray.data.encoding import EncodingRecord
 from dreamprvr_ray.data.manifest import not_one_encoder
 from dreamprvr_ray.device import best_device
@@ -257,8 +264,12 @@ def _load(directory: Path, model: Path | None) -> TrainedModel:
     assert model is not None
     if not copy.exists():
         export_checkpoint(model, copy)
-    elif (model / CALIBRATION).is_file():  # it may have been calibrated since
+        return load_model(copy)
+    # It may have been calibrated since, or its training has ended and learned to find moments.
+    if (model / CALIBRATION).is_file():
         write_bytes(copy / CALIBRATION, (model / CALIBRATION).read_bytes())
+    if not (copy / MOMENTS).exists() and (network := read_moments(model)) is not None:
+        add_moments(Storage.of(copy), network)
     return load_model(copy)
 
 

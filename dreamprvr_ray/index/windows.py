@@ -60,7 +60,7 @@ def window_numbers(counts: np.ndarray) -> np.ndarray:
 
 def window_norms(features: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Return the norms (W,) float32 of the sums of the windows' frame rows: features (N, D), counts (V,)."""
-    norms, first = [], 0
+    norms, first = [np.zeros(0)], 0
     for start in range(0, len(counts), _BLOCK):
         own = counts[start : start + _BLOCK]
         windows, sums = windows_of(own), np.zeros((1 + int(own.sum()), features.shape[1]))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 NEAR, FAR = 1.5, 4.0  # standard deviations of the Gaussians that smooth the similarities, in frame rows
 INPUTS, CHANNELS, WIDTH = 5, 16, 5
 DILATIONS = (1, 2, 4, 8)  # each frame sees 30 on either side
+HIGHEST = 5.0  # of a height: where most frames are at the peak, others are far below
 USUAL_LENGTH = 64  # in frame rows, of a video
 
 
@@ -57,11 +58,13 @@ def curve_inputs(similarities: np.ndarray) -> np.ndarray:
     """Return what the network sees (5, L) float32 of similarities (L,), which are finite and not all alike.
 
     For each frame: its similarity, and those smoothed by `NEAR` and `FAR`, from the median (0) of the smoothed ones to
-    their peak (1); the distance to the peak and the length of the video, in videos of the usual length.
+    their peak (1), at most `HIGHEST` from zero; the distance to the peak and the length of the video, in videos of the
+    usual length.
     """
     near, far = (smoothed(similarities, deviation) for deviation in (NEAR, FAR))
     median, peak = float(np.median(near)), int(near.argmax())
-    heights = [(values - median) / max(near[peak] - median, 1e-12) for values in (similarities, near, far)]
+    scale = max(float(near[peak]) - median, 1e-12)
+    heights = [np.clip((values - median) / scale, -HIGHEST, HIGHEST) for values in (similarities, near, far)]
     distance = np.abs(np.arange(len(near)) - peak) / USUAL_LENGTH
     length = np.full(len(near), math.log(len(near) / USUAL_LENGTH))
     return np.stack([*heights, distance, length]).astype(np.float32)

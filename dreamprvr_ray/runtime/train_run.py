@@ -19,8 +19,14 @@ import ray.train
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dreamprvr_ray.checkpoints.checkpoint import EXPERIMENT, METRICS, copy_checkpoint_files
-from dreamprvr_ray.checkpoints.layout import BEST, CHECKPOINTS, CHECKSUMS, MOMENTS, RAY, is_checkpoint_file
+from dreamprvr_ray.checkpoints.checkpoint import (
+    EXPERIMENT,
+    METRICS,
+    add_moments,
+    copy_checkpoint_files,
+    read_moments,
+)
+from dreamprvr_ray.checkpoints.layout import BEST, CHECKPOINTS, MOMENTS, RAY, is_checkpoint_file
 from dreamprvr_ray.checkpoints.store import CheckpointStore
 from dreamprvr_ray.config import Experiment
 from dreamprvr_ray.data.collections import open_manifest
@@ -82,7 +88,7 @@ def train(
             ):
                 run_group(trainer, storage)
         lease.check()
-        return _publish_best(store, storage, keep_existing=already_finished)
+        return _publish_best(store, storage)
 
 
 def _message_queue() -> Queue:
@@ -108,28 +114,26 @@ def publishing_if_it_ends_early(
         with suppress(OSError, UserError, Failure, KeyError):  # which must not hide why training ended
             check()
             store.claim()  # workers that still run must not delete the checkpoint while it is copied
-            metrics = _publish_best(store, storage, keep_existing=False)
+            metrics = _publish_best(store, storage)
             log(f"best epoch so far: {metrics['best_epoch']}, checkpoint {storage / BEST}")
         raise
 
 
-def _publish_best(store: CheckpointStore, storage: Storage, keep_existing: bool) -> dict[str, Any]:
+def _publish_best(store: CheckpointStore, storage: Storage) -> dict[str, Any]:
     """Copy the best checkpoint to `storage`/best and return its metrics.
 
-    A copy that exists stays as it is with `keep_existing`, or if it is of the same checkpoint: replacing it would
-    delete the record of its test evaluations. What a user has put there stays.
+    A copy of the same checkpoint that exists stays: replacing it would delete the record of its test evaluations. What
+    a user has put there stays.
     """
     with store.best() as best:
         if best is None:
             raise Failure(f"{storage}: training ended without a checkpoint")
         metrics, published = read_json(best / METRICS), storage / BEST
-        exists = published.exists(METRICS)
-        if not exists or not (keep_existing or published.read_text(METRICS) == read_text(best / METRICS)):
+        if not published.exists(METRICS) or published.read_text(METRICS) != read_text(best / METRICS):
             write = partial(copy_checkpoint_files, best)
             storage.write_directory(BEST, write, METRICS, is_checkpoint_file)
-        elif (best / MOMENTS).exists() and not published.exists(MOMENTS):  # published before the training had ended
-            for name in (MOMENTS, CHECKSUMS):
-                published.write_bytes(name, (best / name).read_bytes())
+        elif (network := read_moments(best)) is not None and not published.exists(MOMENTS):
+            add_moments(published, network)  # published before the training had ended
         return metrics
 
 

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from dreamprvr_ray.data.shards import Split
 from dreamprvr_ray.evaluation.moment_metrics import MomentRecall
-from dreamprvr_ray.evaluation.moments import best_overlap, find_moment, to_shares
+from dreamprvr_ray.evaluation.moments import best_overlap, find_moment, has_peak, to_shares
 from dreamprvr_ray.evaluation.own_moments import own_curves, queries_with_windows
 from dreamprvr_ray.evaluation.weights import ScoreWeights
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.model.moment_network import MomentNetwork, curve_inputs
 
-LEAST, MOST = 200, 3000  # windows of train to learn from, and those that are drawn of more
+LEAST, MOST = 200, 3000  # queries of train to learn from, and those that are drawn of more
 EPOCHS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 8, 32, 3e-3, 1e-2
 CROSS_ENTROPY = 0.3  # its weight; that of the expected overlap is 1
 
@@ -43,8 +43,8 @@ def learn_moments(
 ) -> MomentNetwork | None:
     """Return a network that finds moments in the curves of a model, learned from a train split.
 
-    None if train has less than `LEAST` annotated windows or a val split has none, or if the network finds val's moments
-    no better than `find_moment` without one. `weights` are those of the model's score.
+    None if train has less than `LEAST` queries with annotated windows or a val split has none, or if the network finds
+    val's moments no better than `find_moment` without one. `weights` are those of the model's score.
     """
     known = queries_with_windows(train)
     if len(known) < LEAST or not all(len(queries_with_windows(val)) for val in vals):
@@ -55,16 +55,16 @@ def learn_moments(
         return None
     curves = [own_curves(model, weights, val, queries_with_windows(val)) for val in vals]
     with _one_thread(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         network = _fit(examples, seed)
         return network if _found(vals, curves, network) > _found(vals, curves, None) else None
 
 
 def _examples(split: Split, curves: Mapping[int, np.ndarray]) -> Iterator[Example]:
-    """Yield the examples of queries with these curves; curves without any height show nothing."""
+    """Yield the examples of queries with these curves; those without a peak show nothing."""
     assert split.moment_windows is not None
     for query, curve in curves.items():
-        if np.ptp(curve) > 0:
+        if has_peak(curve):
             inside = _inside(split.moment_windows[query], len(curve))
             yield Example(torch.from_numpy(curve_inputs(curve)), torch.from_numpy(inside))
 

@@ -173,7 +173,10 @@ Learn = Callable[[Path], MomentNetwork | None]
 
 
 class Reporter(Protocol):
-    """Receives the progress of a training and keeps its checkpoints. Each worker has its own and calls every method."""
+    """Receives the progress of a training and keeps its checkpoints. Each worker has its own.
+
+    Each worker calls every method but `add_moments`, which the first one calls.
+    """
 
     def latest_checkpoint(self) -> AbstractContextManager[Path | None]:
         """Open the checkpoint to resume from, or None to start from scratch. Only the first worker's is used."""
@@ -183,7 +186,7 @@ class Reporter(Protocol):
 
     def add_moments(self, epoch: int, learn: Learn) -> None:
         """Add the network that `learn` learns to the checkpoint of an earlier epoch, the best. Called before the last
-        report, on the first worker only."""
+        report."""
 
     def report(self, result: EpochResult, snapshot: Snapshot) -> None:
         """Called after every epoch. The state changes when this returns: call `snapshot()` before, or not at all."""

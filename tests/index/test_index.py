@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from support.indexes import small_checkpoint, small_shards
 from support.tiny_encoder import NAME
 
-from dreamprvr_ray.checkpoints.checkpoint import load_model
+from dreamprvr_ray.checkpoints.checkpoint import add_moments, load_model
 from dreamprvr_ray.data.batches import collate_queries
 from dreamprvr_ray.data.shards import ShardSet, Split
 from dreamprvr_ray.data.source import Source
@@ -29,6 +29,7 @@ from dreamprvr_ray.index.index import Index
 from dreamprvr_ray.index.sentences import query_vectors
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
 from dreamprvr_ray.model.moment_network import MomentNetwork
+from dreamprvr_ray.storage.location import Storage
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +224,18 @@ def test_what_is_not_an_index_is_refused(shards: ShardSet, model: Path, tmp_path
     (out / "notes.txt").write_text("mine")
     update_index(out, collection, model)
     assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_an_update_takes_moments_that_the_model_has_learned_since(
+    shards: ShardSet, model: Path, tmp_path: Path
+) -> None:
+    checkpoint, index = tmp_path / "model", tmp_path / "index"
+    shutil.copytree(model, checkpoint)
+    for learned in (False, True):
+        if learned:
+            add_moments(Storage.of(checkpoint), MomentNetwork())
+        update_index(index, ShardCollection(shards, ["val"]), checkpoint)
+        assert (load_model(index / "model").moments is not None) == learned
 
 
 def test_an_update_takes_a_newer_calibration_of_the_model(shards: ShardSet, tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +19,17 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from support.moments import SIZE, fading_shards
 
-from dreamprvr_ray.checkpoints.checkpoint import Checkpoint, load_model
+from dreamprvr_ray.checkpoints.checkpoint import Checkpoint, add_moments, load_model
 from dreamprvr_ray.checkpoints.store import CheckpointStore
 from dreamprvr_ray.config import Experiment, load_experiment
 from dreamprvr_ray.data.batches import collate
 from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.errors import UserError
+from dreamprvr_ray.evaluation.moments import find_moment, has_peak
 from dreamprvr_ray.evaluation.own_moments import own_curves
 from dreamprvr_ray.evaluation.test_record import evaluate_checkpoint
 from dreamprvr_ray.evaluation.weights import ScoreWeights
-from dreamprvr_ray.model.moment_network import MomentNetwork
+from dreamprvr_ray.model.moment_network import MomentNetwork, curve_inputs
 from dreamprvr_ray.storage.location import Storage
 from dreamprvr_ray.training.loop import fit
 from dreamprvr_ray.training.moment_fitting import _inside, learn_moments
@@ -184,3 +186,45 @@ def test_damage_is_named(trained: Path, tmp_path: Path, damage: str) -> None:
     with pytest.raises(UserError, match=re.escape(f"{path}: damaged")) as error:
         load_model(copy)
     assert len(error.value.mistakes) == 1
+
+
+def test_it_can_be_learned_again_and_added_to_checkpoints_of_earlier_versions(trained: Path, tmp_path: Path) -> None:
+    for name in ("new", "old"):
+        copy = tmp_path / name
+        shutil.copytree(trained / "best", copy)
+        if name == "old":  # without checksums
+            (copy / "checksums.json").unlink()
+        network = MomentNetwork()
+        add_moments(Storage.of(copy), network)
+        kept = load_model(copy).moments
+        assert kept is not None and torch.equal(kept.output.weight, network.output.weight)
+        assert (copy / "checksums.json").exists() == (name == "new")
+
+
+def test_a_kill_while_it_is_added_leaves_a_checkpoint(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes = [name for name in dir(Storage) if name in ("write_bytes", "write_text")]
+    for killed_at in range(4):
+        copy, left = tmp_path / str(killed_at), [killed_at]
+        shutil.copytree(trained / "best", copy)
+
+        def write(self: Storage, *arguments: object, real: Callable[..., None], left: list[int] = left) -> None:
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            real(self, *arguments)
+
+        with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+            for name in writes:
+                patch.setattr(Storage, name, partialmethod(write, real=getattr(Storage, name)))
+            add_moments(Storage.of(copy), MomentNetwork())
+        load_model(copy)
+
+
+def test_curves_without_a_peak_teach_nothing_and_inputs_are_bounded() -> None:
+    plateau = np.full(60, 0.8)
+    plateau[:20] = np.linspace(0, 0.1, 20)
+    assert not has_peak(plateau) and find_moment(plateau) == (0, 60)
+    plateau[45] += 1e-6
+    assert has_peak(plateau) and np.abs(curve_inputs(plateau)[:3]).max() <= 5
