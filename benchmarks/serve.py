@@ -72,7 +72,11 @@ def server(index: Path, replicas: int, sentence_encoder: str | None) -> Iterator
             yield process, port
         finally:
             process.send_signal(signal.SIGINT)
-            process.wait(60)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:  # a shell's background commands ignore SIGINT
+                process.terminate()
+                raise
 
 
 def ask(
