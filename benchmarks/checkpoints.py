@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from dreamprvr_ray.training.reporter import EpochResult, Snapshot
 class TimedCheckpoint(Checkpoint):
     """A checkpoint that records the CPU time of writing it in `row`."""
 
-    row: dict[str, float]
+    row: dict[str, float] = field(default_factory=dict)
 
     def write(self, directory: Path) -> None:
         started = time.thread_time()

@@ -28,6 +28,7 @@ from benchmarks.kills import ray_processes
 from benchmarks.search_kills import ended_trials, examine
 from benchmarks.searches import study_trials, write_search
 from dreamprvr_ray.command_line import Parser, print_json, run
+from dreamprvr_ray.runtime.session import API_SERVER
 from dreamprvr_ray.search.layout import RUNS, read_epochs, trial_name
 
 EPOCHS, KEEP = 6, 3
@@ -38,12 +39,17 @@ NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
 def cluster_of(nodes: int) -> Iterator[Cluster]:
     """Start a head without CPUs and this many nodes with one each."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "dashboard_port": find_free_port()})
+    before = os.environ.get(API_SERVER)
+    os.environ[API_SERVER] = f"http://{cluster.head_node.webui_url}"  # otherwise `list_workers` may ask another Ray
     try:
         for _ in range(nodes):
             cluster.add_node(**NODE)
         yield cluster
     finally:
         cluster.shutdown()
+        del os.environ[API_SERVER]
+        if before is not None:
+            os.environ[API_SERVER] = before
 
 
 def replace_a_node(cluster: Cluster, moments: random.Random) -> bool:
@@ -51,7 +57,7 @@ def replace_a_node(cluster: Cluster, moments: random.Random) -> bool:
 
     Returns whether there was one.
     """
-    drivers = {worker.node_id for worker in list_workers(cluster.address) if worker.worker_type == "DRIVER"}
+    drivers = {worker.node_id for worker in list_workers() if worker.worker_type == "DRIVER"}
     raylets = {node.all_processes["raylet"][0].process.pid: node for node in cluster.list_all_nodes()}
     busy = {process.ppid() for process in ray_processes("ImplicitFunc")} & set(raylets)
     victims = [raylets[pid] for pid in sorted(busy) if raylets[pid].node_id not in drivers]

@@ -92,7 +92,7 @@ def test_localisation_counts_the_peaks_inside_moments(record: FigureRecord) -> N
     for place, found in enumerate(record.localisations):
         inside = [bool(each.timeline.inside(each.moment)[each.curves[place].peak]) for each in known]
         assert (found.inside, found.queries) == (sum(inside), 10)
-        overlaps = [overlap(each.timeline.found(each.curves[place].cosines), each.moment[0]) for each in known]
+        overlaps = [overlap(each.timeline.found(each.curves[place]), each.moment[0]) for each in known]
         assert set(overlaps) <= set(found.overlaps) and len(found.overlaps) == 10
         values = found.to_dict()
         assert values["IoU>=0.3"] == 10 * sum(each >= 0.3 for each in found.overlaps) == 10 * found.overlapping(0.3)
