@@ -201,7 +201,14 @@ def compare(index: Index, queries: QueryVectors, exact: list[set[int]], videos: 
     add, fast = time.perf_counter() - begin, faiss.IndexPQFastScan(codes)
     begin = time.perf_counter()
     numbers = np.concatenate([fast.search(query[None], 4000)[1] for query in sought])
-    report("faiss, 4-bit codes", build, add, 16 * len(rows), (time.perf_counter() - begin) / len(sought), numbers)
+    report(
+        "faiss, 4-bit codes",
+        build,
+        add,
+        codes.code_size * len(rows),
+        (time.perf_counter() - begin) / len(sought),
+        numbers,
+    )
     graph = Graph(ndim=rows.shape[1], metric="ip", dtype="i8", connectivity=16)
     keys, scale = np.arange(len(rows)), np.linalg.norm(rows, axis=1).max()
     begin = time.perf_counter()
