@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 import threading
@@ -240,6 +241,18 @@ def test_a_published_checkpoint_gets_what_the_training_learned_later(tmp_path: P
         assert (load_model(tmp_path / "run" / "best").moments is not None) == learned
     assert best.exists("test.json")
     assert best.read_text("checksums.json") == store.at(2).read_text("checksums.json")
+
+
+def test_an_earlier_published_checkpoint_is_replaced_when_a_finished_run_is_resumed(
+    local_ray: None, tmp_path: Path, demo_shards: Path
+) -> None:
+    """As after a kill between the last epoch and the copy of the best checkpoint."""
+    out = tmp_path / "run"
+    best = train(experiment(training__epochs=2), str(demo_shards), str(out), WorkerCount(1), resume=False, log=print)
+    published = read_json(out / "best" / METRICS)
+    (out / "best" / METRICS).write_text(json.dumps(published | {"SumR": 0.0}))
+    again = train(experiment(training__epochs=2), str(demo_shards), str(out), WorkerCount(1), resume=True, log=print)
+    assert again == best == read_json(out / "best" / METRICS) and load_model(out / "best")
 
 
 def test_another_best_checkpoint_replaces_its_files_only(tmp_path: Path, demo_shards: Path) -> None:
