@@ -37,7 +37,8 @@ from dreamprvr_ray.video.encoders.protocols import SentenceEncoder
 
 MOST_RESULTS = 1000  # of a search
 EXACT_ROWS = 20_000  # up to which all videos of a compact index are scored
-CANDIDATES = 4000  # videos that the coarse stage leaves
+CANDIDATES = 4000  # videos that the coarse stage leaves, at least
+CANDIDATE_SHARE = 100  # one of this number of videos, if that is more: in large collections, more come close
 
 
 class Index:
@@ -201,7 +202,8 @@ class Index:
             every = np.arange(self.record.rows)
             return [(every, own) for own in self.scores(queries)]
         projected = self._compressor.compression.project(queries)
-        chosen = self._coarse.candidates(projected, max(CANDIDATES, 10 * top))
+        count = max(CANDIDATES, self.record.rows // CANDIDATE_SHARE, 10 * top)
+        chosen = self._coarse.candidates(projected, count)
         return [(rows, self._scores_of(rows, _one(queries, number))) for number, rows in enumerate(chosen)]
 
     def _scores_of(self, rows: np.ndarray, query: QueryVectors) -> np.ndarray:
