@@ -33,23 +33,25 @@ def find_moment(similarities: np.ndarray, network: MomentNetwork | None = None) 
     values = np.asarray(similarities, dtype=np.float64)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
         raise ValueError(f"similarities must be finite and of shape (L,) with L > 0, not {values.shape}")
-    if not has_peak(values):
+    heights = heights_of(values)
+    if heights is None:
         return 0, len(values)
     if network is None:
-        smooth = smoothed(values, SMOOTHING)
-        median, peak = float(np.median(smooth)), float(smooth.max())
-        height = (smooth - median) / (peak - median)
-        chances = 1 / (1 + np.exp(-SLOPE * (height - MIDPOINT)))
-    else:
-        chances = network.chances(values)
-    return _largest_overlap(chances)
+        return _largest_overlap(1 / (1 + np.exp(-SLOPE * (heights - MIDPOINT))))
+    return _largest_overlap(network.chances(values))
 
 
-def has_peak(similarities: np.ndarray) -> bool:
-    """Return whether some of the frames, but not half of them, are more similar than others: finite (L,)."""
+def heights_of(similarities: np.ndarray) -> np.ndarray | None:
+    """Return how high smoothed similarities (L,) are, from their median (0) to their peak (1).
+
+    None without a peak: at least half of the frames are as similar as the most similar one.
+    """
     smooth = smoothed(similarities, SMOOTHING)
     median, peak = float(np.median(smooth)), float(smooth.max())
-    return peak - median > 1e-9 * max(abs(peak), 1.0)
+    if peak - median <= 1e-9 * max(abs(peak), 1.0):
+        return None
+    heights: np.ndarray = (smooth - median) / (peak - median)
+    return heights
 
 
 def _largest_overlap(chances: np.ndarray) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dreamprvr_ray.data.shards import Split
 from dreamprvr_ray.evaluation.moment_metrics import MomentRecall
-from dreamprvr_ray.evaluation.moments import best_overlap, find_moment, has_peak, to_shares
+from dreamprvr_ray.evaluation.moments import best_overlap, find_moment, heights_of, to_shares
 from dreamprvr_ray.evaluation.own_moments import own_curves, queries_with_windows
 from dreamprvr_ray.evaluation.weights import ScoreWeights
 from dreamprvr_ray.model.dreamprvr import DreamPRVR
@@ -64,7 +64,7 @@ def _examples(split: Split, curves: Mapping[int, np.ndarray]) -> Iterator[Exampl
     """Yield the examples of queries with these curves; those without a peak show nothing."""
     assert split.moment_windows is not None
     for query, curve in curves.items():
-        if has_peak(curve):
+        if heights_of(curve) is not None:
             inside = _inside(split.moment_windows[query], len(curve))
             yield Example(torch.from_numpy(curve_inputs(curve)), torch.from_numpy(inside))
 

@@ -25,7 +25,7 @@ from dreamprvr_ray.config import Experiment, load_experiment
 from dreamprvr_ray.data.batches import collate
 from dreamprvr_ray.data.shards import ShardSet
 from dreamprvr_ray.errors import UserError
-from dreamprvr_ray.evaluation.moments import find_moment, has_peak
+from dreamprvr_ray.evaluation.moments import find_moment, heights_of
 from dreamprvr_ray.evaluation.own_moments import own_curves
 from dreamprvr_ray.evaluation.test_record import evaluate_checkpoint
 from dreamprvr_ray.evaluation.weights import ScoreWeights
@@ -225,6 +225,6 @@ def test_a_kill_while_it_is_added_leaves_a_checkpoint(
 def test_curves_without_a_peak_teach_nothing_and_inputs_are_bounded() -> None:
     plateau = np.full(60, 0.8)
     plateau[:20] = np.linspace(0, 0.1, 20)
-    assert not has_peak(plateau) and find_moment(plateau) == (0, 60)
+    assert heights_of(plateau) is None and find_moment(plateau) == (0, 60)
     plateau[45] += 1e-6
-    assert has_peak(plateau) and np.abs(curve_inputs(plateau)[:3]).max() <= 5
+    assert heights_of(plateau) is not None and np.abs(curve_inputs(plateau)[:3]).max() <= 5
